@@ -1,0 +1,285 @@
+"""Bounds what a pickle can ask for, before anything is built from it.
+
+An allow-list of globals keeps a pickle from running code, not from exhausting the machine: nine bytes can
+ask for a memo of gigabytes, a chain of one-byte opcodes for a tuple so deep that hashing it overflows the C
+stack. So the opcodes are walked first, as a stack machine over *sizes* instead of values: one Python integer
+or short string per value, no payload read. Only opcodes that Python's own picklers write at protocols 2 to 5
+are known here; everything else is refused.
+
+Source: the opcode table of `pickletools` (PEP 307, 3154, 574).
+"""
+
+from __future__ import annotations
+
+import pickle
+import pickletools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from refine.pickles.errors import PickleError
+
+MAX_DEPTH = 150  # a StyleGAN2 snapshot needs 30; the writer recurses, so this also bounds its stack
+MAX_SHORT_STRING = 256  # bytes; longer strings cannot name a global
+MAX_OPCODES = 4_000_000
+MAX_CONTAINERS = 500_000  # an object of up to 300 bytes for one byte of file
+
+
+@dataclass(frozen=True)
+class PickleScan:
+    """What a walk over the opcodes found: `protocol`, the `globals` named, the position after STOP."""
+
+    protocol: int
+    globals: tuple[tuple[str, str], ...]
+    end: int
+
+
+# The value of the symbolic machine: a short string stands for itself (it may name a global, it may be a key),
+# any other value is its nesting depth; 0 means an atom that is safe as a dictionary key.
+_Value = str | int
+_KEY, _ATOM = 0, 1
+
+_FIXED_ATOMS = {  # opcode -> (bytes of argument, value)
+    pickle.NONE: (0, _KEY),
+    pickle.NEWTRUE: (0, _KEY),
+    pickle.NEWFALSE: (0, _KEY),
+    pickle.BININT: (4, _KEY),
+    pickle.BININT1: (1, _KEY),
+    pickle.BININT2: (2, _KEY),
+    pickle.BINFLOAT: (8, _ATOM),  # never a key: numbers can be chosen to collide in a dictionary
+    pickle.EMPTY_DICT: (0, 1),
+    pickle.EMPTY_LIST: (0, 1),
+    pickle.EMPTY_SET: (0, 1),
+    pickle.EMPTY_TUPLE: (0, 1),
+}
+_COUNTED_ATOMS = {  # opcode -> (bytes of the length field, value of a long payload)
+    pickle.SHORT_BINUNICODE: (1, _KEY),
+    pickle.BINUNICODE: (4, _KEY),
+    pickle.BINUNICODE8: (8, _KEY),
+    pickle.SHORT_BINBYTES: (1, _ATOM),
+    pickle.BINBYTES: (4, _ATOM),
+    pickle.BINBYTES8: (8, _ATOM),
+    pickle.BYTEARRAY8: (8, _ATOM),
+    pickle.LONG1: (1, _ATOM),
+}
+_TEXT = {pickle.SHORT_BINUNICODE, pickle.BINUNICODE, pickle.BINUNICODE8}
+_CONTAINERS = {
+    *(pickle.EMPTY_DICT, pickle.EMPTY_LIST, pickle.EMPTY_SET),
+    *(pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3),
+    *(pickle.REDUCE, pickle.NEWOBJ, pickle.NEWOBJ_EX),
+}
+_TUPLES = {pickle.TUPLE1: 1, pickle.TUPLE2: 2, pickle.TUPLE3: 3}
+_CALLS = {pickle.REDUCE: 2, pickle.NEWOBJ: 2, pickle.NEWOBJ_EX: 3, pickle.BUILD: 2}
+
+
+def scan_pickle(file: BinaryIO, size: int, *, persistent_ids: bool = False) -> PickleScan:
+    """Walks the pickle that starts at the file's position, without building anything.
+
+    Args:
+        file: seekable; left at the end of the pickle.
+        size: where the data ends, counted as the file's positions are.
+        persistent_ids: whether BINPERSID is expected (it is in nested torch archives).
+
+    Raises:
+        PickleError: an unknown or unexpected opcode, a length that does not fit, a memo index, a number of
+            values or a nesting that no honest pickle of this size has.
+    """
+    return _Scanner(file, size, persistent_ids).run()
+
+
+class _Scanner:
+    def __init__(self, file: BinaryIO, size: int, persistent_ids: bool) -> None:
+        self.file = file
+        self.start = file.tell()
+        self.size = size
+        self.persistent_ids = persistent_ids
+        self.stack: list[_Value] = []
+        self.marked_stacks: list[list[_Value]] = []
+        self.memo: list[_Value] = []
+        self.globals: dict[tuple[str, str], None] = {}
+        self.protocol = 0
+        # Small snapshots have an opcode every 17 to 140 bytes, a container every 90 to 730; large ones fewer.
+        self.max_opcodes = min(MAX_OPCODES, 100_000 + (size - self.start) // 8)
+        self.max_containers = min(MAX_CONTAINERS, 20_000 + (size - self.start) // 64)
+
+    def run(self) -> PickleScan:
+        steps = {bytes([code]): step for code, step in self._steps().items()}
+        read, num_opcodes, num_containers = self.file.read, 0, 0
+        while True:
+            opcode = read(1)
+            if not opcode:
+                raise PickleError("is cut off: it ends before its last opcode; download or copy it again")
+            if num_opcodes == 0 and opcode != pickle.PROTO:
+                raise PickleError("is not a pickle of protocol 2 or later")
+            num_opcodes += 1
+            num_containers += opcode in _CONTAINERS
+            if num_opcodes > self.max_opcodes or num_containers > self.max_containers:
+                raise PickleError(
+                    f"holds more objects than a network pickle of {self.size} bytes needs; refused"
+                )
+            if opcode == pickle.STOP:
+                self._pop()
+                if self.stack or self.marked_stacks:
+                    raise PickleError(
+                        "is damaged: values are left over at its end; download or copy it again"
+                    )
+                return PickleScan(self.protocol, tuple(self.globals), self.file.tell())
+            if opcode in _FIXED_ATOMS:
+                num_bytes, value = _FIXED_ATOMS[opcode]
+                if num_bytes:
+                    self._read(num_bytes)
+                self._push(value)
+            elif opcode in steps:
+                steps[opcode]()
+            else:
+                raise PickleError(f"uses the opcode {_name(opcode)}, which no network pickle needs; refused")
+
+    def _steps(self) -> dict[int, Callable[[], None]]:
+        """Everything but constants: opcode -> what it does to the symbolic stack."""
+        steps: dict[bytes, Callable[[], None]] = {
+            pickle.PROTO: self._proto,
+            pickle.FRAME: self._frame,
+            pickle.MARK: self._mark,
+            pickle.MEMOIZE: lambda: self._put(len(self.memo)),
+            pickle.BINPUT: lambda: self._put(self._number(1)),
+            pickle.LONG_BINPUT: lambda: self._put(self._number(4)),
+            pickle.BINGET: lambda: self._get(self._number(1)),
+            pickle.LONG_BINGET: lambda: self._get(self._number(4)),
+            pickle.TUPLE: lambda: self._push(1 + _depth(self._pop_mark())),
+            pickle.APPEND: lambda: self._grow([self._pop()]),
+            pickle.APPENDS: lambda: self._grow(self._pop_mark()),
+            pickle.ADDITEMS: lambda: self._grow(self._keys(self._pop_mark())),
+            pickle.SETITEM: lambda: self._set_items([self._pop(), self._pop()][::-1]),
+            pickle.SETITEMS: lambda: self._set_items(self._pop_mark()),
+            pickle.GLOBAL: lambda: self._global(self._line(), self._line()),
+            pickle.STACK_GLOBAL: self._stack_global,
+        }
+        for opcode, (num_bytes, value) in _COUNTED_ATOMS.items():
+            steps[opcode] = lambda o=opcode, n=num_bytes, v=value: self._counted(o, n, v)  # type: ignore[misc]
+        for opcode, num_values in (_TUPLES | _CALLS).items():
+            steps[opcode] = lambda n=num_values: self._push(  # type: ignore[misc]
+                1 + _depth([self._pop() for _ in range(n)])
+            )
+        if self.persistent_ids:
+            steps[pickle.BINPERSID] = lambda: self._push(1 + _depth([self._pop()]))
+        return {opcode[0]: step for opcode, step in steps.items()}
+
+    # -- reading --------------------------------------------------------------------------------------
+
+    def _read(self, num_bytes: int) -> bytes:
+        data = self.file.read(num_bytes)
+        if len(data) < num_bytes:
+            raise PickleError("is cut off in the middle of an opcode; download or copy it again")
+        return data
+
+    def _number(self, num_bytes: int) -> int:
+        return int.from_bytes(self._read(num_bytes), "little")
+
+    def _length(self, num_bytes: int) -> int:
+        length, left = self._number(num_bytes), self.size - self.file.tell()
+        if length > left:
+            raise PickleError(
+                f"declares {length} bytes at byte {self.file.tell()}, where {left} are left: "
+                "it is cut off or forged; download or copy it again"
+            )
+        return length
+
+    def _line(self) -> str:
+        line = self.file.readline(MAX_SHORT_STRING)
+        if not line.endswith(b"\n"):
+            raise PickleError("names a global of more than 256 bytes or is cut off; refused")
+        return line[:-1].decode("utf-8", "backslashreplace")
+
+    # -- the symbolic stack ---------------------------------------------------------------------------
+
+    def _push(self, value: _Value) -> None:
+        if isinstance(value, int) and value > MAX_DEPTH:
+            raise PickleError(
+                f"nests values more than {MAX_DEPTH} deep, which no network pickle does; refused"
+            )
+        self.stack.append(value)
+
+    def _pop(self) -> _Value:
+        if not self.stack:
+            raise PickleError("is damaged: an opcode finds no value to work on; download or copy it again")
+        return self.stack.pop()
+
+    def _mark(self) -> None:
+        self.marked_stacks.append(self.stack)
+        self.stack = []
+        if len(self.marked_stacks) > 2 * MAX_DEPTH:
+            raise PickleError(
+                f"nests values more than {MAX_DEPTH} deep, which no network pickle does; refused"
+            )
+
+    def _pop_mark(self) -> list[_Value]:
+        if not self.marked_stacks:
+            raise PickleError("is damaged: an opcode finds no mark to go back to; download or copy it again")
+        items, self.stack = self.stack, self.marked_stacks.pop()
+        return items
+
+    def _grow(self, items: list[_Value]) -> None:
+        self._push(max(_depth([self._pop()]), 1 + _depth(items)))
+
+    def _set_items(self, items: list[_Value]) -> None:
+        self._keys(items[::2])
+        self._grow(items)
+
+    def _keys(self, keys: list[_Value]) -> list[_Value]:
+        if any(isinstance(key, int) and key > _KEY for key in keys):
+            raise PickleError("has a dictionary key that is neither a string nor a small number; refused")
+        return keys
+
+    def _put(self, index: int) -> None:
+        if index > max(len(self.memo), 1):  # picklers number their memo from 0 or 1, without gaps
+            raise PickleError(f"writes memo entry {index} after {len(self.memo)} others: forged; refused")
+        value = self._pop()
+        self.stack.append(value)
+        self.memo.extend([value] * (index + 1 - len(self.memo)))
+        self.memo[index] = value
+
+    def _get(self, index: int) -> None:
+        if index >= len(self.memo):
+            raise PickleError(
+                f"is damaged: it reads memo entry {index}, which it never wrote; download it again"
+            )
+        self._push(self.memo[index])
+
+    # -- opcodes with an effect of their own ----------------------------------------------------------
+
+    def _proto(self) -> None:
+        self.protocol = self._number(1)
+        if not 2 <= self.protocol <= pickle.HIGHEST_PROTOCOL:
+            raise PickleError(
+                f"is a pickle of protocol {self.protocol}; this Python reads 2 to {pickle.HIGHEST_PROTOCOL}"
+            )
+
+    def _frame(self) -> None:
+        self._length(8)
+
+    def _counted(self, opcode: bytes, num_bytes: int, value: int) -> None:
+        length = self._length(num_bytes)
+        if opcode in _TEXT and length <= MAX_SHORT_STRING:
+            self._push(self._read(length).decode("utf-8", "backslashreplace"))
+        else:
+            self.file.seek(length, 1)
+            self._push(value)
+
+    def _global(self, module: str, name: str) -> None:
+        self.globals[module, name] = None
+        self._push(1)
+
+    def _stack_global(self) -> None:
+        name, module = self._pop(), self._pop()
+        if not (isinstance(module, str) and isinstance(name, str)):
+            raise PickleError("names a global by something else than two short strings; refused")
+        self._global(module, name)
+
+
+def _depth(values: list[_Value]) -> int:
+    return max((value for value in values if isinstance(value, int)), default=0)
+
+
+def _name(opcode: bytes) -> str:
+    names = {info.code: info.name for info in pickletools.opcodes}
+    return names.get(opcode.decode("latin-1"), repr(opcode))

@@ -1,0 +1,108 @@
+"""Tensor storages: torch.save archives of the kind from before PyTorch 1.6, nested in a pickle as bytes.
+
+Such an archive is five pickles in a row (a magic number, the protocol 1001, system information, the storage,
+the list of keys) and then the raw data: an element count as int64 and the elements, little-endian. Here it is
+read without `torch.load`: each of the five goes through the same scan as the outer pickle and an allow-list
+of its own.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from refine.pickles.errors import PickleError
+from refine.pickles.scan import scan_pickle
+
+MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
+PROTOCOL_VERSION = 1001
+
+STORAGE_DTYPES = {
+    "DoubleStorage": torch.float64,
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+}
+
+
+@dataclass(frozen=True)
+class StorageBlob:
+    """One archive: `archive[data_start:]` is the raw data of `num_elements` elements of `dtype`."""
+
+    archive: bytes
+    data_start: int
+    dtype: torch.dtype
+    num_elements: int
+
+    def tensor(self) -> torch.Tensor:
+        """The data as a flat tensor [num_elements] in memory of its own."""
+        if self.num_elements == 0:
+            return torch.empty(0, dtype=self.dtype)
+        raw = np.frombuffer(self.archive, np.uint8, offset=self.data_start)
+        return torch.from_numpy(raw.copy()).view(self.dtype)
+
+    def with_data(self, flat: torch.Tensor) -> tuple[bytes, memoryview]:
+        """The archive with other data: its head, byte for byte as it was, and the new data."""
+        assert flat.numel() == self.num_elements and flat.dtype == self.dtype and flat.is_contiguous()
+        data: Any = flat.reshape(-1).view(torch.uint8).numpy() if flat.numel() else b""
+        return self.archive[: self.data_start], memoryview(data)
+
+
+class _ArchiveUnpickler(pickle.Unpickler):
+    """Reads one of the five pickles: numbers, text and dicts, and the description of one storage."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module == "torch" and name in STORAGE_DTYPES:
+            return name
+        raise PickleError(f"has a tensor storage that names {module}.{name}; refused")
+
+    def persistent_load(self, pid: Any) -> Any:
+        return pid
+
+
+def parse_storage(archive: bytes) -> StorageBlob:
+    """Finds the data in an archive.
+
+    Raises:
+        PickleError: it is not such an archive, or its declared and its actual size differ.
+    """
+    file = io.BytesIO(archive)
+    magic, protocol, system, description, keys = (_load_next(file, len(archive)) for _ in range(5))
+    if magic != MAGIC_NUMBER or protocol != PROTOCOL_VERSION:
+        raise PickleError("has a tensor storage that is no torch.save archive; it is damaged or forged")
+    if not (isinstance(system, dict) and system.get("little_endian") is True):
+        raise PickleError("was written on a big-endian machine, which Refine does not read")
+    if not (isinstance(description, tuple) and len(description) == 6 and description[0] == "storage"):
+        raise PickleError("has a tensor storage of an unknown form; it is damaged or forged")
+    _, kind, key, _location, num_elements, view = description
+    if kind not in STORAGE_DTYPES or view is not None or keys != [key] or type(num_elements) is not int:
+        raise PickleError("has a tensor storage of an unknown form; it is damaged or forged")
+    dtype = STORAGE_DTYPES[kind]
+    counted = int.from_bytes(file.read(8), "little", signed=True)
+    data_start = file.tell()
+    if counted != num_elements or num_elements * dtype.itemsize != len(archive) - data_start:
+        raise PickleError(
+            f"has a tensor storage that declares {num_elements} elements of {dtype} "
+            f"and holds {len(archive) - data_start} bytes; it is damaged or forged"
+        )
+    return StorageBlob(archive, data_start, dtype, num_elements)
+
+
+def _load_next(file: io.BytesIO, size: int) -> Any:
+    start = file.tell()
+    end = scan_pickle(file, size, persistent_ids=True).end
+    file.seek(start)
+    value = _ArchiveUnpickler(io.BytesIO(file.read(end - start))).load()
+    file.seek(end)
+    return value

@@ -1,0 +1,232 @@
+"""Writes records back as the pickle that they came from, with other tensors.
+
+What is written differs from the source in tensor bytes only. Every record keeps its metadata, the embedded
+source byte for byte, the archive head of each storage, the order of fields, the types, and the identity of
+objects: what the source shared is shared in the copy. The one exception is named in `unshared`.
+"""
+
+from __future__ import annotations
+
+import logging
+import pickle
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from refine.files import atomic_write
+from refine.pickles.errors import PickleError
+from refine.pickles.known_sources import KNOWN_SOURCES
+from refine.pickles.reader import NetworkPickle
+from refine.pickles.records import (
+    Inert,
+    InertDict,
+    InertType,
+    Parameter,
+    PersistentObject,
+    Storage,
+    Tensor,
+    module_state,
+    named_tensors,
+)
+
+log = logging.getLogger("refine")
+
+
+def save(
+    network_pickle: NetworkPickle,
+    path: str | Path,
+    tensors: Mapping[str, Mapping[str, torch.Tensor]] | None = None,
+) -> None:
+    """Writes a pickle that any StyleGAN repository opens as it opens the source.
+
+    Because embedded source travels through untouched, the result is as dangerous to a plain `pickle.load` as
+    the source was; one line says so unless every embedded source is known.
+
+    Args:
+        network_pickle: what `load` returned.
+        path: the file to write; it appears under this name only when it is complete.
+        tensors: new values by top-level entry, each a complete state dict: `{"G_ema": G.state_dict()}`.
+            They are stored in the element type that the source has. Entries not named stay as they are.
+
+    Raises:
+        PickleError: a tensor is missing, unknown, or of another shape.
+        UserError: the file cannot be written.
+    """
+    root = dict(network_pickle.root)
+    new_data: dict[int, torch.Tensor] = {}
+    for key, values in (tensors or {}).items():
+        record = root.get(key)
+        if module_state(record) is None:
+            raise PickleError(f"{network_pickle.path} has no network {key!r} to give new tensors to")
+        if _storages([record]) & _storages(value for other, value in root.items() if other != key):
+            record = root[key] = unshared(record)
+        new_data |= _new_data(named_tensors(record), values, key)
+    with atomic_write(path) as file:
+        dump(root, file, network_pickle.protocol, new_data)
+    unknown = {o.source_sha256 for o in network_pickle.persistent_objects()} - KNOWN_SOURCES.keys()
+    if unknown:
+        log.warning(
+            "%s carries %d embedded source%s of its origin, which a plain pickle.load runs and Refine cannot "
+            "vouch for: pass it on only if you trust %s",
+            *(path, len(unknown), "s" if len(unknown) > 1 else "", network_pickle.path.name),
+        )
+
+
+def dump(
+    value: Any, file: BinaryIO, protocol: int, new_data: Mapping[int, torch.Tensor] | None = None
+) -> None:
+    """Pickles a record tree.
+
+    Args:
+        value: records and plain values.
+        file: open for writing.
+        protocol: 2 to 5.
+        new_data: flat tensors to write instead of a storage's own data, by `id` of the `Storage`.
+    """
+    _RecordPickler(file, protocol, new_data or {}).dump(value)
+
+
+def unshared(module: Any) -> Any:
+    """A copy of a module's record with storages of its own; everything but the way to them stays shared.
+
+    Some pickles hold one object as both G and G_ema. When the two get different weights, the identity of
+    objects has to be given up, here and nowhere else.
+    """
+    copies: dict[int, Any] = {}
+
+    def copy(record: Any) -> Any:
+        if id(record) not in copies:
+            copies[id(record)] = _copy(record)
+        return copies[id(record)]
+
+    def _copy(record: Any) -> Any:
+        if isinstance(record, Storage):
+            return _like(record, record.args)
+        if isinstance(record, (Tensor, Parameter)):
+            return _like(record, (copy(record.args[0]), *record.args[1:]))
+        state = module_state(record)
+        if state is None:
+            return record
+        state = _dict_like(state, dict(state))
+        for field in ("_parameters", "_buffers", "_modules"):
+            state[field] = _dict_like(state[field], {name: copy(item) for name, item in state[field].items()})
+        if isinstance(record, PersistentObject):
+            return _like(record, (_dict_like(record.meta, record.meta | {"state": state}),))
+        result = _like(record, record.args)
+        result.state = state
+        return result
+
+    return copy(module)
+
+
+def _like(record: Inert, args: tuple[Any, ...]) -> Any:
+    result: Any = type(record).__new__(type(record), *args)
+    result.is_new_object = record.is_new_object
+    return result
+
+
+def _dict_like(source: dict[Any, Any], items: dict[Any, Any]) -> dict[Any, Any]:
+    if isinstance(source, InertDict):
+        result = _like(source, source.args)
+        result.update(items)
+        return result
+    return items
+
+
+def _storages(values: Iterable[Any]) -> set[int]:
+    """Ids of the storages of the networks among `values`."""
+    return {id(t.storage) for value in values for t in named_tensors(value).values()}
+
+
+def _new_data(
+    old: Mapping[str, Tensor], new: Mapping[str, torch.Tensor], network: str
+) -> dict[int, torch.Tensor]:
+    """Flat contents of every storage of a network, by its id."""
+    for name in old.keys() ^ new.keys():
+        raise PickleError(f"{network} {'has no' if name in new else 'needs a new'} tensor {name}")
+    flat: dict[int, torch.Tensor] = {}
+    for name, record in old.items():
+        value = new[name].detach().to(device="cpu", dtype=record.dtype)
+        if tuple(value.shape) != record.shape:
+            raise PickleError(f"{network}.{name} is {record.shape} in the pickle, {tuple(value.shape)} now")
+        blob = record.storage.blob
+        is_whole = record.offset == 0 and record.num_elements == blob.num_elements
+        if id(record.storage) not in flat and is_whole and record.is_contiguous:
+            flat[id(record.storage)] = value.contiguous().reshape(-1)
+            continue
+        target = flat.setdefault(id(record.storage), blob.tensor())
+        torch.as_strided(target, record.shape, record.stride, record.offset).copy_(value)
+    return flat
+
+
+class _RecordPickler(
+    pickle._Pickler
+):  # the pickler in Python: only this one can be told how to write a global
+    def __init__(self, file: BinaryIO, protocol: int, new_data: Mapping[int, torch.Tensor]) -> None:
+        super().__init__(file, protocol, fix_imports=False)
+        self.new_data = new_data
+
+    def save(self, obj: Any, save_persistent_id: bool = True) -> None:
+        if not isinstance(obj, (Inert, InertType)):
+            super().save(obj, save_persistent_id)
+        elif (known := self.memo.get(id(obj))) is not None:
+            self.write(self.get(known[0]))
+        elif isinstance(obj, InertType):
+            self._save_global(obj)
+        else:
+            self._save_inert(obj)
+
+    def _save_global(self, obj: InertType) -> None:
+        if self.proto >= 4:
+            self.save(obj.global_module)
+            self.save(obj.global_name)
+            self.write(pickle.STACK_GLOBAL)
+        else:
+            self.write(pickle.GLOBAL + f"{obj.global_module}\n{obj.global_name}\n".encode())
+        self.memoize(obj)
+
+    def _save_inert(self, obj: Inert) -> None:
+        self.save(type(obj))
+        if isinstance(obj, Storage) and id(obj) in self.new_data:
+            head, data = obj.blob.with_data(self.new_data[id(obj)])
+            self._save_bytes(head, data)
+            self.write(pickle.TUPLE1)
+            self._memoize_temporary()
+        else:
+            self.save(obj.args)
+        self.write(pickle.NEWOBJ if obj.is_new_object else pickle.REDUCE)
+        self.memoize(obj)
+        items = list(obj.items()) if isinstance(obj, InertDict) else list(obj.dict_items.items())
+        self._save_batches(pickle.APPEND, pickle.APPENDS, [(item,) for item in obj.list_items])
+        self._save_batches(pickle.SETITEM, pickle.SETITEMS, items)
+        if obj.state is not None:
+            self.save(obj.state)
+            self.write(pickle.BUILD)
+
+    def _save_batches(self, one: bytes, many: bytes, items: list[tuple[Any, ...]], batch: int = 1000) -> None:
+        for start in range(0, len(items), batch):
+            chunk = items[start : start + batch]
+            if len(chunk) > 1:
+                self.write(pickle.MARK)
+            for item in chunk:
+                for part in item:
+                    self.save(part)
+            self.write(many if len(chunk) > 1 else one)
+
+    def _save_bytes(self, head: bytes, data: memoryview) -> None:
+        """Bytes in two parts, written without joining them, as long strings are: outside of any frame."""
+        num_bytes = len(head) + len(data)
+        if num_bytes <= 0xFF:
+            self.write(pickle.SHORT_BINBYTES + bytes([num_bytes]) + head + data)
+        elif num_bytes < self.framer._FRAME_SIZE_TARGET:
+            self.write(pickle.BINBYTES + num_bytes.to_bytes(4, "little") + head + data)
+        else:
+            opcode, width = (pickle.BINBYTES, 4) if num_bytes <= 0xFFFFFFFF else (pickle.BINBYTES8, 8)
+            self._write_large_bytes(opcode + num_bytes.to_bytes(width, "little") + head, data)
+        self._memoize_temporary()
+
+    def _memoize_temporary(self) -> None:
+        """Uses up a memo number for a value that nothing else refers to, without keeping it in memory."""
+        self.memoize([])

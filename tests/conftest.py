@@ -1,0 +1,51 @@
+"""Fixtures shared by all tests: the golden files, and one torch thread (more starve a busy machine)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+FIXTURES = Path(__file__).parent / "fixtures"
+
+torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips the tests marked `cuda`, aloud, where there is no GPU."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("cuda"):
+            item.add_marker(
+                pytest.mark.skip(reason="needs an NVIDIA GPU, and torch.cuda.is_available() is False")
+            )
+
+
+@pytest.fixture(scope="session")
+def fixture_path() -> Callable[[str], Path]:
+    """`fixture_path("sg2ada/b_cond16.pkl")` -> its path."""
+
+    def find(name: str) -> Path:
+        path = FIXTURES / name
+        assert path.is_file(), path
+        return path
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def golden(fixture_path: Callable[[str], Path]) -> Callable[[str], dict[str, np.ndarray]]:
+    """`golden("sg2ada/b_cond16")` -> the arrays of that .npz."""
+    cache: dict[str, dict[str, np.ndarray]] = {}
+
+    def arrays(name: str) -> dict[str, np.ndarray]:
+        if name not in cache:
+            with np.load(fixture_path(name + ".npz")) as npz:
+                cache[name] = dict(npz)
+        return dict(cache[name])
+
+    return arrays
