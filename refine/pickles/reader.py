@@ -15,8 +15,9 @@ from typing import Any
 
 from refine.pickles import records
 from refine.pickles.errors import PickleError
-from refine.pickles.records import Inert, InertType, walk
+from refine.pickles.records import Inert, InertType
 from refine.pickles.scan import scan_pickle
+from refine.pickles.tree import walk
 from refine.pickles.wrong_file import explain_content, explain_globals
 
 # Every global that occurs in the snapshots of stylegan2-ada-pytorch, stylegan3, edm and their forks, and the
@@ -118,9 +119,7 @@ def load(path: str | Path, *, trust: bool = False) -> NetworkPickle:
         for value in walk(root):
             if isinstance(value, Inert):
                 value.check()
-        if not isinstance(root, dict) or not any(
-            isinstance(v, records.PersistentObject) for v in root.values()
-        ):
+        if not isinstance(root, dict) or not any(isinstance(v, records.PersistentObject) for v in root.values()):
             raise PickleError("holds no network: its top level is no dict with persistent objects in it")
     except PickleError as error:
         raise PickleError(f"{path} {error}") from None

@@ -19,8 +19,9 @@ import numpy as np
 import torch
 
 from refine.pickles.errors import PickleError
-from refine.pickles.scan import MAX_DEPTH
 from refine.pickles.storage import StorageBlob, parse_storage
+
+MAX_EXPANDED = 100_000  # values, where shared ones count each time; the settings of a network have 100
 
 
 class InertType(type):
@@ -110,9 +111,7 @@ class InertDict(Inert, dict):
 
     def check(self) -> None:
         """No arguments, no state, no list items: only items."""
-        self._require(
-            not (self.args or self.list_items or self.state is not None), "contents are more than items"
-        )
+        self._require(not (self.args or self.list_items or self.state is not None), "contents are more than items")
 
     def children(self) -> Iterator[Any]:
         """Keys and values."""
@@ -164,9 +163,7 @@ class PersistentObject(Inert):
 
     def check(self) -> None:
         """One dict with the five fields of version 6."""
-        self._require(
-            not self.is_new_object and len(self.args) == 1, "call is not one of a persistent object"
-        )
+        self._require(not self.is_new_object and len(self.args) == 1, "call is not one of a persistent object")
         meta = self.args[0]
         self._require(isinstance(meta, dict), "description is not a dict")
         self._require(meta.get("type") == "class", "type is not 'class'")
@@ -177,9 +174,7 @@ class PersistentObject(Inert):
         )
         self._require(isinstance(meta.get("state"), dict), "state is not a dict")
         for field, kind in (("_init_args", (tuple, list)), ("_init_kwargs", dict)):
-            self._require(
-                isinstance(meta["state"].get(field, kind() if kind is dict else ()), kind), f"{field} is odd"
-            )
+            self._require(isinstance(meta["state"].get(field, kind() if kind is dict else ()), kind), f"{field} is odd")
 
 
 class Storage(Inert):
@@ -198,6 +193,10 @@ class Storage(Inert):
         assert isinstance(record, Storage)
         record.blob = parse_storage(args[0])
         return record
+
+    def children(self) -> Iterator[Any]:
+        """None: a storage is bytes."""
+        return iter(())
 
 
 class Tensor(Inert):
@@ -260,18 +259,14 @@ class Tensor(Inert):
         fits = self.num_elements == 0 or (
             last < self.storage.blob.num_elements and self.num_elements <= self.storage.blob.num_elements
         )
-        self._require(
-            fits, f"shape {shape} does not fit its storage of {self.storage.blob.num_elements} elements"
-        )
+        self._require(fits, f"shape {shape} does not fit its storage of {self.storage.blob.num_elements} elements")
         hooks = self.args[5]
         self._require(isinstance(hooks, dict) and not hooks, "hooks are not empty")
 
     def read(self) -> torch.Tensor:
         """A fresh copy in memory of its own, contiguous, on the CPU."""
         flat = self.storage.blob.tensor()
-        return torch.as_strided(flat, self.shape, self.stride, self.offset).clone(
-            memory_format=torch.contiguous_format
-        )
+        return torch.as_strided(flat, self.shape, self.stride, self.offset).clone(memory_format=torch.contiguous_format)
 
 
 class Parameter(Inert):
@@ -326,14 +321,10 @@ class NumpyArray(Inert):
         """The array as a copy. Raises PickleError where shape and bytes do not agree."""
         state = self.state
         ok = isinstance(state, tuple) and len(state) == 5 and isinstance(state[2], NumpyDtype)
-        self._require(
-            ok and isinstance(state[1], tuple) and isinstance(state[4], bytes), "state has another form"
-        )
+        self._require(ok and isinstance(state[1], tuple) and isinstance(state[4], bytes), "state has another form")
         _, shape, dtype, is_fortran, data = state
         self._require(all(type(n) is int and n >= 0 for n in shape), "shape is not a list of natural numbers")
-        self._require(
-            math.prod(shape) * dtype.plain().itemsize == len(data), f"shape {shape} does not fit its bytes"
-        )
+        self._require(math.prod(shape) * dtype.plain().itemsize == len(data), f"shape {shape} does not fit its bytes")
         return np.frombuffer(data, dtype.plain()).reshape(shape, order="F" if is_fortran else "C").copy()
 
 
@@ -341,102 +332,26 @@ def to_python(value: Any) -> Any:
     """Constructor arguments and settings as plain Python values: records become numbers, lists and dicts.
 
     Raises:
-        PickleError: a value (a tensor, an object) has no plain form.
+        PickleError: a value (a tensor, an object) has no plain form, or values that refer to each other over and
+            over would become more than any network's settings.
     """
-    if value is None or isinstance(value, (bool, int, float, str, bytes)):
-        return value
-    if isinstance(value, dict):
-        return {key: to_python(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(to_python(item) for item in value)
-    if isinstance(value, NumpyScalar):
-        return value.plain()
-    if isinstance(value, NumpyArray):
-        return value.plain().tolist()
-    raise PickleError(f"has a setting of a kind that Refine does not read: {value!r:.80}")
+    num_values = 0
 
+    def convert(value: Any) -> Any:
+        nonlocal num_values
+        num_values += 1
+        if num_values > MAX_EXPANDED:
+            raise PickleError(f"has settings of more than {MAX_EXPANDED} values; refused")
+        if value is None or isinstance(value, (bool, int, float, str, bytes)):
+            return value
+        if isinstance(value, dict):
+            return {key: convert(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return type(value)(convert(item) for item in value)
+        if isinstance(value, NumpyScalar):
+            return value.plain()
+        if isinstance(value, NumpyArray):
+            return convert(value.plain().tolist())
+        raise PickleError(f"has a setting of a kind that Refine does not read: {value!r:.80}")
 
-def module_state(record: Any) -> dict[str, Any] | None:
-    """The `__dict__` of a torch module's record, persistent or plain; None where it is no module."""
-    state = record.attributes if isinstance(record, PersistentObject) else getattr(record, "state", None)
-    fields = ("_parameters", "_buffers", "_modules")
-    if (
-        isinstance(record, Inert)
-        and isinstance(state, dict)
-        and all(isinstance(state.get(f), dict) for f in fields)
-    ):
-        return state
-    return None
-
-
-def submodules(record: Any) -> dict[str, Inert]:
-    """The children of a torch module's record by name, without those that are None."""
-    state = module_state(record) or {"_modules": {}}
-    return {name: child for name, child in state["_modules"].items() if module_state(child) is not None}
-
-
-def named_tensors(record: Any, prefix: str = "") -> dict[str, Tensor]:
-    """Parameters and persistent buffers of a torch module's record, named and ordered as `state_dict()` does.
-
-    Raises:
-        PickleError: an entry is neither a parameter, a tensor nor None.
-    """
-    state = module_state(record)
-    if state is None:
-        return {}
-    transient = state.get("_non_persistent_buffers_set", ())
-    found: dict[str, Tensor] = {}
-    for kind in ("_parameters", "_buffers"):
-        for name, value in state[kind].items():
-            if value is None or (kind == "_buffers" and name in transient):
-                continue
-            tensor = value.tensor if isinstance(value, Parameter) else value
-            if not isinstance(tensor, Tensor):
-                raise PickleError(f"has an entry {prefix + name} that is no tensor; it is damaged or forged")
-            found[prefix + name] = tensor
-    for name, child in submodules(record).items():
-        found |= named_tensors(child, f"{prefix}{name}.")
-    return found
-
-
-def children(value: Any) -> Iterator[Any]:
-    """What a value of a record tree refers to."""
-    if isinstance(value, Inert):
-        yield from value.children()
-    elif isinstance(value, dict):
-        yield from value.keys()
-        yield from value.values()
-    elif isinstance(value, (list, tuple, set)):
-        yield from value
-
-
-def walk(root: Any) -> Iterator[Any]:
-    """Every container and record of a tree, each once, parents first, without recursion.
-
-    Raises:
-        PickleError: the tree is deeper than any network pickle, or refers to itself.
-    """
-    seen = {id(root)}
-    path = [(root, children(root))]
-    open_ids = {id(root)}
-    yield root
-    while path:
-        value, remaining = path[-1]
-        child = next(remaining, _END)
-        if child is _END:
-            path.pop()
-            open_ids.discard(id(value))
-        elif isinstance(child, (Inert, dict, list, tuple, set)):
-            if id(child) in open_ids:
-                raise PickleError("holds a value that contains itself, which no network pickle does; refused")
-            if id(child) in seen:
-                continue
-            if len(path) > MAX_DEPTH:
-                raise PickleError("nests values deeper than any network pickle; refused")
-            seen.add(id(child))
-            open_ids.add(id(child))
-            path.append((child, children(child)))
-            yield child
-
-
-_END = object()
+    return convert(value)

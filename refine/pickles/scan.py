@@ -114,15 +114,11 @@ class _Scanner:
             num_opcodes += 1
             num_containers += opcode in _CONTAINERS
             if num_opcodes > self.max_opcodes or num_containers > self.max_containers:
-                raise PickleError(
-                    f"holds more objects than a network pickle of {self.size} bytes needs; refused"
-                )
+                raise PickleError(f"holds more objects than a network pickle of {self.size} bytes needs; refused")
             if opcode == pickle.STOP:
                 self._pop()
                 if self.stack or self.marked_stacks:
-                    raise PickleError(
-                        "is damaged: values are left over at its end; download or copy it again"
-                    )
+                    raise PickleError("is damaged: values are left over at its end; download or copy it again")
                 return PickleScan(self.protocol, tuple(self.globals), self.file.tell())
             if opcode in _FIXED_ATOMS:
                 num_bytes, value = _FIXED_ATOMS[opcode]
@@ -194,9 +190,7 @@ class _Scanner:
 
     def _push(self, value: _Value) -> None:
         if isinstance(value, int) and value > MAX_DEPTH:
-            raise PickleError(
-                f"nests values more than {MAX_DEPTH} deep, which no network pickle does; refused"
-            )
+            raise PickleError(f"nests values more than {MAX_DEPTH} deep, which no network pickle does; refused")
         self.stack.append(value)
 
     def _pop(self) -> _Value:
@@ -208,9 +202,7 @@ class _Scanner:
         self.marked_stacks.append(self.stack)
         self.stack = []
         if len(self.marked_stacks) > 2 * MAX_DEPTH:
-            raise PickleError(
-                f"nests values more than {MAX_DEPTH} deep, which no network pickle does; refused"
-            )
+            raise PickleError(f"nests values more than {MAX_DEPTH} deep, which no network pickle does; refused")
 
     def _pop_mark(self) -> list[_Value]:
         if not self.marked_stacks:
@@ -240,9 +232,7 @@ class _Scanner:
 
     def _get(self, index: int) -> None:
         if index >= len(self.memo):
-            raise PickleError(
-                f"is damaged: it reads memo entry {index}, which it never wrote; download it again"
-            )
+            raise PickleError(f"is damaged: it reads memo entry {index}, which it never wrote; download it again")
         self._push(self.memo[index])
 
     # -- opcodes with an effect of their own ----------------------------------------------------------

@@ -8,7 +8,8 @@ import pickle
 from typing import Any
 
 from refine.pickles.errors import PickleError
-from refine.pickles.records import PersistentObject, walk
+from refine.pickles.records import PersistentObject
+from refine.pickles.tree import walk
 from refine.pickles.writer import dump
 
 log = logging.getLogger("refine")
@@ -22,9 +23,7 @@ def instantiate(record: PersistentObject) -> Any:
     Raises:
         PickleError: the source does not run here.
     """
-    sources = {
-        value.source_sha256: value.class_name for value in walk(record) if isinstance(value, PersistentObject)
-    }
+    sources = {value.source_sha256: value.class_name for value in walk(record) if isinstance(value, PersistentObject)}
     log.warning(
         "Running the source embedded in the pickle for %s (sha256 %s)",
         record.class_name,

@@ -27,9 +27,8 @@ from refine.pickles.records import (
     PersistentObject,
     Storage,
     Tensor,
-    module_state,
-    named_tensors,
 )
+from refine.pickles.tree import module_state, named_tensors
 
 log = logging.getLogger("refine")
 
@@ -74,9 +73,7 @@ def save(
         )
 
 
-def dump(
-    value: Any, file: BinaryIO, protocol: int, new_data: Mapping[int, torch.Tensor] | None = None
-) -> None:
+def dump(value: Any, file: BinaryIO, protocol: int, new_data: Mapping[int, torch.Tensor] | None = None) -> None:
     """Pickles a record tree.
 
     Args:
@@ -140,9 +137,7 @@ def _storages(values: Iterable[Any]) -> set[int]:
     return {id(t.storage) for value in values for t in named_tensors(value).values()}
 
 
-def _new_data(
-    old: Mapping[str, Tensor], new: Mapping[str, torch.Tensor], network: str
-) -> dict[int, torch.Tensor]:
+def _new_data(old: Mapping[str, Tensor], new: Mapping[str, torch.Tensor], network: str) -> dict[int, torch.Tensor]:
     """Flat contents of every storage of a network, by its id."""
     for name in old.keys() ^ new.keys():
         raise PickleError(f"{network} {'has no' if name in new else 'needs a new'} tensor {name}")
@@ -161,9 +156,10 @@ def _new_data(
     return flat
 
 
-class _RecordPickler(
-    pickle._Pickler
-):  # the pickler in Python: only this one can be told how to write a global
+_PythonPickler: Any = pickle._Pickler  # written in Python: only this one can be told how to write a global
+
+
+class _RecordPickler(_PythonPickler):
     def __init__(self, file: BinaryIO, protocol: int, new_data: Mapping[int, torch.Tensor]) -> None:
         super().__init__(file, protocol, fix_imports=False)
         self.new_data = new_data

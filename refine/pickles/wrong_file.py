@@ -53,9 +53,7 @@ def explain_content(path: Path, size: int) -> None:
     if head.startswith(_LEGACY_TORCH_START):
         raise PickleError(_ROSINALITY if b"g_ema" in head else _torch_checkpoint())
     if _is_safetensors(head, size):
-        raise PickleError(
-            "is a safetensors file: weights without a network pickle around them; give the .pkl"
-        )
+        raise PickleError("is a safetensors file: weights without a network pickle around them; give the .pkl")
     for start, what in _STARTS.items():
         if head.startswith(start):
             raise PickleError(f"{what}, not a network pickle")

@@ -1,0 +1,60 @@
+"""Files that are either complete or not there at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+from uuid import uuid4
+
+from refine.errors import UserError
+
+_REMEDIES = {
+    errno.ENOSPC: "free some space or choose another disk",
+    errno.EDQUOT: "free some space or choose another disk",
+    errno.EFBIG: "choose a disk that holds files of this size",
+    errno.ENOENT: "create that folder first",
+    errno.ENAMETOOLONG: "choose a shorter name",
+}
+
+
+def cannot_write(path: str | os.PathLike[str], error: OSError) -> UserError:
+    """The sentence for a file or folder that could not be written, with the remedy that fits the cause."""
+    remedy = _REMEDIES.get(error.errno or 0, "choose a folder that you may write to")
+    return UserError(f"Cannot write {os.fspath(path)} ({error.strerror or error}): {remedy}.")
+
+
+@contextmanager
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Open `path` for writing such that it appears complete or keeps what it held.
+
+    The bytes go to a temporary file in the same folder, are flushed to the disk and take the name `path` when the
+    `with` block ends without an exception; after an exception of any kind the temporary file is removed.
+    A symbolic link is followed, so that the file it points to is replaced.
+
+    Raises:
+        UserError: `path` cannot be written (folder missing, no permission, disk full, not a regular file).
+    """
+    target = Path(os.path.realpath(path))
+    # os.replace would turn a device such as /dev/null into a regular file.
+    if target.exists() and not target.is_file():
+        raise UserError(f"Cannot write {os.fspath(path)} because it is not a regular file: choose another name.")
+    temporary = target.parent / f".refine-{uuid4().hex}.tmp"
+    try:
+        # Not `tempfile`: its files are readable by their owner only, and would stay so.
+        with open(temporary, "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except OSError as error:
+        # Writing itself names no file; an error that names another one is not about `path`.
+        if error.filename not in (None, str(temporary)):
+            raise
+        raise cannot_write(path, error) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)

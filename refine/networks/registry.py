@@ -1,0 +1,167 @@
+"""Which network a record describes, and Refine's own network with the record's weights.
+
+A class name alone is ambiguous (Generator exists in StyleGAN2 and StyleGAN3 form, and twice within StyleGAN2),
+and the embedded source is never consulted: the record's children and settings tell.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from refine.networks import edm, stylegan2
+from refine.pickles import PickleError
+from refine.pickles.records import PersistentObject, Tensor
+from refine.pickles.tree import module_state, named_tensors, submodules
+
+MAX_COUNT = 1000  # layers or blocks: twenty times the deepest published network
+MAX_SIZE = 1e9  # anything else; xflip probabilities of 1e8 occur
+MAX_LIST_LENGTH = 1000
+
+Role = Literal["generator", "denoiser", "discriminator", "augmentation", "loss", "unknown"]
+Build = Callable[[PersistentObject], torch.nn.Module]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What a record describes.
+
+    Attributes:
+        name: for people, such as "StyleGAN2 generator (stylegan2-ada-pytorch)".
+        role: what it does.
+        build: makes Refine's own network from the constructor arguments; None where Refine has none, and the
+            record only travels from the source pickle to the written one.
+    """
+
+    name: str
+    role: Role
+    build: Build | None = None
+
+
+def identify(record: PersistentObject) -> Architecture:
+    """Tells what a record describes, without its source."""
+    name = record.class_name
+    if name.endswith("Discriminator"):
+        return Architecture("discriminator", "discriminator")
+    if name.startswith("AugmentPipe") or "augment" in name.lower():
+        return Architecture("augmentation pipe", "augmentation")
+    if name.endswith("Loss"):
+        return Architecture("training loss", "loss")
+    parts = submodules(record)
+    if {"mapping", "synthesis"} <= parts.keys():
+        return _identify_generator(parts["synthesis"])
+    if name in edm.PRECONDITIONERS and {"enc", "dec"} <= submodules(parts.get("model")).keys():
+        unet = getattr(parts["model"], "class_name", "?")
+        return Architecture(f"EDM denoiser ({name} over {unet})", "denoiser", _build_denoiser)
+    if name == "Precond" and "unet" in parts:
+        return Architecture("EDM2 denoiser", "denoiser")
+    return Architecture("unknown architecture", "unknown")
+
+
+def rebuild(record: PersistentObject, *, trust: bool = False) -> torch.nn.Module:
+    """Refine's own network with a record's weights: float32, on the CPU, in evaluation mode, gradients off.
+
+    Args:
+        record: a network of a pickle.
+        trust: run the embedded source where Refine has no network of its own.
+
+    Raises:
+        PickleError: the architecture is unknown, or the record's tensors are not those of its architecture.
+    """
+    architecture = identify(record)
+    if architecture.build is not None:
+        with torch.device("meta"):
+            network = architecture.build(record)
+        load_strictly(network, named_tensors(record), record.class_name)
+    elif trust:
+        # Imported here: nothing on the ordinary path can even reach the code that runs embedded source.
+        from refine.pickles import trusted
+
+        network = trusted.instantiate(record)
+        if not isinstance(network, torch.nn.Module):
+            raise PickleError(f"{record.class_name} is no torch module, so it cannot be used as a network")
+    else:
+        raise PickleError(
+            f"{record.class_name} ({architecture.name}) is not one of the networks that Refine rebuilds; "
+            "if you know and trust its author, --trust-pickle runs the source that travels inside the pickle"
+        )
+    return network.eval().requires_grad_(False)
+
+
+def load_strictly(network: torch.nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
+    """Gives a network made on the meta device its weights, in float32.
+
+    Raises:
+        PickleError: the first key, in the network's order, that is missing, unknown or of another shape.
+    """
+    expected = network.state_dict()
+    for name, value in expected.items():
+        if name not in tensors:
+            raise PickleError(f"{what}: the pickle has no tensor {name}, expected with shape {tuple(value.shape)}")
+        if tensors[name].shape != tuple(value.shape):
+            raise PickleError(
+                f"{what}: {name} has shape {tensors[name].shape} in the pickle, {tuple(value.shape)} expected"
+            )
+    for name in tensors.keys() - expected.keys():
+        raise PickleError(f"{what}: the pickle has a tensor {name}, {tensors[name].shape}, which is not expected")
+    values = {name: record.read() for name, record in tensors.items()}
+    network.load_state_dict(
+        {name: v.float() if v.is_floating_point() else v for name, v in values.items()},
+        strict=True,
+        assign=True,
+    )
+
+
+# The order of constructor arguments, for pickles of networks that were constructed by position.
+_GENERATOR_ARGUMENTS = ("z_dim", "c_dim", "w_dim", "img_resolution", "img_channels")
+_DENOISER_ARGUMENTS = ("img_resolution", "img_channels", "label_dim", "use_fp16")
+
+
+def _identify_generator(synthesis: Any) -> Architecture:
+    blocks = submodules(synthesis)
+    if "input" in blocks and any(name.startswith("L0_") for name in blocks):
+        # StyleGAN3's place: refine/networks/stylegan3.py, built here as the others are.
+        return Architecture("StyleGAN3 generator", "generator")
+    if "b4" not in blocks:
+        return Architecture("unknown generator", "generator")
+    # Only the stylegan3 repository's blocks choose the form of the modulated convolution by a setting.
+    is_sg3 = "fused_modconv_default" in (module_state(blocks["b4"]) or {})
+    repository = "stylegan3" if is_sg3 else "stylegan2-ada-pytorch"
+    dialect: Literal["sg3", "ada"] = "sg3" if is_sg3 else "ada"
+
+    def build(record: PersistentObject) -> torch.nn.Module:
+        return stylegan2.generator_from_init_kwargs(_arguments(record, _GENERATOR_ARGUMENTS), dialect)
+
+    return Architecture(f"StyleGAN2 generator ({repository})", "generator", build)
+
+
+def _build_denoiser(record: PersistentObject) -> torch.nn.Module:
+    return edm.denoiser_from_init_kwargs(record.class_name, _arguments(record, _DENOISER_ARGUMENTS))
+
+
+def _arguments(record: PersistentObject, order: tuple[str, ...]) -> dict[str, Any]:
+    """The constructor arguments by name, none of them large enough to keep a constructor busy forever."""
+    if len(record.init_args) > len(order):
+        raise PickleError(f"{record.class_name} was constructed with {len(record.init_args)} positional arguments")
+    arguments = dict(zip(order, record.init_args, strict=False)) | record.init_kwargs
+    _require_modest(arguments, record.class_name)
+    return arguments
+
+
+def _require_modest(value: Any, name: str) -> None:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _require_modest(item, str(key))
+    elif isinstance(value, (list, tuple)):
+        if len(value) > MAX_LIST_LENGTH:
+            raise PickleError(f"the constructor argument {name} has {len(value)} entries, which is not plausible")
+        for item in value:
+            _require_modest(item, name)
+    elif isinstance(value, (int, float)):
+        limit = MAX_COUNT if name.startswith("num_") else MAX_SIZE
+        if not (value == math.inf or -limit <= value <= limit):
+            raise PickleError(f"the constructor argument {name}={value!r:.40} is not plausible")

@@ -1,0 +1,316 @@
+"""Names for well-known files: official checkpoints, reference statistics of the FID, and its detector.
+
+`python -m refine.zoo` lists them. What is not known for certain (licence, size, digest) is None here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import logging
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import click
+
+from refine import download
+from refine.command_line import Command
+from refine.errors import UserError
+
+logger = logging.getLogger("refine")
+
+
+@dataclass(frozen=True)
+class ZooEntry:
+    """A file that has a name.
+
+    Attributes:
+        name: What `--gan`, `--teacher` and `resolve` accept; for networks with and without `.pkl`.
+        kind: "generator", "denoiser", "fid-reference" (mean and covariance of detector features) or "detector".
+        family: Architecture: "stylegan2", "stylegan3", "stylegan-xl", "edm", "edm2"; "inception" for what belongs to
+            the FID.
+        resolution: Image side in pixels; None where it means nothing.
+        licence: None if not known: its publisher's page tells.
+        url: Where it is downloaded from; None for a file that needs no download.
+        path: Where a file that needs no download lies; None for all others.
+        size: Bytes, None if not known.
+        sha256: Hexadecimal, None if not known.
+        aliases: Shorter names for it.
+    """
+
+    name: str
+    kind: str
+    family: str
+    resolution: int | None
+    licence: str | None
+    url: str | None = None
+    path: Path | None = None
+    size: int | None = None
+    sha256: str | None = None
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def spellings(self) -> tuple[str, ...]:
+        """Everything that means this entry."""
+        names = (self.name, *self.aliases)
+        is_network = self.kind in ("generator", "denoiser")
+        return (*names, *(f"{name}.pkl" for name in names)) if is_network else names
+
+    def local_path(self) -> Path | None:
+        """The file on this machine, None if it has yet to be downloaded."""
+        return download.cached(self.url) if self.url else self.path
+
+
+@dataclass(frozen=True)
+class ResolvedFile:
+    """A file on this machine, and how it came to be meant.
+
+    Attributes:
+        path: Where it lies.
+        spec: What was asked for.
+        url: Where it was downloaded from; None for a file that was here.
+        entry: Its zoo entry; None if it has none.
+    """
+
+    path: Path
+    spec: str
+    url: str | None = None
+    entry: ZooEntry | None = None
+
+
+NVIDIA_SOURCE_CODE = "NVIDIA Source Code License (non-commercial)"
+CC_BY_NC_SA = "CC BY-NC-SA 4.0"
+
+_CDN = "https://nvlabs-fi-cdn.nvidia.com"
+_NGC = "https://api.ngc.nvidia.com/v2/models/nvidia/research"
+_ADA = f"{_CDN}/stylegan2-ada-pytorch/pretrained"
+_XL = "https://s3.eu-central-1.amazonaws.com/avg-projects/stylegan_xl/models"
+
+# Of the EDM checkpoints that come as `vp` and `ve`, the short name means `vp`: what published distillations start from.
+_ALIASES = {
+    "cifar10u-cifar-ada-best-fid": ("cifar10-uncond",),
+    "edm-cifar10-32x32-cond-vp": ("edm-cifar10-cond",),
+    "edm-cifar10-32x32-uncond-vp": ("edm-cifar10-uncond",),
+    "edm-ffhq-64x64-uncond-vp": ("edm-ffhq",),
+    "edm-afhqv2-64x64-uncond-vp": ("edm-afhqv2",),
+    "edm-imagenet-64x64-cond-adm": ("edm-imagenet",),
+}
+
+
+def _networks(
+    kind: str, family: str, licence: str | None, url_before_name: str, resolutions: dict[str, int], prefix: str = ""
+) -> list[ZooEntry]:
+    """Entries `prefix + name` for the files `url_before_name + name + ".pkl"`."""
+    return [
+        ZooEntry(
+            name=prefix + name,
+            kind=kind,
+            family=family,
+            resolution=resolution,
+            licence=licence,
+            url=f"{url_before_name}{name}.pkl",
+            aliases=_ALIASES.get(prefix + name, ()),
+        )
+        for name, resolution in resolutions.items()
+    ]
+
+
+ENTRIES: tuple[ZooEntry, ...] = (
+    # StyleGAN2-ADA (PyTorch); `cifar10` is class-conditional.
+    *_networks(
+        "generator", "stylegan2", NVIDIA_SOURCE_CODE, f"{_ADA}/",
+        {
+            "ffhq": 1024, "metfaces": 1024, "afhqcat": 512, "afhqdog": 512, "afhqwild": 512, "cifar10": 32,
+            "brecahad": 512,
+        },
+    ),
+    *_networks(
+        "generator", "stylegan2", NVIDIA_SOURCE_CODE, f"{_ADA}/paper-fig11b-cifar10/",
+        {"cifar10u-cifar-ada-best-fid": 32, "cifar10c-cifar-ada-best-fid": 32},
+    ),
+    *_networks(
+        "generator", "stylegan2", NVIDIA_SOURCE_CODE, f"{_ADA}/transfer-learning-source-nets/",
+        {
+            "ffhq-res256-mirror-paper256-noaug": 256,
+            "ffhq-res512-mirror-stylegan2-noaug": 512,
+            "ffhq-res1024-mirror-stylegan2-noaug": 1024,
+            "celebahq-res256-mirror-paper256-kimg100000-ada-target0.5": 256,
+            "lsundog-res256-paper256-kimg100000-noaug": 256,
+        },
+    ),
+    # The StyleGAN3 repository's StyleGAN2 and StyleGAN3.
+    *_networks(
+        "generator", "stylegan2", NVIDIA_SOURCE_CODE, f"{_NGC}/stylegan2/versions/1/files/",
+        {
+            "stylegan2-cifar10-32x32": 32,
+            "stylegan2-ffhq-256x256": 256, "stylegan2-ffhq-512x512": 512, "stylegan2-ffhq-1024x1024": 1024,
+            "stylegan2-ffhqu-256x256": 256, "stylegan2-ffhqu-1024x1024": 1024,
+            "stylegan2-afhqv2-512x512": 512,
+            "stylegan2-afhqcat-512x512": 512, "stylegan2-afhqdog-512x512": 512, "stylegan2-afhqwild-512x512": 512,
+            "stylegan2-celebahq-256x256": 256,
+            "stylegan2-lsundog-256x256": 256,
+            "stylegan2-brecahad-512x512": 512,
+            "stylegan2-metfaces-1024x1024": 1024, "stylegan2-metfacesu-1024x1024": 1024,
+        },
+    ),
+    *_networks(
+        "generator", "stylegan3", NVIDIA_SOURCE_CODE, f"{_NGC}/stylegan3/versions/1/files/",
+        {
+            "stylegan3-t-ffhq-1024x1024": 1024, "stylegan3-r-ffhq-1024x1024": 1024,
+            "stylegan3-t-ffhqu-1024x1024": 1024, "stylegan3-r-ffhqu-1024x1024": 1024,
+            "stylegan3-t-ffhqu-256x256": 256, "stylegan3-r-ffhqu-256x256": 256,
+            "stylegan3-t-metfaces-1024x1024": 1024, "stylegan3-r-metfaces-1024x1024": 1024,
+            "stylegan3-t-metfacesu-1024x1024": 1024, "stylegan3-r-metfacesu-1024x1024": 1024,
+            "stylegan3-t-afhqv2-512x512": 512, "stylegan3-r-afhqv2-512x512": 512,
+        },
+    ),
+    # StyleGAN-XL, whose files bear the names of StyleGAN2-ADA's.
+    *_networks(
+        "generator", "stylegan-xl", None, f"{_XL}/",
+        {"cifar10": 32, "imagenet64": 64, "ffhq256": 256, "ffhq512": 512, "ffhq1024": 1024},
+        prefix="stylegan-xl-",
+    ),
+    # EDM; `baseline-*` are the re-implemented earlier models that its paper compares with.
+    *_networks(
+        "denoiser", "edm", CC_BY_NC_SA, f"{_CDN}/edm/pretrained/",
+        {
+            "edm-cifar10-32x32-cond-vp": 32, "edm-cifar10-32x32-cond-ve": 32,
+            "edm-cifar10-32x32-uncond-vp": 32, "edm-cifar10-32x32-uncond-ve": 32,
+            "edm-ffhq-64x64-uncond-vp": 64, "edm-ffhq-64x64-uncond-ve": 64,
+            "edm-afhqv2-64x64-uncond-vp": 64, "edm-afhqv2-64x64-uncond-ve": 64,
+            "edm-imagenet-64x64-cond-adm": 64,
+        },
+    ),
+    *_networks(
+        "denoiser", "edm", CC_BY_NC_SA, f"{_CDN}/edm/pretrained/baseline/",
+        {
+            "baseline-cifar10-32x32-uncond-vp": 32, "baseline-cifar10-32x32-uncond-ve": 32,
+            "baseline-imagenet-64x64-cond-adm": 64,
+        },
+    ),
+    # EDM2 in pixel space.
+    *_networks(
+        "denoiser", "edm2", None, f"{_CDN}/edm2/posthoc-reconstructions/",
+        {
+            "edm2-img64-s-1073741-0.075": 64, "edm2-img64-m-2147483-0.060": 64,
+            "edm2-img64-l-1073741-0.040": 64, "edm2-img64-xl-0671088-0.040": 64,
+            "edm2-img64-s-1073741-0.045": 64, "edm2-img64-xs-0134217-0.110": 64,
+        },
+    ),
+    *(
+        ZooEntry(name, "fid-reference", "inception", resolution, CC_BY_NC_SA, url=f"{_CDN}/edm/fid-refs/{name}")
+        for name, resolution in {
+            "cifar10-32x32.npz": 32, "ffhq-64x64.npz": 64, "afhqv2-64x64.npz": 64, "imagenet-64x64.npz": 64,
+            "imagenet-64x64-baseline.npz": 64,
+        }.items()
+    ),
+    ZooEntry(
+        "inception-2015-12-05.pt", "detector", "inception", None, None,
+        url=f"{_ADA}/metrics/inception-2015-12-05.pt",
+        size=95_607_719,
+        sha256="f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4",
+    ),
+    ZooEntry(
+        "inception-2015-12-05.pkl", "detector", "inception", None, None,
+        url=f"{_NGC}/stylegan3/versions/1/files/metrics/inception-2015-12-05.pkl",
+    ),
+)  # fmt: skip
+
+
+def resolve(spec: str) -> ResolvedFile:
+    """The file meant by a path, an http(s) URL or a zoo name, downloaded if necessary.
+
+    A local file wins over a name; only a bare name, without a folder, is looked up in the zoo.
+
+    Raises:
+        UserError: Nothing of that name, or it could not be downloaded.
+    """
+    path = os.path.expanduser(spec)
+    if os.path.isfile(path):
+        return ResolvedFile(Path(path), spec)
+    if "://" in spec:
+        entry = next((entry for entry in ENTRIES if entry.url == spec), None)
+        if entry:
+            return _resolve_entry(spec, entry)
+        return ResolvedFile(download.fetch(spec), spec, url=spec)
+    entry = find(spec)
+    if not entry:
+        raise _unknown(spec)
+    if spec != entry.name:
+        logger.info(f"{spec} is not a file here: taking {entry.name} of the zoo, {entry.url or entry.path}")
+    return _resolve_entry(spec, entry)
+
+
+def find(name: str) -> ZooEntry | None:
+    """The zoo entry of that name, alias or file name; None if there is none."""
+    return next((entry for entry in ENTRIES if name in entry.spellings), None)
+
+
+def _resolve_entry(spec: str, entry: ZooEntry) -> ResolvedFile:
+    if entry.path:
+        return ResolvedFile(entry.path, spec, entry=entry)
+    assert entry.url, "an entry has a path or a URL"
+    return ResolvedFile(download.fetch(entry.url, size=entry.size, sha256=entry.sha256), spec, entry.url, entry)
+
+
+def _unknown(spec: str) -> UserError:
+    what = f"{spec!r} is a folder" if os.path.isdir(os.path.expanduser(spec)) else f"There is no file {spec!r}"
+    base = os.path.basename(spec)
+    entry = find(base)
+    if entry:
+        return UserError(f"{what}: give the bare name {base!r} to take {entry.name} of the zoo.")
+    stem = base.removesuffix(".pkl")
+    longer = [entry.name for entry in ENTRIES if stem and entry.name.startswith(f"{stem}-")]
+    if longer:
+        return UserError(
+            f"{what}; names in the zoo that begin so are {', '.join(longer)} (see `python -m refine.zoo`)."
+        )
+    closest = difflib.get_close_matches(stem, [name for entry in ENTRIES for name in (entry.name, *entry.aliases)])
+    hint = f"the closest names are {', '.join(closest)}" if closest else "no name is close to it"
+    return UserError(f"{what}, and none in the zoo: {hint} (`python -m refine.zoo` lists all).")
+
+
+def _described(entry: ZooEntry) -> dict[str, object]:
+    """The entry for `--json`: plain values, with the cached file and, if not known otherwise, its size."""
+    local = entry.local_path()
+    size = entry.size if entry.size is not None or local is None else local.stat().st_size
+    path = str(entry.path) if entry.path else None
+    return {**asdict(entry), "path": path, "size": size, "cached": str(local) if local else None}
+
+
+def _table() -> str:
+    rows = [("NAME", "KIND", "FAMILY", "PIXELS", "SIZE", "CACHED", "LICENCE")]
+    for entry in ENTRIES:
+        known = _described(entry)
+        rows.append(
+            (
+                " = ".join((entry.name, *entry.aliases)),
+                entry.kind,
+                entry.family,
+                str(entry.resolution or "-"),
+                f"{known['size'] / 1e6:.1f} MB" if isinstance(known["size"], int) else "-",
+                "yes" if known["cached"] else "no",
+                entry.licence or "-",
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return "\n".join(lines)
+
+
+@click.command(cls=Command)
+@click.option("--json", "as_json", is_flag=True, help="List as JSON, with URLs and digests.")
+@click.option("--fetch", "spec", metavar="NAME|URL", help="Download one file and print its path.")
+def main(as_json: bool, spec: str | None) -> None:
+    """List the files that have a name, or download one of them."""
+    if spec is not None:
+        click.echo(resolve(spec).path)
+    elif as_json:
+        click.echo(json.dumps([_described(entry) for entry in ENTRIES], indent=2))
+    else:
+        click.echo(_table())
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m refine.zoo")
