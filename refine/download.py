@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from refine.errors import UserError
 
-CHUNK_BYTES = 1 << 16
+CHUNK_BYTES = 1 << 13  # urllib3 loses an unfinished chunk when the connection breaks off
 CONNECT_AND_READ_TIMEOUT_SECONDS = (10, 60)
 MAX_FRUITLESS_TRIES = 4
 FIRST_PAUSE_SECONDS = 1.0  # doubles after each try that brought nothing

@@ -272,9 +272,9 @@ def _unknown(spec: str) -> UserError:
 
 
 def _described(entry: ZooEntry) -> dict[str, object]:
-    """The entry for `--json`: plain values, with the cached file and, if not known otherwise, its size."""
+    """The entry for `--json`: plain values, with the cached file and its size."""
     local = entry.local_path()
-    size = entry.size if entry.size is not None or local is None else local.stat().st_size
+    size = local.stat().st_size if local else entry.size
     path = str(entry.path) if entry.path else None
     return {**asdict(entry), "path": path, "size": size, "cached": str(local) if local else None}
 

@@ -20,9 +20,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return
     for item in items:
         if item.get_closest_marker("cuda"):
-            item.add_marker(
-                pytest.mark.skip(reason="needs an NVIDIA GPU, and torch.cuda.is_available() is False")
-            )
+            item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU, and torch.cuda.is_available() is False"))
 
 
 @pytest.fixture(scope="session")

@@ -266,7 +266,10 @@ class Tensor(Inert):
     def read(self) -> torch.Tensor:
         """A fresh copy in memory of its own, contiguous, on the CPU."""
         flat = self.storage.blob.tensor()
-        return torch.as_strided(flat, self.shape, self.stride, self.offset).clone(memory_format=torch.contiguous_format)
+        if self.is_contiguous and self.num_elements == len(flat):
+            return flat.reshape(self.shape)
+        view = torch.as_strided(flat, self.shape, self.stride, self.offset)
+        return view.clone(memory_format=torch.contiguous_format)
 
 
 class Parameter(Inert):

@@ -15,6 +15,7 @@ from refine.errors import UserError
 from refine.pickles import PickleError, writer
 from refine.pickles.known_sources import KNOWN_SOURCES
 from refine.pickles.records import InertType
+from refine.pickles.storage import parse_storage
 from refine.pickles.tree import children, named_tensors, walk
 
 SNAPSHOTS = [
@@ -41,7 +42,7 @@ def assert_same_but_for(data_a: bytes, data_b: bytes, num_changed: int) -> None:
     different = [(x, y) for (name, x), (_, y) in zip(a, b, strict=True) if x != y]
     assert len(different) == num_changed
     for x, y in different:
-        blob_x, blob_y = pickles.records.parse_storage(x), pickles.records.parse_storage(y)
+        blob_x, blob_y = parse_storage(x), parse_storage(y)
         assert x[: blob_x.data_start] == y[: blob_y.data_start] and len(x) == len(y)
 
 
@@ -77,9 +78,9 @@ def assert_records_equal(a, b) -> None:
             assert names[0] == names[1] and x.is_new_object == y.is_new_object
         else:
             assert type(x) is type(y)
-        children = [list(children(value)) for value in (x, y)]
-        assert len(children[0]) == len(children[1])
-        for u, v in zip(*children, strict=True):
+        inner = [list(children(value)) for value in (x, y)]
+        assert len(inner[0]) == len(inner[1])
+        for u, v in zip(*inner, strict=True):
             if id(u) in order_a or id(v) in order_b:
                 assert order_a.get(id(u)) == order_b.get(id(v))
             elif isinstance(u, InertType):

@@ -9,6 +9,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import pytest
+from click.testing import CliRunner
+
+from refine import inspect
 
 # What Python reports before it does something that no pickle may cause (https://docs.python.org/3/library/audit_events.html).
 WATCHED = (
@@ -25,6 +28,10 @@ WATCHED = (
     "pty.",
 )
 HARMLESS = ("os.scandir", "os.listdir")
+
+
+# A case may use this much memory: records of Python cost about a hundred bytes for one byte of file.
+MEMORY_BASE, MEMORY_PER_BYTE = 24 << 20, 60
 
 
 @dataclass
@@ -67,3 +74,31 @@ def watching() -> Callable[[str], object]:
             tracemalloc.stop()
 
     return watch
+
+
+@pytest.fixture(scope="module")
+def check(watching, tmp_path_factory, fixture_path):
+    """`check(data)` gives a pickle to the command line and returns whether it was accepted."""
+    path = tmp_path_factory.mktemp("hostile") / "case.pkl"
+    runner = CliRunner()
+
+    def run(data: bytes) -> bool:
+        path.write_bytes(data)
+        with watching(path) as watch:
+            result = runner.invoke(inspect.main, [str(path)])
+        assert not watch.events, watch.events
+        assert watch.peak_bytes < MEMORY_BASE + MEMORY_PER_BYTE * len(data), watch.peak_bytes
+        assert result.exit_code in (0, 2), (result.output, result.exception)
+        if result.exit_code == 2:
+            assert result.stdout == ""
+            assert result.stderr.startswith("Error: ") and result.stderr.count("\n") == 1, result.stderr
+            assert str(path) in result.stderr and "Traceback" not in result.stderr
+            assert len(result.stderr) < 1000
+        return result.exit_code == 0
+
+    # Whatever is imported lazily on the ordinary way is imported before anything is watched.
+    for name in ("sg2ada/b_cond16.pkl", "edm/s2_edm_adm_cond16.pkl", "sg3/s2_stylegan3t_uncond32.pkl"):
+        assert runner.invoke(inspect.main, [str(fixture_path(name))]).exit_code == 0
+    path.write_bytes(b"")
+    runner.invoke(inspect.main, [str(path)])
+    return run

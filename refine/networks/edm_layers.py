@@ -1,0 +1,238 @@
+"""Layers of the EDM family's U-Nets: resampling convolutions, noise level embeddings, the residual block.
+
+Module, parameter and buffer names are those of EDM checkpoints; everything that is not in a checkpoint is a
+plain Python number, so that the networks can be built on the meta device. Parameters stay float32, while
+activations may be half precision.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from refine.errors import UserError
+from refine.networks.initial import normal
+
+Resampling = Literal["up", "down"]
+
+
+def _resampling_kernel(taps: Sequence[float]) -> Tensor:
+    """The [1, 1, k, k] outer product of a 1-D filter with itself, summing to one."""
+    row = torch.tensor(taps, dtype=torch.float32, device="cpu")
+    return (row.outer(row) / row.sum().square())[None, None]
+
+
+def _filter_by_2(x: Tensor, kernel: Tensor, resampling: Resampling, padding: int) -> Tensor:
+    """Filters every channel of x [N, C, H, W] and changes its resolution by two."""
+    channels = x.shape[1]
+    weight = kernel.to(x.dtype).expand(channels, -1, -1, -1)
+    if resampling == "up":
+        # Three of four samples are inserted zeros: the factor 4 keeps the mean.
+        return functional.conv_transpose2d(x, 4 * weight, stride=2, padding=padding, groups=channels)
+    return functional.conv2d(x, weight, stride=2, padding=padding, groups=channels)
+
+
+class Resample(nn.Module):
+    """Doubles or halves the resolution of [N, C, H, W] with a separable filter."""
+
+    resample_filter: Tensor
+
+    def __init__(self, taps: Sequence[float], resampling: Resampling) -> None:
+        super().__init__()
+        self.resampling = resampling
+        self.filter_padding = (len(taps) - 1) // 2
+        self.register_buffer("resample_filter", _resampling_kernel(taps))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] -> [N, C, 2H, 2W] or [N, C, H/2, W/2]."""
+        return _filter_by_2(x, self.resample_filter, self.resampling, self.filter_padding)
+
+
+class Conv2d(nn.Conv2d):
+    """Zero-padded convolution that keeps the resolution, or changes it by two, in the dtype of its input.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        kernel_size: odd width of the kernel.
+        resampling: resolution change, before the convolution.
+        taps: 1-D resampling filter of even length.
+        convolve_first: convolve at the high resolution, then downsample; with resampling="down" only.
+    """
+
+    resample_filter: Tensor
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        resampling: Resampling | None = None,
+        taps: Sequence[float] = (1, 1),
+        convolve_first: bool = False,
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
+        self.resampling = resampling
+        self.filter_padding = (len(taps) - 1) // 2
+        self.convolve_first = convolve_first
+        if resampling is not None:
+            self.register_buffer("resample_filter", _resampling_kernel(taps))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, in_channels, H, W] -> [N, out_channels, H', W']."""
+        assert self.bias is not None
+        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+        padding = self.kernel_size[0] // 2
+        if self.resampling is None:
+            return functional.conv2d(x, weight, bias, padding=padding)
+        if self.convolve_first:
+            # The filter sees convolved values outside of the image: its padding moves into the convolution.
+            x = functional.conv2d(x, weight, bias, padding=padding + self.filter_padding)
+            return _filter_by_2(x, self.resample_filter, self.resampling, padding=0)
+        x = _filter_by_2(x, self.resample_filter, self.resampling, self.filter_padding)
+        return functional.conv2d(x, weight, bias, padding=padding)
+
+
+class GroupNorm(nn.GroupNorm):
+    """Group normalisation with up to 32 groups of at least four channels, in the dtype of its input."""
+
+    def __init__(self, channels: int, eps: float) -> None:
+        super().__init__(min(32, channels // 4), channels, eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] -> [N, C, H, W]."""
+        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+        return functional.group_norm(x, self.num_groups, weight, bias, self.eps)
+
+
+class PositionalEmbedding(nn.Module):
+    """Cosines, then sines, of a number at geometrically spaced frequencies from 1 down to 1 / 10000.
+
+    Args:
+        channels: width of the embedding, even.
+        endpoint: whether the lowest frequency is 1 / 10000 (DDPM++) or the series stops before it (ADM).
+    """
+
+    def __init__(self, channels: int, endpoint: bool) -> None:
+        super().__init__()
+        if channels % 2:
+            raise UserError(f"A positional embedding needs an even number of channels, not {channels}.")
+        self.channels = channels
+        self.endpoint = endpoint
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N] -> [N, channels]."""
+        count = self.channels // 2
+        index = torch.arange(count, dtype=x.dtype, device=x.device)
+        frequencies = (1 / 10000) ** (index / (count - 1 if self.endpoint else count))
+        angles = x.outer(frequencies)
+        return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+class FourierEmbedding(nn.Module):
+    """Cosines, then sines, of a number at fixed random frequencies (NCSN++)."""
+
+    freqs: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("freqs", normal(channels // 2, std=16.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N] -> [N, channels]."""
+        angles = x.outer(2 * math.pi * self.freqs.to(x.dtype))
+        return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+@dataclass(frozen=True)
+class BlockOptions:
+    """What all blocks of one U-Net have in common.
+
+    Attributes:
+        emb_channels: width of the noise level embedding.
+        num_heads: attention heads; None: one for every 64 channels, hence no attention below 64.
+        dropout: probability of dropping an activation before the last convolution, in training only.
+        norm_eps: epsilon of the group normalisations.
+        skip_scale: factor after every residual addition.
+        adaptive_scale: the embedding scales and shifts (ADM) instead of only shifting (DDPM++, NCSN++).
+        resample_filter: taps of the filter for resolution changes.
+        resample_proj: a skip that changes resolution has a 1x1 convolution even if the channels match.
+    """
+
+    emb_channels: int
+    num_heads: int | None
+    dropout: float
+    norm_eps: float
+    skip_scale: float
+    adaptive_scale: bool
+    resample_filter: tuple[float, ...]
+    resample_proj: bool
+
+
+class UNetBlock(nn.Module):
+    """Residual block, conditioned on an embedding, with optional self-attention after it."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        options: BlockOptions,
+        resampling: Resampling | None = None,
+        attention: bool = False,
+    ) -> None:
+        super().__init__()
+        self.dropout = options.dropout
+        self.skip_scale = options.skip_scale
+        self.adaptive_scale = options.adaptive_scale
+        taps, eps = options.resample_filter, options.norm_eps
+
+        self.norm0 = GroupNorm(in_channels, eps)
+        self.conv0 = Conv2d(in_channels, out_channels, 3, resampling, taps)
+        self.affine = nn.Linear(options.emb_channels, out_channels * (2 if options.adaptive_scale else 1))
+        self.norm1 = GroupNorm(out_channels, eps)
+        self.conv1 = Conv2d(out_channels, out_channels, 3)
+
+        self.skip: nn.Module | None = None
+        if in_channels != out_channels or (resampling is not None and options.resample_proj):
+            self.skip = Conv2d(in_channels, out_channels, 1, resampling, taps)
+        elif resampling is not None:
+            self.skip = Resample(taps, resampling)
+
+        self.num_heads = 0
+        if attention:
+            self.num_heads = out_channels // 64 if options.num_heads is None else options.num_heads
+        if self.num_heads:
+            if out_channels % self.num_heads:
+                raise UserError(f"{out_channels} channels cannot be shared by {self.num_heads} attention heads.")
+            self.norm2 = GroupNorm(out_channels, eps)
+            self.qkv = Conv2d(out_channels, 3 * out_channels, 1)
+            self.proj = Conv2d(out_channels, out_channels, 1)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """Maps x [N, in_channels, H, W], emb [N or 1, emb_channels] to [N, out_channels, H', W']."""
+        h = self.conv0(functional.silu(self.norm0(x)))
+        modulation = self.affine(emb).to(h.dtype)[:, :, None, None]
+        if self.adaptive_scale:
+            scale, shift = modulation.chunk(2, dim=1)
+            h = self.norm1(h) * (1 + scale) + shift
+        else:
+            h = self.norm1(h + modulation)
+        h = self.conv1(functional.dropout(functional.silu(h), self.dropout, self.training))
+        h = (h + (x if self.skip is None else self.skip(x))) * self.skip_scale
+        if self.num_heads:
+            h = (h + self._self_attention(h)) * self.skip_scale
+        return h
+
+    def _self_attention(self, x: Tensor) -> Tensor:
+        n, channels, height, width = x.shape
+        # Checkpoints order the output channels of qkv as [head, channel in head, (query, key, value)].
+        qkv = self.qkv(self.norm2(x)).reshape(n, self.num_heads, channels // self.num_heads, 3, height * width)
+        query, key, value = qkv.permute(3, 0, 1, 4, 2).contiguous().unbind(0)  # each [N, heads, H*W, channels]
+        h = functional.scaled_dot_product_attention(query, key, value)
+        return self.proj(h.transpose(2, 3).reshape(n, channels, height, width))

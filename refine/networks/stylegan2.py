@@ -1,0 +1,424 @@
+"""The StyleGAN2 generator, under the names of the checkpoints of stylegan2-ada-pytorch and stylegan3.
+
+Karras et al., "Analyzing and Improving the Image Quality of StyleGAN" (arXiv 1912.04958), as refined in "Training
+Generative Adversarial Networks with Limited Data" (arXiv 2006.06676). Weights have the equalised learning rate of
+"Progressive Growing of GANs" (arXiv 1710.10196): they are stored with unit variance and scaled by 1 / sqrt(fan_in)
+whenever they are used.
+
+Every tensor of a module is a parameter or a persistent buffer, so a generator can be made on the meta device and
+filled by `load_state_dict(state, strict=True, assign=True)`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from refine.networks.initial import normal
+from refine.networks.stylegan2_options import (
+    Dialect,
+    GeneratorOptions,
+    MappingOptions,
+    SynthesisOptions,
+    options_from_init_kwargs,
+)
+from stylegan_ops.bias_act import ACTIVATIONS, bias_act
+from stylegan_ops.conv2d_resample import conv2d_resample
+from stylegan_ops.modulated_conv2d import modulated_conv2d
+from stylegan_ops.upfirdn2d import setup_filter, upsample2d
+
+NOISE_MODES = ("random", "const", "none")
+
+
+def normalize_2nd_moment(x: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
+    """Scale x so that its mean square along `dim` is 1."""
+    return x * (x.square().mean(dim=dim, keepdim=True) + eps).rsqrt()
+
+
+class FullyConnectedLayer(nn.Module):
+    """[N, in_features] -> [N, out_features], with equalised learning rate, bias and activation."""
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        activation: str = "linear",
+        lr_multiplier: float = 1.0,
+        bias_init: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.activation = activation
+        self.weight_gain = lr_multiplier / math.sqrt(in_features)
+        self.bias_gain = lr_multiplier
+        self.weight = nn.Parameter(normal(out_features, in_features, std=1 / lr_multiplier))
+        self.bias = nn.Parameter(torch.full([out_features], float(bias_init))) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [N, in_features] to [N, out_features]."""
+        bias = None if self.bias is None else self.bias * self.bias_gain
+        return bias_act(x @ (self.weight * self.weight_gain).t(), bias, act=self.activation)
+
+
+class Conv2dLayer(nn.Module):
+    """The shortcut of a residual block: 1x1 convolution and upsampling by two, without bias or activation."""
+
+    def __init__(self, in_channels: int, out_channels: int, resample_filter: tuple[float, ...]) -> None:
+        super().__init__()
+        self.weight_gain = 1 / math.sqrt(in_channels)
+        self.weight = nn.Parameter(normal(out_channels, in_channels, 1, 1))
+        self.resample_filter: Tensor
+        self.register_buffer("resample_filter", setup_filter(resample_filter))
+
+    def forward(self, x: Tensor, gain: float = 1.0) -> Tensor:
+        """Map [N, in_channels, H, W] to [N, out_channels, 2 H, 2 W], times `gain`."""
+        weight = (self.weight * (self.weight_gain * gain)).to(x.dtype)
+        return conv2d_resample(x, weight, self.resample_filter, up=2)
+
+
+class MappingNetwork(nn.Module):
+    """Latents z and labels c to intermediate latents w, one for each layer of the synthesis network."""
+
+    def __init__(self, z_dim: int, c_dim: int, w_dim: int, num_ws: int, options: MappingOptions) -> None:
+        super().__init__()
+        self.z_dim, self.c_dim, self.w_dim, self.num_ws = z_dim, c_dim, w_dim, num_ws
+        self.num_layers = options.num_layers
+        self.w_avg_beta = options.w_avg_beta
+        embed_features = options.embed_features or w_dim
+        layer_features = options.layer_features or w_dim
+        widths = [z_dim + (embed_features if c_dim else 0), *[layer_features] * (self.num_layers - 1), w_dim]
+        if c_dim:
+            self.embed = FullyConnectedLayer(c_dim, embed_features)
+        for i in range(self.num_layers):
+            layer = FullyConnectedLayer(
+                widths[i], widths[i + 1], activation=options.activation, lr_multiplier=options.lr_multiplier
+            )
+            self.add_module(f"fc{i}", layer)
+        self.w_avg: Tensor
+        self.register_buffer("w_avg", torch.zeros(w_dim))
+
+    def forward(
+        self,
+        z: Tensor,
+        c: Tensor | None = None,
+        truncation_psi: float = 1.0,
+        truncation_cutoff: int | None = None,
+    ) -> Tensor:
+        """Map z and c to w, and draw w towards its average.
+
+        This never changes `w_avg`, not even in training mode: see `update_w_avg`.
+
+        Args:
+            z: [N, z_dim], normally distributed.
+            c: labels [N, c_dim], one-hot or soft; ignored by an unconditional network.
+            truncation_psi: 1 leaves w alone, 0 replaces it by `w_avg`.
+            truncation_cutoff: truncate the first so many layers only; None is all.
+
+        Returns:
+            ws [N, num_ws, w_dim].
+
+        Raises:
+            ValueError: if z or c has another shape.
+        """
+        x = normalize_2nd_moment(_shaped("z", z, self.z_dim).to(self.w_avg.dtype))
+        if self.c_dim:
+            y = self.embed(_shaped("c", c, self.c_dim).to(self.w_avg.dtype))
+            x = torch.cat([x, normalize_2nd_moment(y)], dim=1)
+        for i in range(self.num_layers):
+            x = self.get_submodule(f"fc{i}")(x)
+        ws = x[:, None].expand(-1, self.num_ws, -1)
+        if truncation_psi != 1:
+            truncated = self.w_avg.lerp(ws[:, :truncation_cutoff], truncation_psi)
+            ws = torch.cat([truncated, ws[:, truncated.shape[1] :]], dim=1)
+        return ws
+
+    @torch.no_grad()
+    def update_w_avg(self, ws: Tensor) -> None:
+        """Move `w_avg` towards the batch's mean: w_avg <- beta * w_avg + (1 - beta) * mean(w).
+
+        NVIDIA's networks do this inside the forward call, in one dialect whenever the module is in training mode,
+        in the other on request. Here it happens only when the trainer says so: a training step evaluates the
+        generator several times (for the fake score, for its own gradient, for each micro-batch, perhaps again in
+        recomputation), and `w_avg` must neither count a batch twice nor depend on how a step is divided.
+
+        Args:
+            ws: what `forward` returned with truncation_psi = 1, [N, num_ws, w_dim], N > 0.
+        """
+        self.w_avg.copy_(ws[:, 0].mean(dim=0).lerp(self.w_avg, self.w_avg_beta))
+
+
+class SynthesisLayer(nn.Module):
+    """Modulated convolution, noise, bias and activation: [N, in, H, W] -> [N, out, resolution, resolution]."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        w_dim: int,
+        resolution: int,
+        up: int,
+        options: SynthesisOptions,
+    ) -> None:
+        super().__init__()
+        self.resolution, self.up = resolution, up
+        self.use_noise = options.use_noise
+        self.activation = options.activation
+        self.conv_clamp = options.conv_clamp
+        self.padding = options.kernel_size // 2
+        self.act_gain = ACTIVATIONS[options.activation].gain
+        self.affine = FullyConnectedLayer(w_dim, in_channels, bias_init=1)
+        self.weight = nn.Parameter(normal(out_channels, in_channels, options.kernel_size, options.kernel_size))
+        self.resample_filter: Tensor
+        self.register_buffer("resample_filter", setup_filter(options.resample_filter))
+        if self.use_noise:
+            self.noise_const: Tensor
+            self.register_buffer("noise_const", normal(resolution, resolution))
+            self.noise_strength = nn.Parameter(torch.zeros([]))
+        self.bias = nn.Parameter(torch.zeros(out_channels))
+
+    def forward(
+        self, x: Tensor, w: Tensor, noise_mode: str = "random", fused_modconv: bool = True, gain: float = 1.0
+    ) -> Tensor:
+        """Apply the layer to x in the style w [N, w_dim]; `gain` scales the result and the clamp."""
+        noise = None
+        if self.use_noise and noise_mode == "random":
+            # One normal draw [N, 1, resolution, resolution] a layer: part of what a seed means.
+            size = [x.shape[0], 1, self.resolution, self.resolution]
+            noise = torch.randn(size, device=x.device) * self.noise_strength
+        elif self.use_noise and noise_mode == "const":
+            noise = self.noise_const * self.noise_strength
+        x = modulated_conv2d(
+            x,
+            self.weight,
+            self.affine(w),
+            noise,
+            up=self.up,
+            padding=self.padding,
+            resample_filter=self.resample_filter,
+            flip_weight=self.up == 1,  # How the weights of upsampling layers are stored.
+            fused_modconv=fused_modconv,
+        )
+        clamp = None if self.conv_clamp is None else self.conv_clamp * gain
+        return bias_act(x, self.bias, act=self.activation, gain=self.act_gain * gain, clamp=clamp)
+
+
+class ToRGBLayer(nn.Module):
+    """Features to an image: 1x1 modulated convolution without demodulation, noise or activation."""
+
+    def __init__(self, in_channels: int, img_channels: int, w_dim: int, conv_clamp: float | None) -> None:
+        super().__init__()
+        self.conv_clamp = conv_clamp
+        self.weight_gain = 1 / math.sqrt(in_channels)
+        self.affine = FullyConnectedLayer(w_dim, in_channels, bias_init=1)
+        self.weight = nn.Parameter(normal(img_channels, in_channels, 1, 1))
+        self.bias = nn.Parameter(torch.zeros(img_channels))
+
+    def forward(self, x: Tensor, w: Tensor, fused_modconv: bool = True) -> Tensor:
+        """Map [N, in_channels, H, W] to [N, img_channels, H, W] in the style w [N, w_dim]."""
+        styles = self.affine(w) * self.weight_gain
+        x = modulated_conv2d(x, self.weight, styles, demodulate=False, fused_modconv=fused_modconv)
+        return bias_act(x, self.bias, clamp=self.conv_clamp)
+
+
+class SynthesisBlock(nn.Module):
+    """The layers of one resolution; with in_channels = 0 the first one, which starts from a learned constant."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        w_dim: int,
+        resolution: int,
+        img_channels: int,
+        is_last: bool,
+        use_fp16: bool,
+        options: SynthesisOptions,
+    ) -> None:
+        super().__init__()
+        self.in_channels, self.resolution = in_channels, resolution
+        self.use_fp16 = use_fp16
+        self.architecture = options.architecture
+        self.fused_modconv_default = options.fused_modconv_default
+        self.num_conv = 2 if in_channels else 1
+        self.num_torgb = 1 if is_last or options.architecture == "skip" else 0
+        self.resample_filter: Tensor
+        self.register_buffer("resample_filter", setup_filter(options.resample_filter))
+        if in_channels:
+            self.conv0 = SynthesisLayer(in_channels, out_channels, w_dim, resolution, 2, options)
+        else:
+            self.const = nn.Parameter(normal(out_channels, resolution, resolution))
+        self.conv1 = SynthesisLayer(out_channels, out_channels, w_dim, resolution, 1, options)
+        if self.num_torgb:
+            self.torgb = ToRGBLayer(out_channels, img_channels, w_dim, options.conv_clamp)
+        if in_channels and options.architecture == "resnet":
+            self.skip = Conv2dLayer(in_channels, out_channels, options.resample_filter)
+
+    def forward(
+        self,
+        x: Tensor | None,
+        img: Tensor | None,
+        ws: Tensor,
+        noise_mode: str = "random",
+        force_fp32: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Compute the features and the image of this resolution from those of the one below.
+
+        Args:
+            x: features [N, in_channels, resolution / 2, resolution / 2]; None for the first block.
+            img: image of half the resolution, None where there is none yet.
+            ws: [N, num_conv + num_torgb, w_dim], one w for each layer.
+            noise_mode: see `Generator.forward`.
+            force_fp32: see `Generator.forward`.
+
+        Returns:
+            Features [N, out_channels, resolution, resolution] and, where there is one by now, the image.
+        """
+        # Half precision pays on GPUs only; elsewhere it is slow, and rounding would be all that it does.
+        half = self.use_fp16 and not force_fp32 and ws.device.type == "cuda"
+        dtype = torch.float16 if half else ws.dtype
+        fused = self.fused_modconv_default
+        if fused == "inference_only":
+            fused = not self.training
+        layer: dict[str, Any] = {"noise_mode": noise_mode, "fused_modconv": fused}
+
+        if x is None:
+            x = self.const.to(dtype).expand(ws.shape[0], -1, -1, -1)
+            x = self.conv1(x, ws[:, 0], **layer)
+        elif self.architecture == "resnet":
+            # Two paths of unit variance, each scaled by sqrt(1/2), add up to unit variance.
+            x = x.to(dtype)
+            shortcut = self.skip(x, gain=math.sqrt(0.5))
+            x = self.conv0(x, ws[:, 0], **layer)
+            x = shortcut + self.conv1(x, ws[:, 1], **layer, gain=math.sqrt(0.5))
+        else:
+            x = self.conv0(x.to(dtype), ws[:, 0], **layer)
+            x = self.conv1(x, ws[:, 1], **layer)
+
+        if img is not None:
+            img = upsample2d(img, self.resample_filter)
+        if self.num_torgb:
+            y = self.torgb(x, ws[:, self.num_conv], fused_modconv=fused).to(ws.dtype)
+            img = y if img is None else img + y
+        return x, img
+
+
+class SynthesisNetwork(nn.Module):
+    """Intermediate latents to images: blocks `b4`, `b8`, ... up to the resolution of the image."""
+
+    def __init__(self, w_dim: int, img_resolution: int, img_channels: int, options: SynthesisOptions) -> None:
+        super().__init__()
+        self.w_dim, self.img_resolution, self.img_channels = w_dim, img_resolution, img_channels
+        self.block_resolutions = [2**i for i in range(2, img_resolution.bit_length())]
+        fp16_resolutions = [res for res in self.block_resolutions if res >= 8]
+        fp16_resolutions = fp16_resolutions[max(0, len(fp16_resolutions) - options.num_fp16_res) :]
+        in_channels, num_layers = 0, 0
+        for resolution in self.block_resolutions:
+            out_channels = min(options.channel_base // resolution, options.channel_max)
+            block = SynthesisBlock(
+                in_channels,
+                out_channels,
+                w_dim,
+                resolution,
+                img_channels,
+                is_last=resolution == img_resolution,
+                use_fp16=resolution in fp16_resolutions,
+                options=options,
+            )
+            self.add_module(f"b{resolution}", block)
+            in_channels = out_channels
+            num_layers += block.num_conv
+        # A block's image layer uses the w of the next block's first layer; only the last one has a w of its own.
+        self.num_ws = num_layers + 1
+
+    def forward(self, ws: Tensor, noise_mode: str = "random", force_fp32: bool = False) -> Tensor:
+        """Map ws [N, num_ws, w_dim] to images [N, img_channels, img_resolution, img_resolution].
+
+        Args:
+            ws: one w for each layer; different ones mix styles.
+            noise_mode: see `Generator.forward`.
+            force_fp32: see `Generator.forward`.
+
+        Raises:
+            ValueError: on another shape or an unknown noise mode.
+        """
+        if ws.ndim != 3 or ws.shape[1:] != (self.num_ws, self.w_dim):
+            raise ValueError(f"ws must have shape [N, {self.num_ws}, {self.w_dim}], not {list(ws.shape)}")
+        if noise_mode not in NOISE_MODES:
+            raise ValueError(f"noise_mode must be one of {', '.join(NOISE_MODES)}, not {noise_mode!r}")
+        x = img = None
+        first = 0
+        for resolution in self.block_resolutions:
+            block = self.get_submodule(f"b{resolution}")
+            assert isinstance(block, SynthesisBlock)
+            block_ws = ws[:, first : first + block.num_conv + block.num_torgb]
+            x, img = block(x, img, block_ws, noise_mode=noise_mode, force_fp32=force_fp32)
+            first += block.num_conv
+        assert img is not None
+        return img
+
+
+class Generator(nn.Module):
+    """The StyleGAN2 generator: latents and labels to images."""
+
+    def __init__(self, options: GeneratorOptions) -> None:
+        super().__init__()
+        self.z_dim, self.c_dim, self.w_dim = options.z_dim, options.c_dim, options.w_dim
+        self.img_resolution, self.img_channels = options.img_resolution, options.img_channels
+        self.synthesis = SynthesisNetwork(self.w_dim, self.img_resolution, self.img_channels, options.synthesis)
+        self.num_ws = self.synthesis.num_ws
+        self.mapping = MappingNetwork(self.z_dim, self.c_dim, self.w_dim, self.num_ws, options.mapping)
+
+    def forward(
+        self,
+        z: Tensor,
+        c: Tensor | None = None,
+        truncation_psi: float = 1.0,
+        truncation_cutoff: int | None = None,
+        noise_mode: str = "random",
+        force_fp32: bool = False,
+    ) -> Tensor:
+        """Generate images.
+
+        Args:
+            z: latents [N, z_dim], normally distributed.
+            c: labels [N, c_dim]; ignored by an unconditional generator.
+            truncation_psi: 1 is the full distribution, 0 the average image.
+            truncation_cutoff: truncate the first so many layers only; None is all.
+            noise_mode: `random` draws new noise, [N, 1, res, res] for each layer in the order of execution from
+                the device's default random generator; `const` uses the noise stored in the network; `none` none.
+            force_fp32: compute in float32 also where the network was made for float16. Off CUDA it always does.
+
+        Returns:
+            Images [N, img_channels, img_resolution, img_resolution] in float32, nominally in [-1, 1], not
+            clamped.
+
+        Raises:
+            ValueError: if z or c has another shape, or on an unknown noise mode.
+        """
+        ws = self.mapping(z, c, truncation_psi=truncation_psi, truncation_cutoff=truncation_cutoff)
+        return self.synthesis(ws, noise_mode=noise_mode, force_fp32=force_fp32)
+
+
+def generator_from_init_kwargs(init_kwargs: Mapping[str, Any], dialect: Dialect) -> Generator:
+    """Make the generator that the constructor arguments in a pickle describe, with random weights.
+
+    Args:
+        init_kwargs: `_init_kwargs` of the pickled Generator.
+        dialect: `ada` (stylegan2-ada-pytorch: arguments of the synthesis network in `synthesis_kwargs`) or `sg3`
+            (the stylegan3 repository: beside the others). It also decides what an argument defaults to.
+
+    Raises:
+        UserError: on an unknown or missing argument, or one out of range; it names it.
+    """
+    return Generator(options_from_init_kwargs(init_kwargs, dialect))
+
+
+def _shaped(name: str, value: Tensor | None, width: int) -> Tensor:
+    if value is None or value.ndim != 2 or value.shape[1] != width:
+        found = "None" if value is None else str(list(value.shape))
+        raise ValueError(f"{name} must have shape [N, {width}], not {found}")
+    return value

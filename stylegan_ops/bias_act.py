@@ -1,0 +1,51 @@
+"""Bias, activation, gain and clamp in one step: the element-wise half of every StyleGAN layer."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from stylegan_ops import reference
+from stylegan_ops.reference import ACTIVATIONS
+
+
+def bias_act(
+    x: Tensor,
+    b: Tensor | None = None,
+    dim: int = 1,
+    act: str = "linear",
+    alpha: float | None = None,
+    gain: float | None = None,
+    clamp: float | None = None,
+) -> Tensor:
+    """Compute clamp(gain * act(x + b)), element by element.
+
+    Args:
+        x: floating-point tensor of any shape.
+        b: bias [x.shape[dim]], added along `dim` in x's dtype; None adds nothing.
+        dim: the dimension of x that `b` runs along.
+        act: a key of `ACTIVATIONS`: linear, relu, lrelu, tanh, sigmoid, elu, selu, softplus or swish.
+        alpha: slope of `lrelu` below zero, default 0.2; the other activations ignore it.
+        gain: factor after the activation; default sqrt(2) for relu, lrelu and swish, 1 for the others.
+        clamp: limit the result to [-clamp, clamp]; None does not.
+
+    Returns:
+        A tensor of x's shape and dtype; differentiable as often as the activation is.
+
+    Raises:
+        TypeError: if `x` is not a floating-point tensor.
+        ValueError: on an unknown activation, a dimension that x lacks, a bias that does not fit it, or a
+            negative clamp.
+    """
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        kind = str(x.dtype) if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"x must be a floating-point tensor, not {kind}")
+    if act not in ACTIVATIONS:
+        raise ValueError(f"act must be one of {', '.join(ACTIVATIONS)}, not {act!r}")
+    if clamp is not None and not clamp >= 0:
+        raise ValueError(f"clamp must be None or at least 0, not {clamp!r}")
+    if b is not None:
+        if not 0 <= dim < x.ndim:
+            raise ValueError(f"dim must be one of the {x.ndim} dimensions of x, not {dim}")
+        if b.shape != (x.shape[dim],):
+            raise ValueError(f"b must have shape [{x.shape[dim]}] for x {list(x.shape)}, not {list(b.shape)}")
+    return reference.bias_act(x, b, dim, act, alpha, gain, clamp)

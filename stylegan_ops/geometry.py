@@ -1,0 +1,137 @@
+"""How the operators count: factors are (x, y), padding is (left, right, top, bottom) and may be negative."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+Factor: TypeAlias = int | Sequence[int]
+PaddingLike: TypeAlias = int | Sequence[int]
+
+
+class Size(NamedTuple):
+    """A width and a height, in pixels, taps or as resampling factors."""
+
+    x: int
+    y: int
+
+
+class Padding(NamedTuple):
+    """Pixels of zeros to add at each side of an image; a negative number removes pixels instead."""
+
+    left: int
+    right: int
+    top: int
+    bottom: int
+
+
+ONE = Size(1, 1)
+NO_PADDING = Padding(0, 0, 0, 0)
+
+
+def _integers(value: int | Sequence[int], name: str, counts: tuple[int, ...]) -> tuple[int, ...]:
+    values = value if isinstance(value, Sequence) else (value,)
+    try:
+        numbers = tuple(operator.index(v) for v in values)
+    except TypeError:
+        numbers = ()
+    if isinstance(value, str) or len(numbers) not in counts:
+        allowed = " or ".join(str(count) for count in counts)
+        raise ValueError(f"{name} must be {allowed} whole numbers, not {value!r}")
+    return numbers
+
+
+def parse_factor(factor: Factor, name: str) -> Size:
+    """Read a resampling factor, one number for both axes or `[x, y]`.
+
+    Raises:
+        ValueError: unless it is one or two whole numbers of at least 1; the message starts with `name`.
+    """
+    numbers = _integers(factor, name, (1, 2))
+    if min(numbers) < 1:
+        raise ValueError(f"{name} must be at least 1, not {factor!r}")
+    return Size(numbers[0], numbers[-1])
+
+
+def parse_padding(padding: PaddingLike) -> Padding:
+    """Read padding, one number for all sides, `[x, y]` or `[left, right, top, bottom]`.
+
+    Raises:
+        ValueError: unless it is one, two or four whole numbers.
+    """
+    numbers = _integers(padding, "padding", (1, 2, 4))
+    if len(numbers) == 4:
+        return Padding(*numbers)
+    return Padding(numbers[0], numbers[0], numbers[-1], numbers[-1])
+
+
+def filter_size(f: Tensor | None) -> Size:
+    """Taps of a filter along each axis: 1-D filters are applied along both, None is the single tap 1.
+
+    Raises:
+        TypeError: if `f` is neither a tensor nor None.
+        ValueError: unless it has one or two dimensions and at least one tap.
+    """
+    if f is None:
+        return Size(1, 1)
+    if not isinstance(f, Tensor):
+        raise TypeError(f"f must be a tensor from setup_filter() or None, not {type(f).__name__}")
+    if f.ndim not in (1, 2) or f.numel() == 0:
+        raise ValueError(f"f must have shape [taps] or [height, width], not {list(f.shape)}")
+    return Size(f.shape[-1], f.shape[0])
+
+
+def centred_padding(padding: Padding, taps: Size, up: Size = ONE, down: Size = ONE) -> Padding:
+    """Add to `padding` what keeps an image centred under a filter, its size multiplied by up / down."""
+    return Padding(
+        padding.left + (taps.x + up.x - down.x) // 2,
+        padding.right + (taps.x - up.x - down.x + 1) // 2,
+        padding.top + (taps.y + up.y - down.y) // 2,
+        padding.bottom + (taps.y - up.y - down.y + 1) // 2,
+    )
+
+
+def check_images(x: Tensor) -> None:
+    """Raise TypeError or ValueError unless `x` is a floating-point tensor [N, C, H, W] with C at least 1."""
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        kind = str(x.dtype) if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"x must be a floating-point tensor, not {kind}")
+    if x.ndim != 4 or x.shape[1] == 0:
+        raise ValueError(f"x must have shape [N, C, H, W] with C at least 1, not {list(x.shape)}")
+
+
+def check_extent(x: Tensor, taps: Size, up: Size, padding: Padding) -> None:
+    """Raise ValueError if the upsampled and padded image is smaller than the window to slide over it."""
+    width = x.shape[3] * up.x + padding.left + padding.right
+    height = x.shape[2] * up.y + padding.top + padding.bottom
+    if width < taps.x or height < taps.y:
+        raise ValueError(
+            f"the image is {width} x {height} pixels after upsampling and padding, "
+            f"smaller than the {taps.x} x {taps.y} taps that are to slide over it"
+        )
+
+
+def pad_or_crop(x: Tensor, padding: Padding) -> Tensor:
+    """Move the borders of images [N, C, H, W] outwards into zeros, or inwards where `padding` is negative."""
+    # Padding comes first, since one side may crop more than the image has before the other pads.
+    if max(padding) > 0:
+        x = functional.pad(x, [max(side, 0) for side in padding])
+    if min(padding) < 0:
+        left, right, top, bottom = (max(-side, 0) for side in padding)
+        x = x[:, :, top : x.shape[2] - bottom, left : x.shape[3] - right]
+    return x
+
+
+def conv2d_padded(x: Tensor, w: Tensor, padding: Padding, stride: Size = ONE, groups: int = 1) -> Tensor:
+    """Correlate like `torch.conv2d`, with padding that may be negative or differ from side to side."""
+    # conv2d pads both sides alike without a copy of the image; only what is left over is worth one.
+    both_x = max(0, min(padding.left, padding.right))
+    both_y = max(0, min(padding.top, padding.bottom))
+    rest = Padding(padding.left - both_x, padding.right - both_x, padding.top - both_y, padding.bottom - both_y)
+    x = pad_or_crop(x, rest)
+    return torch.conv2d(x, w, stride=(stride.y, stride.x), padding=(both_y, both_x), groups=groups)

@@ -1,0 +1,99 @@
+"""Convolution whose weights are scaled per sample by a style: the centre of StyleGAN2."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from stylegan_ops.conv2d_resample import conv2d_resample
+from stylegan_ops.fma import fma
+from stylegan_ops.geometry import PaddingLike, check_images
+
+
+def modulated_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    styles: Tensor,
+    noise: Tensor | None = None,
+    up: int = 1,
+    down: int = 1,
+    padding: PaddingLike = 0,
+    resample_filter: Tensor | None = None,
+    demodulate: bool = True,
+    flip_weight: bool = True,
+    fused_modconv: bool = True,
+) -> Tensor:
+    """Convolve each sample with its own weight, then add noise.
+
+    The weight of sample n is w = weight * styles[n] over the input channels; demodulation divides each of its
+    output channels by sqrt(sum w^2 + 1e-8), so that unit variance comes out as unit variance. (Karras et al.,
+    "Analyzing and Improving the Image Quality of StyleGAN", arXiv 1912.04958, equations 1 and 3.)
+
+    Args:
+        x: images [N, in_channels, H, W]; N may be 0. Weight, styles and noise may have a wider dtype.
+        weight: [out_channels, in_channels, kernel_height, kernel_width].
+        styles: [N, in_channels].
+        noise: added to the result, broadcast against it ([H', W'] or [N, 1, H', W']); None adds nothing.
+        up: see `conv2d_resample`, like `down`, `padding`, `resample_filter` and `flip_weight`.
+        down: as above.
+        padding: as above.
+        resample_filter: as above.
+        demodulate: whether to normalise the weights.
+        flip_weight: as above.
+        fused_modconv: True scales the weights and convolves all samples in one grouped convolution; False
+            scales the images before and after an ordinary one. Both give the same result, up to rounding.
+
+    Returns:
+        Images [N, out_channels, H', W'] of x's dtype, differentiable twice.
+
+    Raises:
+        TypeError: if `x` is not a floating-point tensor.
+        ValueError: on shapes or numbers that make no sense.
+    """
+    check_images(x)
+    batch, in_channels = x.shape[:2]
+    if weight.ndim != 4 or weight.shape[1] != in_channels or weight.numel() == 0:
+        raise ValueError(
+            f"weight must have shape [out_channels, {in_channels}, height, width], not {list(weight.shape)}"
+        )
+    if styles.shape != (batch, in_channels):
+        raise ValueError(f"styles must have shape [{batch}, {in_channels}], not {list(styles.shape)}")
+
+    if x.dtype == torch.float16 and demodulate:
+        # Demodulation cancels any factor on weights or styles; these keep the sums in float16's range.
+        fan_in = weight[0].numel()
+        tiny = torch.finfo(torch.float16).tiny  # A channel of zeros stays zero.
+        weight = weight / weight.abs().amax(dim=[1, 2, 3], keepdim=True).clamp(min=tiny) / math.sqrt(fan_in)
+        styles = styles / styles.abs().amax(dim=1, keepdim=True).clamp(min=tiny)
+    scales = None
+    if demodulate:
+        # sum over i, k of (weight[o, i, k] * styles[n, i])^2, without the tensor of all those products
+        scales = (styles.square() @ weight.square().sum(dim=[2, 3]).t() + 1e-8).rsqrt()  # [N, out_channels]
+
+    def convolve(images: Tensor, w: Tensor, groups: int) -> Tensor:
+        return conv2d_resample(
+            images,
+            w.to(x.dtype),
+            f=resample_filter,
+            up=up,
+            down=down,
+            padding=padding,
+            groups=groups,
+            flip_weight=flip_weight,
+        )
+
+    if fused_modconv and batch > 0:
+        w = weight * styles[:, None, :, None, None]  # [N, out_channels, in_channels, height, width]
+        if scales is not None:
+            w = w * scales[:, :, None, None, None]
+        y = convolve(x.reshape(1, -1, *x.shape[2:]), w.flatten(0, 1), groups=batch)
+        y = y.reshape(batch, -1, *y.shape[2:])
+        return y if noise is None else y + noise.to(y.dtype)
+
+    y = convolve(x * styles.to(x.dtype)[:, :, None, None], weight, groups=1)
+    if scales is None:
+        return y if noise is None else y + noise.to(y.dtype)
+    scales = scales.to(y.dtype)[:, :, None, None]
+    return y * scales if noise is None else fma(y, scales, noise.to(y.dtype))

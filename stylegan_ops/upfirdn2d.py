@@ -1,0 +1,180 @@
+"""Resampling with a finite impulse response filter: upsample, pad, filter, downsample a batch of images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stylegan_ops.geometry import (
+    Factor,
+    Padding,
+    PaddingLike,
+    centred_padding,
+    check_extent,
+    check_images,
+    conv2d_padded,
+    filter_size,
+    pad_or_crop,
+    parse_factor,
+    parse_padding,
+)
+from stylegan_ops.reference import filter_kernel
+
+SEPARABLE_TAPS = 8  # Part of the checkpoint format: shorter filters are stored as their outer product.
+
+
+def setup_filter(
+    f: float | Sequence[Any] | Tensor | Any | None,
+    device: torch.device | str | None = None,
+    normalize: bool = True,
+    flip_filter: bool = False,
+    gain: float = 1,
+    separable: bool | None = None,
+) -> Tensor:
+    """Make the filter tensor that the other functions take.
+
+    Args:
+        f: taps: a number, a sequence or array [taps] (applied along both axes) or [height, width]; None is 1.
+        device: where the result lies; None is the tensor's own device or PyTorch's default.
+        normalize: divide so that the taps of the 2-D filter sum to 1.
+        flip_filter: reverse the taps.
+        gain: brightness factor of the 2-D filter.
+        separable: True returns [taps], False the outer product [taps, taps] of a 1-D filter with itself;
+            None keeps 1-D from 8 taps on, as the checkpoints do.
+
+    Returns:
+        A float32 tensor [taps] or [height, width].
+
+    Raises:
+        ValueError: if `f` has more than two dimensions or no taps, if a 2-D filter is asked to be separable,
+            if taps to be normalised sum to zero, or if the gain of a separable filter is negative.
+    """
+    if device is None:
+        device = f.device if isinstance(f, Tensor) else torch.empty(0).device
+    # Computed where the values are: on the meta device, some of these operations load PyTorch's compiler.
+    source = f.device if isinstance(f, Tensor) else "cpu"
+    taps = torch.as_tensor(1.0 if f is None else f, dtype=torch.float32, device=source)
+    if taps.ndim > 2 or taps.numel() == 0:
+        raise ValueError(f"f must be a number or have shape [taps] or [height, width], not {list(taps.shape)}")
+    if taps.ndim == 2 and separable:
+        raise ValueError(f"a filter of shape {list(taps.shape)} is two-dimensional and cannot be separable")
+    if taps.ndim == 0:
+        taps = taps.reshape(1)
+    if separable is None:
+        separable = taps.ndim == 1 and taps.numel() >= SEPARABLE_TAPS
+    if taps.ndim == 1 and not separable:
+        taps = torch.outer(taps, taps)
+    if normalize:
+        total = taps.sum()
+        if total == 0:
+            raise ValueError("the taps of f sum to zero and cannot be normalised: pass normalize=False")
+        taps = taps / total
+    if flip_filter:
+        taps = taps.flip(list(range(taps.ndim)))
+    if taps.ndim == 1:  # It is applied twice.
+        if gain < 0:
+            raise ValueError(f"the gain of a separable filter must not be negative, and is {gain}")
+        gain = math.sqrt(gain)
+    return (taps * gain).to(device)
+
+
+def upfirdn2d(
+    x: Tensor,
+    f: Tensor | None,
+    up: Factor = 1,
+    down: Factor = 1,
+    padding: PaddingLike = 0,
+    flip_filter: bool = False,
+    gain: float = 1,
+) -> Tensor:
+    """Upsample, pad, filter and downsample each channel of a batch of images.
+
+    In this order: put up - 1 zeros behind every pixel along each axis, pad with zeros, convolve with `f`
+    where it overlaps the image entirely, keep every down-th pixel beginning with the first.
+
+    Args:
+        x: images [N, C, H, W] of any floating-point dtype; N may be 0.
+        f: filter [taps] (applied along both axes) or [height, width] from `setup_filter`; None is the tap 1.
+        up: factor of at least 1, or `[x, y]`.
+        down: factor of at least 1, or `[x, y]`.
+        padding: pixels of the upsampled image, one number, `[x, y]` or `[left, right, top, bottom]`;
+            negative crops.
+        flip_filter: False convolves, True correlates.
+        gain: factor on the result.
+
+    Returns:
+        Images [N, C, H', W'] of x's dtype, H' = (H * up + top + bottom - height) // down + 1 and W' likewise;
+        differentiable twice.
+
+    Raises:
+        TypeError: if `x` is not a floating-point tensor or `f` neither a tensor nor None.
+        ValueError: on shapes or numbers that make no sense, or a padded image smaller than the filter.
+    """
+    check_images(x)
+    insert, keep, sides = parse_factor(up, "up"), parse_factor(down, "down"), parse_padding(padding)
+    taps = filter_size(f)
+    check_extent(x, taps, insert, sides)
+    channels = x.shape[1]
+    if insert == (1, 1):
+        return conv2d_padded(x, filter_kernel(f, x, flip_filter, gain), sides, stride=keep, groups=channels)
+
+    # A transposed convolution is the full convolution of the zero-stuffed image, computed without the zeros.
+    # The wanted part leaves out taps - 1 - padding pixels at its begin and taps - up - padding at its end.
+    left, right = taps.x - 1 - sides.left, taps.x - insert.x - sides.right
+    top, bottom = taps.y - 1 - sides.top, taps.y - insert.y - sides.bottom
+    both_x, both_y = max(0, min(left, right)), max(0, min(top, bottom))
+    y = torch.conv_transpose2d(
+        x,
+        filter_kernel(f, x, not flip_filter, gain),
+        stride=(insert.y, insert.x),
+        padding=(both_y, both_x),
+        groups=channels,
+    )
+    y = pad_or_crop(y, Padding(both_x - left, both_x - right, both_y - top, both_y - bottom))
+    return y if keep == (1, 1) else y[:, :, :: keep.y, :: keep.x]
+
+
+def filter2d(
+    x: Tensor, f: Tensor | None, padding: PaddingLike = 0, flip_filter: bool = False, gain: float = 1
+) -> Tensor:
+    """Filter images [N, C, H, W], keeping their size plus `padding`. Arguments as for `upfirdn2d`."""
+    sides = centred_padding(parse_padding(padding), filter_size(f))
+    return upfirdn2d(x, f, padding=sides, flip_filter=flip_filter, gain=gain)
+
+
+def upsample2d(
+    x: Tensor,
+    f: Tensor | None,
+    up: Factor = 2,
+    padding: PaddingLike = 0,
+    flip_filter: bool = False,
+    gain: float = 1,
+) -> Tensor:
+    """Enlarge images [N, C, H, W] to [N, C, H * up, W * up] plus `padding`, keeping their brightness.
+
+    Arguments as for `upfirdn2d`; `padding` counts pixels of the result.
+    """
+    factor = parse_factor(up, "up")
+    sides = centred_padding(parse_padding(padding), filter_size(f), up=factor)
+    return upfirdn2d(x, f, up=factor, padding=sides, flip_filter=flip_filter, gain=gain * factor.x * factor.y)
+
+
+def downsample2d(
+    x: Tensor,
+    f: Tensor | None,
+    down: Factor = 2,
+    padding: PaddingLike = 0,
+    flip_filter: bool = False,
+    gain: float = 1,
+) -> Tensor:
+    """Shrink images [N, C, H, W] to [N, C, H // down, W // down]; `padding` counts pixels of `x`.
+
+    Arguments as for `upfirdn2d`.
+    """
+    factor = parse_factor(down, "down")
+    sides = centred_padding(parse_padding(padding), filter_size(f), down=factor)
+    return upfirdn2d(x, f, down=factor, padding=sides, flip_filter=flip_filter, gain=gain)

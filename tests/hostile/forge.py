@@ -1,0 +1,67 @@
+"""Parts from which hostile pickles are forged."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import pickletools
+import struct
+
+from refine import pickles
+from refine.pickles import writer
+from refine.pickles.tree import submodules
+
+
+class Call:
+    """Pickles to a call, as every gadget does."""
+
+    def __init__(self, function, *args):
+        self.call = (function, args)
+
+    def __reduce__(self):
+        return self.call
+
+
+def text(value: str) -> bytes:
+    data = value.encode("utf-8", "surrogatepass")
+    return pickle.BINUNICODE + struct.pack("<I", len(data)) + data
+
+
+def dumped(value, protocol=4) -> bytes:
+    file = io.BytesIO()
+    writer.dump(value, file, protocol)
+    return file.getvalue()
+
+
+def small_bases(fixture_path) -> list[bytes]:
+    """Parts of golden pickles that load in a millisecond: a mapping network, one U-Net block, a protocol-3 file."""
+    ada = pickles.load(fixture_path("sg2ada/b_cond16.pkl"))
+    edm = pickles.load(fixture_path("edm/s6_iddpm_adm_uncond16.pkl"))
+    sg3 = pickles.load(fixture_path("sg3/s2_stylegan3t_uncond32.pkl"))
+    unet = submodules(edm["ema"])["model"]
+    parts = [
+        ({"training_set_kwargs": ada["training_set_kwargs"], "G_ema": submodules(ada["G_ema"])["mapping"]}, 4),
+        ({"G_ema": submodules(ada["G_ema"])["mapping"], "G": submodules(ada["G"])["mapping"]}, 3),
+        ({"ema": submodules(unet)["map_layer0"], "loss_fn": edm["loss_fn"]}, 4),
+        ({"G_ema": submodules(submodules(sg3["G_ema"])["synthesis"])["input"]}, 5),
+    ]
+    return [dumped(value, protocol) for value, protocol in parts]
+
+
+def as_root(body: bytes) -> bytes:
+    return b"\x80\x04" + body + pickle.STOP
+
+
+def as_entry(body: bytes, base: bytes) -> bytes:
+    """The gadget as a further entry of a good pickle: before its STOP stands the root dict."""
+    return base[:-1] + text("extra") + body + pickle.SETITEM + pickle.STOP
+
+
+def without_frames(data: bytes) -> bytes:
+    """The same pickle in one piece, so that bytes can be added at its end."""
+    out, last = [], None
+    for opcode, _, position in pickletools.genops(data):
+        if last is not None and last[0] != "FRAME":
+            out.append(data[last[1] : position])
+        last = (opcode.name, position)
+    return b"".join(out) + data[last[1] :]

@@ -1,0 +1,76 @@
+"""Golden pickles with bytes and opcodes changed at random: refused in a sentence, or still good."""
+
+from __future__ import annotations
+
+import pickletools
+import random
+
+import pytest
+from forge import small_bases
+
+OPCODES = [opcode.code.encode("latin-1") for opcode in pickletools.opcodes]
+
+
+def mutated(data: bytes, rng: random.Random, positions: list[int]) -> bytes:
+    """One to four changes: to bytes anywhere, or to opcodes where they stand."""
+    out = bytearray(data)
+    for _ in range(rng.choice((1, 1, 1, 2, 4))):
+        kind, at = rng.randrange(8), rng.randrange(2, max(3, len(out)))
+        opcode_at = min(rng.choice(positions), len(out) - 1)
+        if kind == 0:
+            out[at] = rng.randrange(256)
+        elif kind == 1:
+            out[at] ^= 1 << rng.randrange(8)
+        elif kind == 2:
+            out[opcode_at : opcode_at + 1] = rng.choice(OPCODES)
+        elif kind == 3:
+            out[opcode_at:opcode_at] = rng.choice(OPCODES) + rng.randbytes(rng.randrange(5))
+        elif kind == 4:
+            del out[at : at + rng.choice((1, 2, 8, 100))]
+        elif kind == 5:
+            start = rng.randrange(len(out))
+            out[at:at] = out[start : start + rng.choice((1, 4, 30, 300))]
+        elif kind == 6:
+            end = min(rng.choice(positions), len(out))
+            out[opcode_at:opcode_at] = out[end : end + rng.randrange(1, 60)]
+        else:
+            del out[at:]
+        if len(out) < 4:
+            break
+    return bytes(out)
+
+
+def fuzz(check, bases: list[bytes], num_cases: int, seed: int) -> int:
+    """Runs `num_cases` mutations and returns how many of them were still accepted."""
+    positions = [[position for _, _, position in pickletools.genops(base)] for base in bases]
+    num_accepted = 0
+    for case in range(num_cases):
+        rng = random.Random(f"{seed}:{case}")
+        number = case % len(bases)
+        num_accepted += check(mutated(bases[number], rng, positions[number]))
+    return num_accepted
+
+
+def test_mutated_parts_of_golden_pickles(check, fixture_path):
+    num_cases = 4500
+    num_accepted = fuzz(check, small_bases(fixture_path), num_cases, seed=1)
+    assert 0 < num_accepted < num_cases / 2  # the mutations bite, and some leave a good pickle
+
+
+@pytest.mark.parametrize("name", ["sg2ada/d_gray16.pkl", "edm/s6_iddpm_adm_uncond16.pkl"])
+def test_mutated_golden_pickles(name, check, fixture_path):
+    fuzz(check, [fixture_path(name).read_bytes()], 60, seed=2)
+
+
+def test_truncated_golden_pickles(check, fixture_path):
+    data = fixture_path("edm/s6_iddpm_adm_uncond16.pkl").read_bytes()
+    rng = random.Random(3)
+    for length in [1, 2, 3, 4, 10, 11, len(data) - 1, *(rng.randrange(len(data)) for _ in range(100))]:
+        assert not check(data[:length])
+
+
+@pytest.mark.slow
+def test_long_fuzzing(check, fixture_path):
+    fuzz(check, small_bases(fixture_path), 30_000, seed=4)
+    for name in ("sg2ada/b_cond16.oldstyle.pkl", "sg3/s1_stylegan2_uncond32.pkl", "edm/s4_sid_ddpmpp_cond16.pkl"):
+        fuzz(check, [fixture_path(name).read_bytes()], 300, seed=5)

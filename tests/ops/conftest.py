@@ -1,0 +1,98 @@
+"""Golden cases of single operators: tests that take `golden_case` run once for each case of the module's `GOLDEN`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+FIXTURES = Path(__file__).parents[1] / "fixtures" / "ops"
+FIRST_ORDER = {"float16": 5e-3, "float32": 1e-5, "float64": 1e-10}
+SECOND_ORDER = {"float32": 1e-4, "float64": 1e-10}
+
+
+@dataclass(frozen=True)
+class GoldenCase:
+    op: str
+    dtype: str
+    args: dict[str, Any]
+    inputs: dict[str, np.ndarray | None]
+    outputs: dict[str, np.ndarray]
+
+
+def _cases(file: str) -> dict[str, GoldenCase]:
+    with np.load(FIXTURES / f"{file}.npz") as npz:
+        arrays = dict(npz)
+    cases = {}
+    for case in json.loads((FIXTURES / f"{file}.json").read_text())["cases"]:
+        inputs = {name: None if key is None else arrays[key] for name, key in case["inputs"].items()}
+        outputs = {name: arrays[key] for name, key in case["outputs"].items()}
+        cases[f"{case['op']}-{case['id']}"] = GoldenCase(
+            case["op"], case.get("dtype", "float32"), case["args"], inputs, outputs
+        )
+    assert cases
+    return cases
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "golden_case" in metafunc.fixturenames:
+        cases = _cases(metafunc.module.GOLDEN)
+        metafunc.parametrize("golden_case", cases.values(), ids=cases.keys())
+
+
+def _assert_close(
+    name: str, actual: torch.Tensor | None, expected: np.ndarray, tolerance: float, scale: float | None = None
+) -> None:
+    result = np.zeros_like(expected) if actual is None else actual.detach().numpy()
+    assert result.shape == expected.shape, name
+    assert result.dtype == expected.dtype, name
+    error = np.abs(result - expected).max()
+    scale = np.abs(expected).max() if scale is None else scale
+    assert error <= tolerance * scale, f"{name}: off by {error:.2e} where the largest value is {scale:.2e}"
+
+
+@pytest.fixture(scope="session")
+def assert_golden() -> Callable[..., None]:
+    """Compares an operator's value, and its first and second derivatives where the case has them.
+
+    y = op(...), L = sum(y * r), d_k = dL/dk; M = sum over k of sum(d_k * s_k), dd_k = dM/dk.
+    `vanishing` names derivatives whose true value is zero, so that both sides hold rounding errors only: they
+    are judged against the largest derivative of the case.
+    """
+
+    def check(case: GoldenCase, op: Callable[..., torch.Tensor], vanishing: tuple[str, ...] = ()) -> None:
+        tensors = {k: None if v is None else torch.from_numpy(v) for k, v in case.inputs.items()}
+        names = [k for k in tensors if f"d_{k}" in case.outputs]
+        for name in names:
+            tensors[name].requires_grad_()
+        weights = {k: tensors.pop(k) for k in list(tensors) if k == "r" or k.startswith("s_")}
+        compared = {"y"}
+        largest = max((np.abs(v).max() for k, v in case.outputs.items() if k != "y"), default=0.0)
+
+        def compare(name: str, actual: torch.Tensor | None, tolerances: dict[str, float]) -> None:
+            scale = largest if name in vanishing else None
+            _assert_close(name, actual, case.outputs[name], tolerances[case.dtype], scale)
+            compared.add(name)
+
+        y = op(**tensors, **case.args)
+        compare("y", y, FIRST_ORDER)
+        if names:
+            weights["r"].requires_grad_()
+            wanted = [tensors[name] for name in names]
+            grads = torch.autograd.grad((y * weights["r"]).sum(), wanted, create_graph=True)
+            for name, grad in zip(names, grads, strict=True):
+                compare(f"d_{name}", grad, FIRST_ORDER)
+        if "dd_r" in case.outputs:
+            m = sum((grad * weights[f"s_{name}"]).sum() for name, grad in zip(names, grads, strict=True))
+            second = torch.autograd.grad(m, [*wanted, weights["r"]], allow_unused=True)
+            for name, grad in zip([*names, "r"], second, strict=True):
+                compare(f"dd_{name}", grad, SECOND_ORDER)
+        assert compared == case.outputs.keys()
+
+    return check

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional
+
+from stylegan_ops.modulated_conv2d import modulated_conv2d
+from stylegan_ops.upfirdn2d import setup_filter
+
+GOLDEN = "modulated_conv2d"
+
+
+def test_golden(golden_case, assert_golden):
+    # Demodulation cancels the size of a style; with a single input channel nothing else is left of it.
+    cancels = golden_case.args["demodulate"] and golden_case.inputs["styles"].shape[1] == 1
+    assert_golden(golden_case, modulated_conv2d, ("d_styles", "dd_styles") if cancels else ())
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("demodulate", [True, False])
+def test_each_sample_is_convolved_with_its_own_weight(fused, demodulate):
+    torch.manual_seed(0)
+    x = torch.randn(3, 4, 6, 5, dtype=torch.float64)
+    weight = torch.randn(2, 4, 3, 3, dtype=torch.float64)
+    styles = torch.randn(3, 4, dtype=torch.float64)
+    noise = torch.randn(3, 1, 6, 5, dtype=torch.float64)
+    result = modulated_conv2d(x, weight, styles, noise, padding=1, demodulate=demodulate, fused_modconv=fused)
+    for n in range(3):
+        w = weight * styles[n].reshape(1, 4, 1, 1)
+        if demodulate:
+            norms = torch.stack([(w[o].square().sum() + 1e-8).sqrt() for o in range(2)])
+            w = w / norms.reshape(2, 1, 1, 1)
+        expected = functional.conv2d(x[n : n + 1], w, padding=1) + noise[n]
+        torch.testing.assert_close(result[n : n + 1], expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("demodulate", [True, False])
+@pytest.mark.parametrize(("up", "down"), [(1, 1), (2, 1), (1, 2)])
+def test_derivatives(fused, demodulate, up, down):
+    torch.manual_seed(0)
+    size = 4 * up // down
+    x = torch.randn(2, 2, 4, 4, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(2, 2, 3, 3, dtype=torch.float64, requires_grad=True)
+    styles = torch.randn(2, 2, dtype=torch.float64, requires_grad=True)
+    noise = torch.randn(size, size, dtype=torch.float64, requires_grad=True)
+
+    def op(x, weight, styles, noise):
+        return modulated_conv2d(
+            x,
+            weight,
+            styles,
+            noise,
+            up=up,
+            down=down,
+            padding=1,
+            resample_filter=setup_filter([1, 3, 3, 1]),
+            demodulate=demodulate,
+            flip_weight=up == 1,
+            fused_modconv=fused,
+        )
+
+    assert torch.autograd.gradcheck(op, (x, weight, styles, noise), fast_mode=True)
+    assert torch.autograd.gradgradcheck(op, (x, weight, styles, noise), fast_mode=True)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("noise", [None, torch.ones(4, 4)])
+@pytest.mark.parametrize("demodulate", [True, False])
+def test_empty_batch(fused, noise, demodulate):
+    x = torch.zeros(0, 3, 4, 4, requires_grad=True)
+    weight = torch.randn(2, 3, 1, 1, requires_grad=True)
+    y = modulated_conv2d(x, weight, torch.zeros(0, 3), noise, demodulate=demodulate, fused_modconv=fused)
+    assert y.shape == (0, 2, 4, 4)
+    y.sum().backward()
+    assert torch.equal(weight.grad, torch.zeros_like(weight))
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_half_precision_does_not_overflow(fused):
+    torch.manual_seed(0)
+    x = torch.randn(2, 64, 5, 5)
+    weight, styles = 300 * torch.randn(3, 64, 3, 3), 300 * torch.randn(2, 64)
+    expected = modulated_conv2d(x, weight, styles, torch.ones(5, 5), padding=1)
+    result = modulated_conv2d(x.half(), weight, styles, torch.ones(5, 5), padding=1, fused_modconv=fused)
+    assert result.dtype == torch.float16
+    torch.testing.assert_close(result.float(), expected, rtol=0, atol=5e-3 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_half_precision_with_channels_of_zeros(fused):
+    weight, styles = torch.ones(2, 3, 1, 1), torch.ones(2, 3)
+    weight[1], styles[1] = 0, 0
+    y = modulated_conv2d(torch.ones(2, 3, 2, 2).half(), weight, styles, fused_modconv=fused)
+    torch.testing.assert_close(y[0, 0], torch.full([2, 2], 3**0.5).half(), rtol=2e-3, atol=0)
+    assert torch.equal(y[0, 1], torch.zeros(2, 2).half())
+    assert torch.equal(y[1], torch.zeros(2, 2, 2).half())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"x": torch.zeros(2, 4, 8, 8, dtype=torch.int32)}, TypeError, "not torch.int32"),
+        ({"weight": torch.zeros(5, 3, 3, 3)}, ValueError, r"\[out_channels, 4, height, width\], not \[5, 3, 3, 3\]"),
+        ({"weight": torch.zeros(5, 4, 3)}, ValueError, r"not \[5, 4, 3\]"),
+        ({"styles": torch.zeros(1, 4)}, ValueError, r"styles must have shape \[2, 4\], not \[1, 4\]"),
+    ],
+)
+def test_bad_arguments(arguments, error, message):
+    defaults = {"x": torch.zeros(2, 4, 8, 8), "weight": torch.zeros(5, 4, 3, 3), "styles": torch.zeros(2, 4)}
+    with pytest.raises(error, match=message):
+        modulated_conv2d(**{**defaults, **arguments})

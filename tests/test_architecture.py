@@ -1,0 +1,213 @@
+"""Imports go one way."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Components of refine/, from the bottom up. Each may import its own layer and those below, without circles.
+# The package itself offers names of the product lazily: importing a light component never loads a heavy one.
+LAYERS = (
+    {"errors", "files", "download", "command_line"},
+    {"pickles", "networks", "zoo", "diffusion", "bridge", "objectives"},
+    {"config", "state", "run_dir", "metrics", "report", "trainer"},
+    {"loading", "inspect"},
+    {"cli"},
+)
+LEVEL = {component: level for level, layer in enumerate(LAYERS) for component in layer}
+
+# What the packages beside refine/ may import of each other.
+NEIGHBOURS = {
+    "stylegan_ops": {"stylegan_ops"},
+    "dnnlib": {"dnnlib"},
+    "torch_utils": {"torch_utils", "dnnlib", "stylegan_ops"},
+}
+OURS = {"refine", *NEIGHBOURS}
+
+# The one place that runs embedded source, which imports these two by name.
+RUNS_EMBEDDED_SOURCE = "refine.pickles.trusted"
+
+
+def module_name(path: Path, root: Path) -> str:
+    """`root/refine/pickles/__init__.py` -> `refine.pickles`."""
+    parts = path.relative_to(root).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(path: Path, root: Path, *, at_once: bool = False) -> Iterator[str]:
+    """Every module that a file imports, anywhere in it; for `from a import b` both `a` and `a.b`.
+
+    With `at_once`, only what is imported when the file itself is.
+    """
+    package = module_name(path, root).split(".")
+    if path.name != "__init__.py":
+        package = package[:-1]
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in nodes_at_once(tree) if at_once else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) + 1 - node.level] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            yield base
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def nodes_at_once(node: ast.AST) -> Iterator[ast.AST]:
+    """`ast.walk` without the bodies of functions and of `if TYPE_CHECKING`."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test):
+            continue
+        yield child
+        yield from nodes_at_once(child)
+
+
+def component(module: str) -> str:
+    """`refine.pickles.reader` -> `pickles`; the package itself -> the empty string."""
+    return module.split(".")[1] if "." in module else ""
+
+
+def violations(root: Path) -> list[str]:
+    """Every import below `root` that goes against the direction, as a sentence."""
+    found = []
+    uses: dict[str, set[str]] = {}  # component of refine -> components that it imports
+    touches_torch = set()
+    for path in sorted((root / "refine").rglob("*.py")):
+        module = module_name(path, root)
+        own = component(module)
+        if own and own not in LEVEL:
+            found.append(f"refine.{own} is in no layer: give it one in tests/test_architecture.py")
+            continue
+        names = set(imports(path, root, at_once=not own))
+        tops = {name.split(".")[0] for name in names}
+        if "torch" in tops or "stylegan_ops" in tops:
+            touches_torch.add(own)
+        if module != RUNS_EMBEDDED_SOURCE:
+            found += [f"{module} imports {top}" for top in sorted(tops & {"torch_utils", "dnnlib"})]
+        others = {component(name) for name in names if name.split(".")[0] == "refine"} & LEVEL.keys() - {own}
+        uses.setdefault(own, set()).update(others)
+        found += [
+            f"{module} imports refine.{other}" for other in sorted(others) if not own or LEVEL[other] > LEVEL[own]
+        ]
+    found += [f"a circle of imports goes through refine.{own}" for own in sorted(uses) if own in reachable(own, uses)]
+    found += [
+        f"refine.report reaches torch through refine.{via}"
+        for via in sorted({"report", *reachable("report", uses)} & touches_torch)
+    ]
+    for package, allowed in NEIGHBOURS.items():
+        for path in sorted((root / package).rglob("*.py")):
+            tops = {name.split(".")[0] for name in imports(path, root)}
+            found += [f"{module_name(path, root)} imports {top}" for top in sorted((tops & OURS) - allowed)]
+    entry = root / "refine.py"
+    if entry.exists():
+        names = set(imports(entry, root)) - {"refine.cli", "refine.cli.main"}
+        found += [f"refine.py imports {name}" for name in sorted(names)]
+    return found
+
+
+def reachable(start: str, uses: dict[str, set[str]]) -> set[str]:
+    """All components that `start` imports, directly or not; with itself if there is a circle."""
+    seen: set[str] = set()
+    waiting = list(uses.get(start, ()))
+    while waiting:
+        name = waiting.pop()
+        if name not in seen:
+            seen.add(name)
+            waiting += uses.get(name, ())
+    return seen
+
+
+def test_imports_go_one_way() -> None:
+    assert (ROOT / "refine").is_dir()
+    assert violations(ROOT) == []
+
+
+LAZY = """
+if TYPE_CHECKING:
+    from refine import loading
+def __getattr__(name):
+    from refine import loading
+"""
+
+
+@pytest.mark.parametrize(
+    ("file", "source", "sentence"),
+    [
+        ("refine/zoo.py", "import refine.cli", "refine.zoo imports refine.cli"),
+        ("refine/zoo.py", "from refine import cli", "refine.zoo imports refine.cli"),
+        ("refine/zoo.py", "from . import cli", "refine.zoo imports refine.cli"),
+        ("refine/zoo.py", "def f():\n    from .cli import main", "refine.zoo imports refine.cli"),
+        (
+            "refine/pickles/reader.py",
+            "from .. import loading",
+            "refine.pickles.reader imports refine.loading",
+        ),
+        ("refine/pickles/__init__.py", "from ..loading import x", "refine.pickles imports refine.loading"),
+        ("refine/__init__.py", "from refine import errors", "refine imports refine.errors"),
+        ("refine/__init__.py", "try:\n    import refine.errors\nfinally: pass", "refine imports refine.errors"),
+        ("refine/errors.py", "import refine.zoo", "refine.errors imports refine.zoo"),
+        ("refine/networks/edm.py", "import torch_utils.misc", "refine.networks.edm imports torch_utils"),
+        ("refine/inspect.py", "from dnnlib import EasyDict", "refine.inspect imports dnnlib"),
+        ("refine/report.py", "import torch.nn", "refine.report reaches torch through refine.report"),
+        ("refine/report.py", "import refine.networks", "refine.report reaches torch through refine.networks"),
+        ("refine/networks/edm.py", "import refine.zoo", "a circle of imports goes through refine.zoo"),
+        (
+            "refine/unheard_of.py",
+            "",
+            "refine.unheard_of is in no layer: give it one in tests/test_architecture.py",
+        ),
+        ("stylegan_ops/bias_act.py", "from refine import errors", "stylegan_ops.bias_act imports refine"),
+        ("stylegan_ops/bias_act.py", "import torch_utils", "stylegan_ops.bias_act imports torch_utils"),
+        ("torch_utils/misc.py", "import refine.errors", "torch_utils.misc imports refine"),
+        ("dnnlib/util.py", "import torch_utils", "dnnlib.util imports torch_utils"),
+        ("refine.py", "import torch", "refine.py imports torch"),
+    ],
+)
+def test_checker_notices(tmp_path: Path, file: str, source: str, sentence: str) -> None:
+    good = {
+        "refine.py": "from refine.cli import main",
+        "refine/__init__.py": LAZY,
+        "refine/errors.py": "import json",
+        "refine/cli.py": "from refine import loading",
+        "refine/loading.py": "from refine.pickles import reader\nfrom refine import networks",
+        "refine/inspect.py": "import refine.loading",
+        "refine/zoo.py": "from .networks import edm\nfrom . import errors",
+        "refine/pickles/__init__.py": "from .reader import load",
+        "refine/pickles/reader.py": "from .. import errors",
+        "refine/pickles/trusted.py": "def run():\n    import torch_utils.persistence",
+        "refine/networks/__init__.py": "",
+        "refine/networks/edm.py": "import torch\nimport stylegan_ops",
+        "refine/report.py": "import refine.errors",
+        "stylegan_ops/__init__.py": "import torch",
+        "torch_utils/misc.py": "import dnnlib\nimport stylegan_ops",
+        "dnnlib/util.py": "import json",
+    }
+    for name, text in good.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert violations(tmp_path) == []
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).write_text(good.get(file, "") + "\n" + source)
+    assert sentence in violations(tmp_path)
+
+
+def test_every_imported_package_is_a_declared_dependency() -> None:
+    pyproject = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    dependencies = re.search(r"^dependencies = \[(.*?)^\]", pyproject, flags=re.MULTILINE | re.DOTALL)
+    assert dependencies
+    declared = {re.split(r"[<>=]", line)[0] for line in re.findall(r'"([^"]+)"', dependencies[1])}
+    declared |= {"PIL"} if "pillow" in declared else set()
+    optional = {"tensorboard", "safetensors", "onnx"}
+    for package in sorted(OURS):
+        for path in (ROOT / package).rglob("*.py"):
+            tops = {name.split(".")[0] for name in imports(path, ROOT)} - OURS - set(sys.stdlib_module_names)
+            assert tops - {"", "__future__"} <= declared | optional, path

@@ -1,0 +1,190 @@
+"""Classes whose pickled instances carry the source of their module, and open where that module is missing.
+
+The format, which NVIDIA's repositories share: an instance unpickles by calling `_reconstruct_persistent_obj`
+with one dict of `type` ('class'), `version` (6), `module_src`, `class_name` and `state`, in this order; `state`
+is what the class's own `__getstate__` returns, else the instance's `__dict__`.
+
+Unpickling such an object *executes* `module_src`. `refine.pickles` reads the same files without doing so.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import hashlib
+import inspect
+import pickle
+import sys
+import threading
+import types
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import torch
+
+import dnnlib
+
+FORMAT_VERSION = 6
+
+Hook = Callable[[dnnlib.EasyDict], Mapping[str, Any]]
+_Class = TypeVar("_Class", bound=type)
+_Hook = TypeVar("_Hook", bound=Hook)
+
+_import_hooks: list[Hook] = []
+_source_of_class: dict[type, str] = {}
+_source_of_module: dict[str, str] = {}  # of modules that were executed from a pickle and so have no file
+_one_text: dict[str, str] = {}  # pickle stores equal texts once only if they are the same object
+_executing = threading.RLock()
+
+
+def persistent_class(cls: _Class) -> _Class:
+    """Decorator: makes instances pickle together with the source of the module that defines their class.
+
+    Instances get the read-only properties `init_args` and `init_kwargs`, copies of what the constructor was
+    called with. A class derived from a persistent one has to be decorated too; decorating twice is harmless.
+
+    Raises:
+        OSError: the source of the class's module cannot be found, as in an interactive session.
+    """
+    if cls in _source_of_class:
+        return cls
+    source = _source_of_module.get(cls.__module__)
+    if source is None:
+        try:
+            source = inspect.getsource(sys.modules[cls.__module__])
+        except (OSError, TypeError) as error:
+            raise OSError(
+                f"{cls.__qualname__} cannot be persistent: its module {cls.__module__!r} has no source"
+            ) from error
+    _source_of_class[cls] = _one_text.setdefault(source, source)
+
+    construct = cls.__init__  # type: ignore[misc]
+
+    @functools.wraps(construct)
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        # Copied first: the constructor may change what it is given.
+        called_with = copy.deepcopy((args, kwargs))
+        construct(self, *args, **kwargs)
+        # Of several persistent constructors along the inheritance, the outermost one writes last.
+        self._init_args, self._init_kwargs = called_with
+
+    attributes = {
+        "__init__": init,
+        "__reduce__": _reduce,
+        "init_args": property(_init_args, doc="Positional arguments of the constructor."),
+        "init_kwargs": property(_init_kwargs, doc="Keyword arguments of the constructor."),
+    }
+    for name, value in attributes.items():
+        setattr(cls, name, value)
+    return cls
+
+
+def is_persistent(obj: object) -> bool:
+    """Whether `obj` is a class that `persistent_class` decorated, or an instance of one."""
+    return (obj if isinstance(obj, type) else type(obj)) in _source_of_class
+
+
+def import_hook(hook: _Hook) -> _Hook:
+    """Decorator: has `hook` called for every persistent object that is unpickled, before its source runs.
+
+    The hook gets the object's `type`, `version`, `module_src`, `class_name` and `state` as an `EasyDict`, and
+    returns them, changed or not. Hooks run in the order in which they were added.
+    """
+    _import_hooks.append(hook)
+    return hook
+
+
+def _init_args(self: Any) -> tuple[Any, ...]:
+    return copy.deepcopy(self._init_args)
+
+
+def _init_kwargs(self: Any) -> dnnlib.EasyDict:
+    return dnnlib.EasyDict(copy.deepcopy(self._init_kwargs))
+
+
+def _reduce(self: Any) -> tuple[Callable[[Mapping[str, Any]], Any], tuple[dict[str, Any]]]:
+    cls = type(self)
+    if cls not in _source_of_class:
+        raise pickle.PicklingError(
+            f"{cls.__qualname__} derives from a persistent class: decorate it with persistent_class too"
+        )
+    # Since Python 3.11 every object has a __getstate__; one that a class wrote itself is meant.
+    own_getstate = getattr(cls, "__getstate__", None) is not getattr(object, "__getstate__", None)
+    state = self.__getstate__() if own_getstate else self.__dict__
+    _check_picklable(cls, state)
+    meta = {
+        "type": "class",
+        "version": FORMAT_VERSION,
+        "module_src": _source_of_class[cls],
+        "class_name": cls.__name__,
+        "state": state,
+    }
+    return _reconstruct_persistent_obj, (meta,)
+
+
+class _Checker(pickle.Pickler):
+    """Pickles to nowhere, and passes over what is picklable for sure or checked when its own turn comes."""
+
+    def __init__(self) -> None:
+        nowhere: Any = types.SimpleNamespace(write=len)
+        super().__init__(nowhere, protocol=pickle.HIGHEST_PROTOCOL)
+
+    def persistent_id(self, obj: Any) -> str | None:
+        instance = not isinstance(obj, type)
+        return "passed over" if instance and (isinstance(obj, torch.Tensor) or is_persistent(obj)) else None
+
+
+def _check_picklable(cls: type, state: Any) -> None:
+    """Names the attribute that cannot be pickled, which an error from the depth of pickle does not."""
+    for name, value in state.items() if isinstance(state, dict) else [("__getstate__()", state)]:
+        try:
+            _Checker().dump(value)
+        except Exception as error:
+            raise pickle.PicklingError(f"{cls.__qualname__}.{name} cannot be pickled: {error}") from error
+
+
+def _reconstruct_persistent_obj(meta: Mapping[str, Any]) -> Any:
+    """Makes the object that a pickle describes, executing the source that the pickle brings.
+
+    Raises:
+        pickle.UnpicklingError: `meta` is of another format, or the source does not define the class.
+        TypeError: an import hook returned something else than a dict.
+    """
+    described = dnnlib.EasyDict(meta)
+    for hook in _import_hooks:
+        changed = hook(described)
+        if not isinstance(changed, Mapping):
+            raise TypeError(f"the import hook {hook!r} has to return the dict that it got, not {changed!r}")
+        described = dnnlib.EasyDict(changed)
+    kind, version = described.get("type"), described.get("version")
+    if kind != "class" or version != FORMAT_VERSION:
+        raise pickle.UnpicklingError(
+            f"persistent objects of type 'class' and version {FORMAT_VERSION} can be read, "
+            f"but this one is of type {kind!r} and version {version!r}"
+        )
+    cls: Any = vars(_execute(described.module_src)).get(described.class_name)
+    if not isinstance(cls, type):
+        raise pickle.UnpicklingError(f"the embedded source defines no class {described.class_name!r}")
+    obj: Any = persistent_class(cls).__new__(cls)  # type: ignore[call-overload]
+    if hasattr(obj, "__setstate__"):
+        obj.__setstate__(described.state)
+    elif described.state is not None:
+        vars(obj).update(described.state)
+    return obj
+
+
+def _execute(source: str) -> types.ModuleType:
+    """The module that `source` makes, under a name made of its hash; the same text is executed once."""
+    name = "_embedded_source_" + hashlib.sha256(source.encode("utf-8", "surrogatepass")).hexdigest()
+    with _executing:
+        if name not in sys.modules:
+            module = types.ModuleType(name)
+            sys.modules[name] = module
+            _source_of_module[name] = source
+            try:
+                # Without dont_inherit, the source would be compiled with this file's __future__ imports.
+                exec(compile(source, f"<{name}>", "exec", dont_inherit=True), vars(module))
+            except BaseException:
+                del sys.modules[name], _source_of_module[name]
+                raise
+        return sys.modules[name]
