@@ -21,7 +21,11 @@ from pathlib import Path
 from typing import Any
 
 GENERATOR = {
-    **{"z_dim": 512, "c_dim": 0, "w_dim": 512, "img_resolution": 1024, "img_channels": 3},
+    "z_dim": 512,
+    "c_dim": 0,
+    "w_dim": 512,
+    "img_resolution": 1024,
+    "img_channels": 3,
     "synthesis_kwargs": {"channel_base": 65536, "channel_max": 728},
 }
 

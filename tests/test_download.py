@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
 
 import pytest
 
@@ -154,12 +153,14 @@ def start(program: str, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
-def read_until(stream: IO[str] | None, text: str) -> None:
-    assert stream
-    for line in stream:
-        if text in line:
-            return
-    raise AssertionError(f"{text!r} never came")
+def read_stderr_until(process: subprocess.Popen[str], text: str) -> None:
+    assert process.stderr
+    end = threading.Timer(60, process.kill)
+    end.start()
+    try:
+        assert any(text in line for line in process.stderr), f"{text!r} never came"
+    finally:
+        end.cancel()
 
 
 # -- The cache directory ------------------------------------------------------------------------------------------
@@ -512,7 +513,7 @@ def test_of_two_processes_one_downloads_and_the_other_waits(server: Server, cach
     first = start("-m refine.zoo --fetch", server.url())
     wait_until(lambda: len(server.requests) == 1)
     second = start("-m refine.zoo --fetch", server.url())
-    read_until(second.stderr, "Waiting for another process")
+    read_stderr_until(second, "Waiting for another process")
     server.go_on.set()
     outputs = [process.communicate()[0] for process in (first, second)]
     assert (first.returncode, second.returncode) == (0, 0)

@@ -184,8 +184,8 @@ class SongUNet(_UNet):
         _require_one_of("encoder_type", encoder_type, ("standard", "skip", "residual"))
         _require_one_of("decoder_type", decoder_type, ("standard", "skip"))
         if len(resample_filter) % 2 or not 2 <= len(resample_filter) <= MAX_TAPS:
-            taps = reprlib.repr(resample_filter)
-            raise UserError(f"resample_filter={taps} must have an even number of taps from 2 to {MAX_TAPS}.")
+            found = reprlib.repr(resample_filter)
+            raise UserError(f"resample_filter={found} must have an even number of taps from 2 to {MAX_TAPS}.")
         self.label_dim = label_dim
         self.encoder_type = encoder_type
         self.decoder_type = decoder_type

@@ -9,7 +9,7 @@ import struct
 
 import pytest
 import torch
-from forge import Call
+from forge import Call, Persistent
 
 
 def storage_archive(*, magic=0x1950A86A20F9469CFC6C, version=1001, system=None, pid=None, keys=None, numel=4, raw=None):
@@ -32,7 +32,6 @@ def storage_archive(*, magic=0x1950A86A20F9469CFC6C, version=1001, system=None, 
 
 def network_with_storage(archive: bytes, tensor_args: bytes | None = None) -> bytes:
     """A pickle whose one network has one buffer on that storage."""
-    from torch_utils.persistence import _reconstruct_persistent_obj
 
     class Blob:
         def __reduce__(self):
@@ -43,13 +42,7 @@ def network_with_storage(archive: bytes, tensor_args: bytes | None = None) -> by
             args = (Blob(), 0, (2, 2), (2, 1), False, {}) if tensor_args is None else (Blob(), *tensor_args)
             return torch._utils._rebuild_tensor_v2, args
 
-    class Module:
-        def __reduce__(self):
-            state = {"_parameters": {}, "_buffers": {"x": Buffer()}, "_modules": {}}
-            meta = {"type": "class", "version": 6, "module_src": "", "class_name": "M", "state": state}
-            return _reconstruct_persistent_obj, (meta,)
-
-    return pickle.dumps({"G_ema": Module()}, protocol=4)
+    return pickle.dumps({"G_ema": Persistent({"_buffers": {"x": Buffer()}})}, protocol=4)
 
 
 def test_good_archive_is_accepted(check):

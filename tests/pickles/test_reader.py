@@ -10,6 +10,7 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 import torch
+from forge import Persistent
 
 from dnnlib.util import EasyDict
 from refine import pickles
@@ -104,26 +105,6 @@ def test_mapping_interface(fixture_path):
 # -- own pickles, by Python's and PyTorch's own picklers, at every protocol --------------------------------
 
 
-class Module:
-    """Stands for a persistent module: reduces to what NVIDIA's persistence writes."""
-
-    def __init__(self, parameters, buffers, transient=()):
-        self.state = {
-            "_parameters": parameters,
-            "_buffers": buffers,
-            "_non_persistent_buffers_set": set(transient),
-            "_modules": OrderedDict(),
-            "_init_args": (),
-            "_init_kwargs": EasyDict(size=np.float32(2.5), shape=np.int64(7), flag=np.bool_(True), raw=[1, (2, "x")]),
-        }
-
-    def __reduce__(self):
-        from torch_utils.persistence import _reconstruct_persistent_obj
-
-        meta = {"type": "class", "version": 6, "module_src": "x = 1\n", "class_name": "M", "state": self.state}
-        return _reconstruct_persistent_obj, (meta,)
-
-
 TENSORS = {
     "contiguous": torch.arange(12.0).reshape(3, 4),
     "transposed": torch.arange(12.0).reshape(3, 4).t(),
@@ -142,7 +123,15 @@ def test_every_dtype_and_view_at_every_protocol(protocol, tmp_path):
     parameters = {"p": torch.nn.Parameter(torch.randn(2, 3))}
     buffers = {name.replace(".", "_"): value for name, value in TENSORS.items()} | {"gone": torch.ones(2)}
     path = tmp_path / "own.pkl"
-    path.write_bytes(pickle.dumps({"G_ema": Module(parameters, buffers, ["gone"])}, protocol=protocol))
+    state = {
+        "_parameters": parameters,
+        "_buffers": buffers,
+        "_non_persistent_buffers_set": {"gone"},
+        "_modules": OrderedDict(),
+        "_init_args": (),
+        "_init_kwargs": EasyDict(size=np.float32(2.5), shape=np.int64(7), flag=np.bool_(True), raw=[1, (2, "x")]),
+    }
+    path.write_bytes(pickle.dumps({"G_ema": Persistent(state)}, protocol=protocol))
     record = pickles.load(path)["G_ema"]
     read = {name: tensor.read() for name, tensor in named_tensors(record).items()}
     assert read.keys() == (parameters | buffers).keys() - {"gone"}
@@ -152,6 +141,9 @@ def test_every_dtype_and_view_at_every_protocol(protocol, tmp_path):
             assert read[name].is_contiguous()
     assert record.init_kwargs == {"size": 2.5, "shape": 7, "flag": True, "raw": [1, (2, "x")]}
     assert type(record.init_kwargs["flag"]) is bool and type(record.init_kwargs["shape"]) is int
+    # Written back unchanged, it is the same pickle, however its protocol spells sets, globals and frames.
+    pickles.save(pickles.load(path), tmp_path / "again.pkl")
+    assert (tmp_path / "again.pkl").read_bytes() == path.read_bytes()
 
 
 def test_reading_a_tensor_gives_memory_of_its_own(fixture_path):

@@ -9,6 +9,7 @@ import pickletools
 
 import pytest
 import torch
+from forge import Persistent
 
 from refine import pickles
 from refine.errors import UserError
@@ -146,23 +147,11 @@ def test_alias_is_split_where_weights_differ(keys, fixture_path, tmp_path):
 
 
 def test_views_keep_the_rest_of_their_storage(tmp_path):
-    from torch_utils.persistence import _reconstruct_persistent_obj
-
     base = torch.arange(20.0)
     window, flipped = base.view(4, 5)[1:3, 2:4], torch.arange(6.0).view(2, 3).t()
-
-    class Module:
-        def __reduce__(self):
-            state = {
-                "_parameters": {},
-                "_buffers": {"window": window, "flipped": flipped, "half": torch.ones(2, dtype=torch.float16)},
-                "_modules": {},
-            }
-            meta = {"type": "class", "version": 6, "module_src": "", "class_name": "M", "state": state}
-            return _reconstruct_persistent_obj, (meta,)
-
+    buffers = {"window": window, "flipped": flipped, "half": torch.ones(2, dtype=torch.float16)}
     path, out = tmp_path / "views.pkl", tmp_path / "out.pkl"
-    path.write_bytes(pickle.dumps({"G_ema": Module()}))
+    path.write_bytes(pickle.dumps({"G_ema": Persistent({"_buffers": buffers})}))
     pkl = pickles.load(path)
     new = {"window": torch.full((2, 2), -1.0), "flipped": flipped + 10, "half": torch.tensor([0.1, 0.2])}
     pickles.save(pkl, out, {"G_ema": new})
@@ -229,16 +218,9 @@ def test_unknown_sources_are_mentioned_in_one_line(fixture_path, tmp_path, caplo
 
 def test_large_tensors_lie_outside_of_frames(tmp_path):
     """Protocol 4 readers rely on it, and so does memory: a frame is buffered, a long string is not."""
-    from torch_utils.persistence import _reconstruct_persistent_obj
-
-    class Module:
-        def __reduce__(self):
-            state = {"_parameters": {}, "_buffers": {"x": torch.zeros(100_000)}, "_modules": {}}
-            meta = {"type": "class", "version": 6, "module_src": "", "class_name": "M", "state": state}
-            return _reconstruct_persistent_obj, (meta,)
-
     path, out = tmp_path / "a.pkl", tmp_path / "b.pkl"
-    path.write_bytes(pickle.dumps({"G_ema": Module()}, protocol=4))
+    network = Persistent({"_buffers": {"x": torch.zeros(100_000)}})
+    path.write_bytes(pickle.dumps({"G_ema": network}, protocol=4))
     pickles.save(pickles.load(path), out, {"G_ema": {"x": torch.ones(100_000)}})
     assert_same_but_for(path.read_bytes(), out.read_bytes(), 1)
     frames = [arg for opcode, arg, _ in pickletools.genops(out.read_bytes()) if opcode.name == "FRAME"]

@@ -1,4 +1,4 @@
-"""Parts from which hostile pickles are forged."""
+"""Parts from which tests make pickles: honest ones of networks that do not exist, and hostile ones."""
 
 from __future__ import annotations
 
@@ -6,10 +6,28 @@ import io
 import pickle
 import pickletools
 import struct
+from typing import Any
 
 from refine import pickles
 from refine.pickles import writer
 from refine.pickles.tree import submodules
+from torch_utils.persistence import _reconstruct_persistent_obj
+
+
+class Persistent:
+    """Pickles to what NVIDIA's persistence writes for an object with this state."""
+
+    def __init__(self, state: dict[str, Any], class_name: str = "M", module_src: str = "# nothing\n") -> None:
+        self.meta = {
+            "type": "class",
+            "version": 6,
+            "module_src": module_src,
+            "class_name": class_name,
+            "state": {"_parameters": {}, "_buffers": {}, "_modules": {}} | state,
+        }
+
+    def __reduce__(self):
+        return _reconstruct_persistent_obj, (self.meta,)
 
 
 class Call:
