@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from refine.command_line import Command
@@ -19,20 +21,27 @@ from refine.errors import UserError
 )
 def main(gan: str, teacher: str, dry_run: bool, trust_pickle: bool) -> None:
     """Make a pretrained StyleGAN generator better with a pretrained diffusion model, and nothing else."""
-    from refine.loading import LoadedNetwork, load_gan, load_teacher  # torch takes seconds; --help does not
+    from refine.bridge import Shape, make_bridge  # torch takes seconds to import; --help does not
+    from refine.loading import LoadedNetwork, load_gan, load_teacher
 
-    def show(title: str, loaded: LoadedNetwork, num_classes: int) -> None:
-        size, channels = loaded.network.img_resolution, loaded.network.img_channels
-        num_parameters = sum(p.numel() for p in loaded.network.parameters())
+    def describe(title: str, loaded: LoadedNetwork, classes: str) -> Shape:
+        network: Any = loaded.network
+        shape = Shape(network.img_resolution, network.img_channels, getattr(network, classes))
+        num_parameters = sum(p.numel() for p in network.parameters())
         click.echo(
-            f"{title:<9} {loaded.pickle.path} [{loaded.key}]: {loaded.architecture.name}, {size}x{size}x{channels}, "
-            f"{f'{num_classes} classes' if num_classes else 'unconditional'}, {num_parameters:,} parameters"
+            f"{title:<9} {loaded.pickle.path} [{loaded.key}]: {loaded.architecture.name}, "
+            f"{shape.img_resolution}x{shape.img_resolution}x{shape.img_channels}, "
+            f"{f'{shape.num_classes} classes' if shape.num_classes else 'unconditional'}, {num_parameters:,} parameters"
         )
+        return shape
 
-    generator = load_gan(gan, trust=trust_pickle)
-    denoiser = load_teacher(teacher, trust=trust_pickle)
-    show("Generator", generator, int(generator.network.c_dim))  # type: ignore[arg-type]
-    show("Teacher", denoiser, int(denoiser.network.label_dim))  # type: ignore[arg-type]
+    generator = describe("Generator", load_gan(gan, trust=trust_pickle), "c_dim")
+    denoiser = describe("Teacher", load_teacher(teacher, trust=trust_pickle), "label_dim")
+    bridge = make_bridge(generator, denoiser)
+    seen = "as they are"
+    if bridge.img_resolution < generator.img_resolution:
+        seen = f"reduced to {bridge.img_resolution}x{bridge.img_resolution} ({bridge.resample})"
+    click.echo(f"The teacher sees the generator's images {seen}, {'with' if bridge.label_dim else 'without'} classes.")
     if not dry_run:
         raise UserError(
             "This version of Refine opens, checks and rewrites pickles; the refinement itself is not in it yet "

@@ -155,13 +155,3 @@ def test_folder_and_missing_file(tmp_path):
     assert code == 2 and "is a folder" in message
     code, message = run("--gan", tmp_path / "none.pkl", "--teacher", tmp_path)
     assert code == 2 and "none.pkl" in message and message.count("\n") == 1
-
-
-def test_pair_is_described(fixture_path):
-    gan, teacher = fixture_path("sg2ada/b_cond16.pkl"), fixture_path("edm/s4_sid_ddpmpp_cond16.pkl")
-    result = CliRunner().invoke(cli.main, ["--gan", str(gan), "--teacher", str(teacher), "-n"])
-    assert result.exit_code == 0
-    assert "StyleGAN2 generator (stylegan2-ada-pytorch), 16x16x3, 5 classes, 37,158 parameters" in result.stdout
-    assert "EDMPrecond over SongUNet" in result.stdout
-    code, message = run("--gan", gan, "--teacher", teacher)
-    assert code == 2 and "not in it yet" in message

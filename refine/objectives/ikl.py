@@ -1,0 +1,91 @@
+"""The Integral Kullback-Leibler divergence of Diff-Instruct (Luo et al., NeurIPS 2023, arXiv 2305.18455).
+
+Notation: x0 are generated images, x_t = x0 + sigma n the same with noise, D_T the teacher's and D_F the fake
+score's estimate of x0 from x_t. The fake score is a denoiser that follows the generator, so that its score is that
+of the generated images. The gradient of the divergence moves x0 along Delta = D_T(x_t) - D_F(x_t): towards what the
+teacher expects and away from what the generator's own statistics would explain. Neither network is differentiated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def fake_score_loss(denoised: Tensor, x0: Tensor, sigma: Tensor, sigma_data: float) -> Tensor:
+    """The denoising loss that fits the fake score to the generator: lambda(sigma) ||D_F(x_t) - x0||^2.
+
+    lambda(sigma) = (sigma^2 + sigma_data^2) / (sigma sigma_data)^2 gives every noise level the same weight at the
+    start of training (arXiv 2206.00364, table 1).
+
+    Args:
+        denoised: D_F(x_t), [N, C, H, W], differentiable.
+        x0: generated images [N, C, H, W]; no gradient flows to them.
+        sigma: noise levels > 0, [N].
+        sigma_data: standard deviation of the data.
+
+    Returns:
+        [N], summed over channels and pixels: the mean over the global batch is the loss.
+    """
+    weight = (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
+    return weight * (denoised - x0.detach()).square().sum(dim=[1, 2, 3])
+
+
+def generator_gradient(x0: Tensor, teacher: Tensor, fake: Tensor, sigma: Tensor, weighting: str = "uniform") -> Tensor:
+    """Gradient of the divergence with respect to each generated image, -w Delta.
+
+    Args:
+        x0: generated images [N, C, H, W].
+        teacher: D_T(x_t), [N, C, H, W].
+        fake: D_F(x_t), [N, C, H, W].
+        sigma: noise levels > 0, [N].
+        weighting: a key of `WEIGHTINGS`.
+
+    Returns:
+        [N, C, H, W] without gradient: what to hand to `x0.backward(gradient / N)` for a batch of N.
+
+    Raises:
+        ValueError: an unknown weighting.
+    """
+    if weighting not in WEIGHTINGS:
+        raise ValueError(f"weighting must be one of {', '.join(WEIGHTINGS)}, not {weighting!r}")
+    with torch.no_grad():
+        weight = WEIGHTINGS[weighting](x0, teacher, sigma)
+        return -weight.reshape(-1, 1, 1, 1) * (teacher - fake)
+
+
+def generator_loss(x0: Tensor, gradient: Tensor) -> Tensor:
+    """A surrogate whose derivative with respect to x0 is `gradient`: its value says nothing by itself.
+
+    Args:
+        x0: generated images [N, C, H, W], differentiable.
+        gradient: from `generator_gradient`.
+
+    Returns:
+        [N], summed over channels and pixels.
+    """
+    return (gradient.detach() * x0).sum(dim=[1, 2, 3])
+
+
+def _uniform(x0: Tensor, teacher: Tensor, sigma: Tensor) -> Tensor:
+    """The setting of the published code: w = 1 in the space of denoised images."""
+    return torch.ones_like(sigma)
+
+
+def _dmd(x0: Tensor, teacher: Tensor, sigma: Tensor) -> Tensor:
+    """Normalised per sample: w = 1 / mean |x0 - D_T| per sample (Yin et al., arXiv 2311.18828, eq. 8)."""
+    return 1 / (x0 - teacher).abs().mean(dim=[1, 2, 3]).clamp(min=1e-5)
+
+
+def _score(x0: Tensor, teacher: Tensor, sigma: Tensor) -> Tensor:
+    """The difference of the scores themselves: w = 1 / sigma^2."""
+    return 1 / sigma**2
+
+
+WEIGHTINGS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "uniform": _uniform,
+    "dmd": _dmd,
+    "score": _score,
+}

@@ -1,0 +1,56 @@
+"""`python refine.py`: what it says of a pair, and where it stops."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from click.testing import CliRunner
+
+from refine import cli
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run(*args: object):
+    return CliRunner().invoke(cli.main, [str(arg) for arg in args])
+
+
+def test_pair_is_described(fixture_path):
+    gan, teacher = fixture_path("sg2ada/b_cond16.pkl"), fixture_path("edm/s4_sid_ddpmpp_cond16.pkl")
+    result = run("--gan", gan, "--teacher", teacher, "-n")
+    assert result.exit_code == 0, result.stderr
+    assert "StyleGAN2 generator (stylegan2-ada-pytorch), 16x16x3, 5 classes, 37,158 parameters" in result.stdout
+    assert "EDMPrecond over SongUNet" in result.stdout
+    assert "The teacher sees the generator's images as they are, with classes." in result.stdout
+    result = run("--gan", gan, "--teacher", teacher)
+    assert result.exit_code == 2 and "not in it yet" in result.stderr
+
+
+def test_generator_above_the_teachers_resolution(fixture_path):
+    gan, teacher = fixture_path("sg2ada/a_uncond32.pkl"), fixture_path("edm/s1_edm_ddpmpp_uncond16.pkl")
+    result = run("--gan", gan, "--teacher", teacher, "--dry-run")
+    assert result.exit_code == 0
+    assert "The teacher sees the generator's images reduced to 16x16 (lanczos), without classes." in result.stdout
+
+
+def test_pair_that_does_not_fit(fixture_path):
+    teacher = fixture_path("edm/s4_sid_ddpmpp_cond16.pkl")
+    result = run("--gan", fixture_path("sg2ada/d_gray16.pkl"), "--teacher", teacher, "-n")
+    assert result.exit_code == 2 and "draws 1 channels and the teacher sees 3" in result.stderr
+    result = run("--gan", fixture_path("sg2ada/a_uncond32.pkl"), "--teacher", teacher, "-n")
+    assert result.exit_code == 2 and "knows 5 classes and the generator none" in result.stderr
+
+
+def test_as_a_script():
+    command = [sys.executable, str(ROOT / "refine.py")]
+    result = subprocess.run([*command, "--help"], capture_output=True, text=True)
+    assert result.returncode == 0 and "--teacher" in result.stdout
+    result = subprocess.run([*command, "--gna=x"], capture_output=True, text=True)
+    assert result.returncode == 2 and "--gan" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_help_does_not_wait_for_torch():
+    code = "import sys, refine.cli; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
