@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # The package itself offers names of the product lazily: importing a light component never loads a heavy one.
 LAYERS = (
     {"errors", "files", "download", "command_line"},
-    {"pickles", "networks", "zoo", "diffusion", "bridge", "objectives"},
+    {"pickles", "networks", "zoo", "diffusion", "noise_levels", "streams", "bridge", "objectives"},
     {"config", "state", "run_dir", "metrics", "report", "trainer"},
     {"loading", "inspect"},
     {"cli"},
