@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = (
     {"errors", "files", "download", "command_line"},
     {"pickles", "networks", "zoo", "diffusion", "noise_levels", "streams", "bridge", "objectives"},
-    {"config", "state", "run_dir", "metrics", "report", "trainer"},
+    {"config", "train_layers", "state", "run_dir", "metrics", "report", "trainer"},
     {"loading", "inspect"},
     {"cli"},
 )

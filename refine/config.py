@@ -1,0 +1,158 @@
+"""The options of a run: one frozen dataclass, checked when it is made, stored as JSON beside the run."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from refine.bridge import FILTERS
+from refine.errors import UserError
+from refine.noise_levels import parse_schedule
+from refine.objectives.ikl import WEIGHTINGS
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that decides what a run does.
+
+    Attributes:
+        gan: StyleGAN pickle: path, URL or zoo name.
+        teacher: EDM pickle: path, URL or zoo name.
+        outdir: folder in which the run gets a folder of its own.
+        desc: appended to that folder's name.
+        seed: of everything that is drawn.
+        weighting: of the divergence over samples and noise levels, a key of `objectives.ikl.WEIGHTINGS`.
+        sigma: noise levels of generator steps, as `noise_levels.parse_schedule` reads them.
+        fake_sigma: noise levels that the fake score is fitted at.
+        fake_steps: updates of the fake score for each update of the generator.
+        share_forward: one forward pass of the generator for its own and the fake score's update.
+        batch: images of a step, over all processes and micro-batches.
+        batch_gpu: images that go through the networks at once; None: the whole batch.
+        glr, flr: learning rates of the generator and of the fake score.
+        beta1, beta2: of Adam, for both.
+        lr_rampup_kimg: kimg over which the generator's learning rate rises from 0.
+        clip_grad: largest norm of the generator's gradient; None: any.
+        noise_mode: the generator's own noise while training: `random`, `const` or `none`.
+        fake_dropout: whether the fake score is fitted with its dropout on.
+        kimg: length of the run, in thousands of images of generator updates.
+        warmup_kimg: thousands of images that the fake score is fitted to before the generator moves.
+        tick_kimg: thousands of images between two status lines.
+        snap_ticks: ticks between two snapshots.
+        ema_halflife_kimg: half-life of the moving average of the generator's weights.
+        ema_rampup: the half-life is at most this share of the images so far; None: no ramp.
+        train_layers: `auto` (freeze what the teacher cannot see), `all`, or resolutions such as `4,8,16`.
+        resample: filter that reduces the generator's images to the teacher's size, a key of `bridge.FILTERS`.
+        class_map: the teacher's class for each class of the generator.
+        device: `auto`, `cpu`, `cuda` or `mps`.
+    """
+
+    gan: str
+    teacher: str
+    outdir: str = "training-runs"
+    desc: str | None = None
+    seed: int = 0
+    weighting: str = "uniform"
+    sigma: str = "lognormal:-1.2,1.2"
+    fake_sigma: str = "lognormal:-1.2,1.2"
+    fake_steps: int = 1
+    share_forward: bool = True
+    batch: int = 128
+    batch_gpu: int | None = None
+    glr: float = 1e-5
+    flr: float = 1e-5
+    beta1: float = 0.0
+    beta2: float = 0.999
+    lr_rampup_kimg: float = 0.0
+    clip_grad: float | None = None
+    noise_mode: str = "random"
+    fake_dropout: bool = True
+    kimg: float = 1000.0
+    warmup_kimg: float = 20.0
+    tick_kimg: float = 4.0
+    snap_ticks: int = 50
+    ema_halflife_kimg: float = 500.0
+    ema_rampup: float | None = 0.05
+    train_layers: str = "auto"
+    resample: str = "lanczos"
+    class_map: tuple[int, ...] | None = None
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("fake_steps", "batch", "snap_ticks"):
+            self._require(name, _is_int(self[name]) and self[name] >= 1, "a whole number of at least 1")
+        self._require("seed", _is_int(self.seed) and 0 <= self.seed < 2**31, "a whole number from 0 to 2^31 - 1")
+        if self.batch_gpu is not None:
+            divides = _is_int(self.batch_gpu) and self.batch_gpu >= 1 and self.batch % self.batch_gpu == 0
+            self._require("batch_gpu", divides, f"a number that divides the batch of {self.batch}")
+        for name in ("glr", "flr", "kimg", "tick_kimg"):
+            self._require(name, _is_real(self[name]) and self[name] > 0, "a number above 0")
+        for name in ("lr_rampup_kimg", "warmup_kimg", "ema_halflife_kimg"):
+            self._require(name, _is_real(self[name]) and self[name] >= 0, "a number of at least 0")
+        for name in ("beta1", "beta2"):
+            self._require(name, _is_real(self[name]) and 0 <= self[name] < 1, "a number from 0 to below 1")
+        for name in ("clip_grad", "ema_rampup"):
+            self._require(name, self[name] is None or (_is_real(self[name]) and self[name] > 0), "a number above 0")
+        self._require("noise_mode", self.noise_mode in ("random", "const", "none"), "one of random, const, none")
+        self._require("weighting", self.weighting in WEIGHTINGS, f"one of {', '.join(WEIGHTINGS)}")
+        self._require("resample", self.resample in FILTERS, f"one of {', '.join(FILTERS)}")
+        self._require("device", self.device in ("auto", "cpu", "cuda", "mps"), "one of auto, cpu, cuda, mps")
+        parse_schedule(self.sigma)
+        parse_schedule(self.fake_sigma)
+        parse_train_layers(self.train_layers)
+
+    def __getitem__(self, name: str) -> Any:
+        return getattr(self, name)
+
+    def _require(self, name: str, condition: bool, what: str) -> None:
+        if not condition:
+            raise UserError(f"--{name.replace('_', '-')} must be {what}, not {self[name]!r}.")
+
+    def to_json(self) -> str:
+        """The options as text for `training_options.json`."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_dict(cls, options: Mapping[str, Any]) -> RunConfig:
+        """The inverse of `to_json`, from parsed JSON.
+
+        Raises:
+            UserError: an option is unknown or has an impossible value.
+        """
+        known = {field.name for field in fields(cls)}
+        unknown = sorted(options.keys() - known)
+        if unknown:
+            raise UserError(
+                f"The stored options have an entry {unknown[0]!r} that this version of Refine does not know."
+            )
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in options.items()
+        }
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise UserError(f"The stored options are incomplete: {error}.") from error
+
+
+def parse_train_layers(text: str) -> str | frozenset[int]:
+    """`auto`, `all`, or the resolutions to train.
+
+    Raises:
+        UserError: it is none of these.
+    """
+    if text in ("auto", "all"):
+        return text
+    try:
+        return frozenset(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise UserError(f"--train-layers must be auto, all or resolutions such as 4,8,16, not {text!r}.") from error
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_real(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,234 @@
+"""The loop on Gaussians, where the goal is known, and on the golden networks, where it must be exact."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from gaussian import NUM_PIXELS, GaussianDenoiser, GaussianGenerator
+
+from refine import load_gan, load_teacher
+from refine.bridge import Bridge
+from refine.config import RunConfig
+from refine.errors import UserError
+from refine.train_layers import select_layers
+from refine.trainer import Trainer
+
+CPU = torch.device("cpu")
+
+
+def options(**changes):
+    return RunConfig(gan="g", teacher="t", **({"batch": 256, "kimg": 600.0, "ema_halflife_kimg": 20.0} | changes))
+
+
+def gaussians(seed=0):
+    """Generator and teacher, as (mean, root) of each."""
+    rng = torch.Generator().manual_seed(seed)
+    draw = lambda *shape: torch.randn(shape, generator=rng)  # noqa: E731
+    goal = draw(NUM_PIXELS) * 0.5, 0.5 * torch.eye(NUM_PIXELS) + 0.2 * draw(NUM_PIXELS, NUM_PIXELS)
+    start = draw(NUM_PIXELS) * 0.5, 0.2 * torch.eye(NUM_PIXELS) + 0.1 * draw(NUM_PIXELS, NUM_PIXELS)
+    return start, goal
+
+
+def gaussian_trainer(config, seed=0):
+    start, goal = gaussians(seed)
+    generator, teacher = GaussianGenerator(*start), GaussianDenoiser(*goal).requires_grad_(False)
+    fake = copy.deepcopy(teacher)
+    return Trainer(config, generator, copy.deepcopy(generator), teacher, fake, Bridge(2, 0), CPU)
+
+
+def test_affine_generator_reaches_a_gaussian_teacher():
+    """Mean and covariance within 2 %, with a fake score that is learned."""
+    config = options(glr=3e-3, flr=1e-2, sigma="lognormal:0,1", fake_sigma="lognormal:0,1", beta1=0.5)
+    trainer = gaussian_trainer(config)
+    _, (mean, root) = gaussians()
+    covariance = root @ root.t()
+
+    def errors(generator):
+        mean_error = (generator.synthesis.mean - mean).norm() / mean.norm()
+        return float(mean_error.detach()), float((generator.covariance() - covariance).norm() / covariance.norm())
+
+    assert min(errors(trainer.generator)) > 0.3
+    for _ in range(100):
+        trainer.warm_up_step()
+    for _ in range(2300):
+        trainer.step()
+    assert max(errors(trainer.generator_ema)) < 0.02, errors(trainer.generator_ema)
+
+
+# -- golden networks -------------------------------------------------------------------------------------
+
+
+def golden_trainer(fixture_path, gan="sg2ada/b_cond16.pkl", teacher="edm/s4_sid_ddpmpp_cond16.pkl", **changes):
+    """Conditional 16-pixel networks."""
+    config = options(**({"batch": 8, "glr": 1e-3, "flr": 1e-3, "kimg": 1.0, "ema_halflife_kimg": 0.05} | changes))
+    generator = load_gan(str(fixture_path(gan))).network
+    denoiser = load_teacher(str(fixture_path(teacher))).network
+    bridge = Bridge(denoiser.img_resolution, denoiser.label_dim)
+    select_layers(generator, config.train_layers, denoiser.img_resolution)
+    networks = [generator, copy.deepcopy(generator).requires_grad_(False), denoiser, copy.deepcopy(denoiser)]
+    return Trainer(config, *networks, bridge, CPU)
+
+
+def weights(trainer):
+    modules = {"G": trainer.generator, "G_ema": trainer.generator_ema, "fake": trainer.fake}
+    return {f"{key}.{name}": value.clone() for key, m in modules.items() for name, value in m.state_dict().items()}
+
+
+def run(trainer, num_warm_up=2, num_steps=3):
+    for _ in range(num_warm_up):
+        trainer.warm_up_step()
+    for _ in range(num_steps):
+        trainer.step()
+    return weights(trainer)
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("changes", [{}, {"share_forward": False}, {"fake_steps": 3}, {"weighting": "dmd"}])
+def test_two_runs_are_equal_bit_for_bit(changes, fixture_path):
+    first, second = (golden_trainer(fixture_path, **changes) for _ in range(2))
+    start = weights(first)
+    a, b = run(first), run(second)
+    assert same(a, b)
+    moved = [name for name in a if not torch.equal(a[name], start[name])]
+    assert any(name.startswith("G.synthesis") for name in moved) and any(name.startswith("fake.") for name in moved)
+    assert all(torch.equal(p, q) for p, q in zip(first.teacher.parameters(), second.teacher.parameters(), strict=True))
+    assert first.progress.cur_nimg == 24 and first.progress.warmup_nimg == 16 and first.progress.num_nonfinite == 0
+
+
+@pytest.mark.parametrize("share_forward", [True, False])
+def test_micro_batches_accumulate_exactly(share_forward, fixture_path):
+    """Without what is drawn per pass (dropout, the generator's noise) parts of a batch add up to the batch."""
+    changes = {"share_forward": share_forward, "noise_mode": "const", "fake_dropout": False}
+    whole, parts = (golden_trainer(fixture_path, **changes, batch_gpu=size) for size in (None, 2))
+    for _ in range(2):
+        for trainer in (whole, parts):
+            trainer.warm_up_step()
+    gradients = []
+    for trainer in (whole, parts):
+        trainer._generator_update(0)
+        gradients.append([p.grad.clone() for p in trainer.generator_parameters])
+    largest = max(g.abs().max() for g in gradients[0])
+    assert largest > 0
+    for a, b in zip(*gradients, strict=True):
+        assert (a - b).abs().max() <= 1e-4 * largest
+    means = [trainer.averages.means() for trainer in (whole, parts)]
+    assert means[0].keys() == means[1].keys()
+    assert all(means[0][name] == pytest.approx(means[1][name], rel=1e-4) for name in means[0])
+
+
+def test_no_gradient_before_the_warm_up(fixture_path):
+    """The fake score starts as the teacher: a step without warm-up leaves the generator where it is."""
+    trainer = golden_trainer(fixture_path, fake_dropout=False)
+    trainer._generator_update(0)
+    assert all(not p.grad.any() for p in trainer.generator_parameters)
+    assert trainer.averages.means()["Score/gap"] == 0
+    trainer.warm_up_step()
+    trainer._generator_update(1)
+    assert any(p.grad.any() for p in trainer.generator_parameters)
+
+
+def test_warm_up_leaves_the_generator_alone(fixture_path):
+    trainer = golden_trainer(fixture_path)
+    before = weights(trainer)
+    trainer.warm_up_step()
+    after = weights(trainer)
+    assert all(torch.equal(before[name], after[name]) for name in before if not name.startswith("fake."))
+    assert trainer.progress.cur_nimg == 0 and trainer.progress.warmup_nimg == 8
+
+
+def test_moving_averages(fixture_path):
+    trainer = golden_trainer(fixture_path, ema_rampup=None)
+    trainer.warm_up_step()
+    name, w_avg = "synthesis.b8.conv0.weight", "mapping.w_avg"
+    before = trainer.generator_ema.state_dict()[name].clone()
+    w_before = trainer.generator.state_dict()[w_avg].clone()
+    draws = next(trainer._micro_batches("generator", 0))
+    w_mean = trainer.generator.mapping(draws.z, draws.c)[:, 0].mean(0)
+    trainer.step()
+    beta = 0.5 ** (8 / 50)
+    expected = beta * before + (1 - beta) * trainer.generator.state_dict()[name]
+    assert torch.allclose(trainer.generator_ema.state_dict()[name], expected, atol=1e-6)
+    w_beta = trainer.generator.mapping.w_avg_beta
+    expected = w_beta * w_before + (1 - w_beta) * w_mean
+    for network in (trainer.generator, trainer.generator_ema):
+        assert torch.allclose(network.state_dict()[w_avg], expected, atol=1e-6)
+
+
+def test_average_ramps_up(fixture_path):
+    """After the first step, the half-life is 5 % of one batch: the average is the live network."""
+    trainer = golden_trainer(fixture_path)
+    run(trainer, 1, 1)
+    live, average = (n.state_dict()["synthesis.b8.conv0.weight"] for n in (trainer.generator, trainer.generator_ema))
+    assert torch.allclose(live, average, atol=1e-5)
+
+
+def test_layers_above_the_teacher_are_frozen(fixture_path):
+    files = {"gan": "sg2ada/a_uncond32.pkl", "teacher": "edm/s1_edm_ddpmpp_uncond16.pkl"}
+    trainer = golden_trainer(fixture_path, **files)
+    before = {name: value.clone() for name, value in trainer.generator.state_dict().items()}
+    run(trainer)
+    moved = {name for name, value in trainer.generator.state_dict().items() if not torch.equal(value, before[name])}
+    assert {name.split(".")[1] for name in moved} == {"b4", "b8", "b16"}
+    everything = golden_trainer(fixture_path, **files, train_layers="all")
+    run(everything)
+    changed = [n for n, v in everything.generator.state_dict().items() if not torch.equal(v, before[n])]
+    assert any(n.startswith("mapping.fc") for n in changed) and any(n.startswith("synthesis.b32") for n in changed)
+
+
+def test_layers_by_resolution(fixture_path):
+    generator = load_gan(str(fixture_path("sg2ada/a_uncond32.pkl"))).network
+    names = select_layers(generator, "8,32", 16)
+    assert {name.split(".")[1] for name in names} == {"b8", "b32"}
+    assert [name for name, p in generator.named_parameters() if p.requires_grad] == names
+    assert len(select_layers(generator, "auto", 32)) == len(list(generator.parameters()))
+    with pytest.raises(UserError, match="names 64 pixels"):
+        select_layers(generator, "8,64", 16)
+
+
+def test_gradients_that_are_not_finite_are_counted_and_left_out(fixture_path):
+    trainer = golden_trainer(fixture_path, share_forward=False)
+    trainer.warm_up_step()
+    good = weights(trainer)
+    trainer.teacher.model.get_parameter("dec.16x16_aux_conv.bias").data.fill_(float("nan"))
+    trainer.step()
+    after = weights(trainer)
+    assert trainer.progress.num_nonfinite == 1
+    assert all(torch.equal(good[n], after[n]) for n in good if n.startswith("G.synthesis"))
+    assert all(torch.isfinite(value).all() for value in after.values())
+
+
+def test_clipping(fixture_path):
+    """Adam divides by the gradient's size; what clipping changes is the size of its moments."""
+    free, clipped = (golden_trainer(fixture_path, clip_grad=clip) for clip in (None, 1e-3))
+    norms = []
+    for trainer in (free, clipped):
+        run(trainer, 2, 1)
+        moments = [s["exp_avg"] for s in trainer.generator_optimizer.state.values()]
+        norms.append(torch.stack([m.norm() for m in moments]).norm().item())
+    assert norms[1] == pytest.approx(1e-3, rel=1e-3) and norms[0] > 2e-3
+
+
+def test_learning_rate_ramps_up(fixture_path):
+    trainer = golden_trainer(fixture_path, lr_rampup_kimg=0.032)
+    trainer.warm_up_step()
+    rates = []
+    for _ in range(6):
+        trainer.step()
+        rates.append(trainer.generator_optimizer.param_groups[0]["lr"] / 1e-3)
+    assert rates == pytest.approx([0, 0.25, 0.5, 0.75, 1, 1])
+
+
+def test_reported_by_noise_level(fixture_path):
+    trainer = golden_trainer(fixture_path)
+    run(trainer, 2, 4)
+    means = trainer.averages.means()
+    bands = [name for name in means if name.startswith("Score/gap/")]
+    assert bands and all(means[name] > 0 for name in bands)
+    counts = trainer.averages.counts
+    assert sum(counts[name] for name in bands) == counts["Score/gap"] == 32
+    assert {"Loss/fake", "Gradient/fake_norm", "Gradient/generator_norm"} <= means.keys()
