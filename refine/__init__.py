@@ -8,14 +8,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from refine.config import RunConfig
     from refine.loading import LoadedNetwork, load_gan, load_teacher
+    from refine.run import refine
 
-__all__ = ["LoadedNetwork", "load_gan", "load_teacher"]
+__all__ = ["LoadedNetwork", "RunConfig", "load_gan", "load_teacher", "refine"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:
-        from refine import loading
-
-        return getattr(loading, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name == "RunConfig":
+        from refine import config as module
+    elif name == "refine":
+        from refine import run as module
+    elif name in __all__:
+        from refine import loading as module
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(module, name)

@@ -19,6 +19,7 @@ LAYERS = (
     {"pickles", "networks", "zoo", "diffusion", "noise_levels", "streams", "bridge", "objectives"},
     {"config", "train_layers", "state", "run_dir", "metrics", "report", "trainer"},
     {"loading", "inspect"},
+    {"run"},
     {"cli"},
 )
 LEVEL = {component: level for level, layer in enumerate(LAYERS) for component in layer}

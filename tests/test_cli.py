@@ -24,8 +24,23 @@ def test_pair_is_described(fixture_path):
     assert "StyleGAN2 generator (stylegan2-ada-pytorch), 16x16x3, 5 classes, 37,158 parameters" in result.stdout
     assert "EDMPrecond over SongUNet" in result.stdout
     assert "The teacher sees the generator's images as they are, with classes." in result.stdout
-    result = run("--gan", gan, "--teacher", teacher)
-    assert result.exit_code == 2 and "not in it yet" in result.stderr
+    assert '"weighting": "uniform"' in result.stdout  # the options follow
+
+
+def test_missing_files_are_asked_for(fixture_path):
+    result = run("--gan", fixture_path("sg2ada/b_cond16.pkl"))
+    assert result.exit_code == 2 and "Give --teacher" in result.stderr
+    result = run("--teacher", fixture_path("edm/s4_sid_ddpmpp_cond16.pkl"))
+    assert result.exit_code == 2 and "Give --gan" in result.stderr
+
+
+def test_class_map(fixture_path):
+    pair = ("--gan", fixture_path("sg2ada/b_cond16.pkl"), "--teacher", fixture_path("edm/s4_sid_ddpmpp_cond16.pkl"))
+    assert run(*pair, "-n", "--class-map=4,3,2,1,0").exit_code == 0
+    result = run(*pair, "-n", "--class-map=4,3")
+    assert result.exit_code == 2 and "has 2 entries and the generator 5 classes" in result.stderr
+    result = run(*pair, "-n", "--class-map=a")
+    assert result.exit_code == 2 and "must be class numbers" in result.stderr
 
 
 def test_generator_above_the_teachers_resolution(fixture_path):

@@ -1,0 +1,165 @@
+"""The folder of a run: what is written there, under which names, complete or not at all.
+
+    00000-<gan>-<teacher>-ikl-batch<N>[-desc]/
+        training_options.json   log.txt   stats.jsonl   fakes_init.png   fakes<kimg>.png
+        network-snapshot-<kimg>.pkl   training-state-<kimg>.pt
+
+<kimg> has six digits, as everywhere in the StyleGAN family.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from refine.errors import UserError
+from refine.files import atomic_write, cannot_write
+
+OPTIONS, STATS, LOG = "training_options.json", "stats.jsonl", "log.txt"
+_STATE = re.compile(r"training-state-(\d{6,})\.pt")
+NUM_STATES_KEPT = 2
+
+
+class RunDir:
+    """One run's folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(cls, outdir: str | Path, name: str) -> RunDir:
+        """Makes `<outdir>/<number>-<name>` with the next free number.
+
+        Raises:
+            UserError: the folder cannot be made.
+        """
+        outdir = Path(outdir)
+        try:
+            outdir.mkdir(parents=True, exist_ok=True)
+            numbers = [int(m[1]) for p in outdir.iterdir() if (m := re.match(r"(\d+)-", p.name))]
+            number = max(numbers, default=-1) + 1
+            while True:
+                path = outdir / f"{number:05d}-{name}"
+                try:
+                    path.mkdir()
+                    return cls(path)
+                except FileExistsError:  # another run took the number a moment ago
+                    number += 1
+        except OSError as error:
+            raise cannot_write(outdir, error) from error
+
+    def write_options(self, text: str) -> None:
+        """Writes `training_options.json`."""
+        with atomic_write(self.path / OPTIONS) as file:
+            file.write(text.encode())
+
+    def read_options(self) -> dict[str, Any]:
+        """Reads `training_options.json`.
+
+        Raises:
+            UserError: there is none, or it is no JSON object.
+        """
+        path = self.path / OPTIONS
+        try:
+            options = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} cannot be read ({error}): give the folder of a run.") from error
+        if not isinstance(options, dict):
+            raise UserError(f"{path} holds no options: give the folder of a run.")
+        return options
+
+    def log(self, line: str) -> None:
+        """Appends a line to `log.txt`."""
+        self._append(LOG, line)
+
+    def add_stats(self, row: Mapping[str, Any]) -> None:
+        """Appends a row to `stats.jsonl`."""
+        self._append(STATS, json.dumps(row))
+
+    def cut_stats(self, cur_nimg: int) -> None:
+        """Drops rows of `stats.jsonl` that are newer than a state: a resumed run writes them again."""
+        path = self.path / STATS
+        if not path.exists():
+            return
+        rows = []
+        for line in path.read_text().splitlines():
+            try:
+                row = json.loads(line)
+            except ValueError:  # the last row of a run that was killed
+                continue
+            if row["Progress/cur_nimg"] <= cur_nimg:
+                rows.append(line)
+        with atomic_write(path) as file:
+            file.write("".join(f"{line}\n" for line in rows).encode())
+
+    def snapshot_path(self, cur_nimg: int) -> Path:
+        """Where the pickle of that moment goes."""
+        return self.path / f"network-snapshot-{cur_nimg // 1000:06d}.pkl"
+
+    def save_state(self, cur_nimg: int, state: Mapping[str, Any]) -> Path:
+        """Writes `training-state-<kimg>.pt` and removes all but the newest two states."""
+        path = self.path / f"training-state-{cur_nimg // 1000:06d}.pt"
+        with atomic_write(path) as file:
+            torch.save(dict(state), file)
+        for old in self.states()[:-NUM_STATES_KEPT]:
+            old.unlink()
+        return path
+
+    def states(self) -> list[Path]:
+        """The training states in the folder, oldest first."""
+        found = [(int(m[1]), p) for p in self.path.iterdir() if (m := _STATE.fullmatch(p.name))]
+        return [path for _, path in sorted(found)]
+
+    def save_images(self, name: str, images: torch.Tensor, columns: int) -> None:
+        """Writes images [N, C, H, W] in [-1, 1] as one PNG, row by row."""
+        with atomic_write(self.path / name) as file:
+            image_grid(images, columns).save(file, "PNG")
+
+    def _append(self, name: str, line: str) -> None:
+        path = self.path / name
+        try:
+            with path.open("a") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            raise cannot_write(path, error) from error
+
+
+def image_grid(images: torch.Tensor, columns: int) -> Image.Image:
+    """Images [N, C, H, W], C = 1 or 3, range [-1, 1], as one picture; the last row may be short."""
+    batch, channels, height, width = images.shape
+    pixels = (images.float().cpu() * 127.5 + 128).clamp(0, 255).to(torch.uint8)
+    rows = -(-batch // columns)
+    canvas = torch.zeros(rows * columns, channels, height, width, dtype=torch.uint8)
+    canvas[:batch] = pixels
+    grid = canvas.reshape(rows, columns, channels, height, width).permute(0, 3, 1, 4, 2)
+    array: Any = grid.reshape(rows * height, columns * width, channels).numpy()
+    return Image.fromarray(np.ascontiguousarray(array[:, :, 0] if channels == 1 else array))
+
+
+def find_state(spec: str, outdir: str | Path) -> Path:
+    """The training state meant by `latest`, a run's folder or a file.
+
+    Raises:
+        UserError: there is none.
+    """
+    if spec == "latest":
+        folders = sorted((p for p in Path(outdir).glob("*") if re.match(r"\d+-", p.name)), reverse=True)
+        for folder in folders:
+            if states := RunDir(folder).states():
+                return states[-1]
+        raise UserError(f"There is no run with a training state in {outdir}: start one without --resume.")
+    path = Path(spec)
+    if path.is_dir():
+        if states := RunDir(path).states():
+            return states[-1]
+        raise UserError(f"{path} holds no training-state-*.pt: the run was stopped before its first one.")
+    if not path.is_file():
+        raise UserError(f"There is no run or training state {spec}: give a folder, a training-state-*.pt or latest.")
+    return path

@@ -1,0 +1,295 @@
+"""Runs on the golden pair: what they write, and that stopping and going on changes nothing."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+
+from refine import cli, load_gan, pickles, run
+from refine.config import RunConfig
+from refine.errors import UserError
+from refine.run_dir import RunDir, find_state, image_grid
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def pair(fixture_path):
+    return {
+        "gan": str(fixture_path("sg2ada/b_cond16.pkl")),
+        "teacher": str(fixture_path("edm/s4_sid_ddpmpp_cond16.pkl")),
+    }
+
+
+def config(pair, tmp_path, **changes):
+    sizes = {"batch": 8, "kimg": 0.048, "warmup_kimg": 0.016, "tick_kimg": 0.016, "snap_ticks": 2}
+    rates = {"glr": 1e-3, "flr": 1e-3, "ema_halflife_kimg": 0.02}
+    return RunConfig(**pair, outdir=str(tmp_path / "runs"), device="cpu", **(sizes | rates | changes))
+
+
+def weights(path):
+    return {
+        key: {n: t.read() for n, t in pickles.named_tensors(pickles.load(path)[key]).items()} for key in ("G", "G_ema")
+    }
+
+
+def equal(a, b):
+    return all(torch.equal(a[key][name], b[key][name]) for key in a for name in a[key])
+
+
+def test_what_a_run_writes(pair, tmp_path):
+    snapshot = run.refine(config(pair, tmp_path))
+    folder = snapshot.parent
+    assert folder.name == "00000-b_cond16-s4_sid_ddpmpp_cond16-ikl-batch8"
+    names = {"training_options.json", "log.txt", "stats.jsonl", "fakes_init.png", "fakes000000.png"}
+    assert {p.name for p in folder.iterdir()} == names | {"network-snapshot-000000.pkl", "training-state-000000.pt"}
+    assert RunConfig.from_dict(json.loads((folder / "training_options.json").read_text())) == config(pair, tmp_path)
+    rows = [json.loads(line) for line in (folder / "stats.jsonl").read_text().splitlines()]
+    assert [row["Progress/cur_nimg"] for row in rows] == [16, 32, 48]
+    assert all(row["Score/gap"] > 0 and row["Gradient/generator_norm"] > 0 for row in rows)
+    line = (folder / "log.txt").read_text().splitlines()[2]
+    stylegans = [
+        "tick",
+        "kimg",
+        "time",
+        "sec/tick",
+        "sec/kimg",
+        "maintenance",
+        "cpumem",
+        "gpumem",
+        "reserved",
+        "augment",
+    ]
+    words = [*stylegans, "gap", "fake", "nonfinite", "eta"]
+    assert [word for word in line.split() if word in words] == words
+    for name in ("fakes_init.png", "fakes000000.png"):
+        assert Image.open(folder / name).size == (160, 96)
+    before, after = (np.asarray(Image.open(folder / name)) for name in ("fakes_init.png", "fakes000000.png"))
+    assert (before != after).any()
+
+
+def test_snapshot_is_the_pickle_that_came_in(pair, tmp_path):
+    """All but tensors is as it was; live and averaged generator differ; D travels through."""
+    snapshot = run.refine(config(pair, tmp_path))
+    old, new = pickles.load(pair["gan"]), pickles.load(snapshot)
+    assert list(old) == list(new) and snapshot.stat().st_size == Path(pair["gan"]).stat().st_size
+    for key in ("G", "G_ema"):
+        assert old[key].init_kwargs == new[key].init_kwargs and old[key].module_src == new[key].module_src
+    assert all(
+        torch.equal(a.read(), b.read())
+        for a, b in zip(*(pickles.named_tensors(p["D"]).values() for p in (old, new)), strict=True)
+    )
+    both = weights(snapshot)
+    assert not torch.equal(both["G"]["synthesis.b8.conv0.weight"], both["G_ema"]["synthesis.b8.conv0.weight"])
+    assert load_gan(str(snapshot)).network.img_resolution == 16
+
+
+def test_stopping_and_going_on_changes_nothing(pair, tmp_path):
+    whole = run.refine(config(pair, tmp_path / "a"))
+    first = run.refine(config(pair, tmp_path / "b", kimg=0.032))
+    state = find_state(str(first.parent), "")
+    continued = run.refine(run.resumed_config(state, {"kimg": 0.048}), resume=state)
+    assert continued.parent == first.parent
+    assert equal(weights(whole), weights(continued))
+    rows = [
+        [{k: v for k, v in json.loads(line).items() if "/" in k and not k.startswith(("Timing", "Resources"))}
+         for line in (path.parent / "stats.jsonl").read_text().splitlines()]
+        for path in (whole, continued)
+    ]  # fmt: skip
+    assert rows[0] == rows[1]
+
+
+def test_interrupted_in_the_warm_up_and_in_the_run(pair, tmp_path):
+    """A signal ends the loop after the step in hand, with a state from which the rest follows bit for bit."""
+    whole = run.refine(config(pair, tmp_path / "a"))
+
+    class Stopping(run.Run):
+        def __init__(self, *args):
+            super().__init__(*args)
+            self.countdown = self.allowed
+            for name in ("step", "warm_up_step"):
+                setattr(self.trainer, name, self.counted(getattr(self.trainer, name)))
+
+        def counted(self, function):
+            def call():
+                function()
+                self.countdown -= 1
+                if self.countdown == 0:
+                    signal.raise_signal(signal.SIGTERM)
+
+            return call
+
+    original, options, state = run.Run, config(pair, tmp_path / "b"), None
+    try:
+        run.Run = Stopping
+        for Stopping.allowed in (1, 2, 3):  # 1 of 2 warm-up steps; the other one and a step; three more
+            with pytest.raises(KeyboardInterrupt):
+                run.refine(options, resume=state)
+            state = find_state("latest", options.outdir)
+            assert "go on with --resume=" in (state.parent / "log.txt").read_text()
+    finally:
+        run.Run = original
+    assert equal(weights(whole), weights(run.refine(options, resume=state)))
+
+
+def test_signal_to_a_real_process(pair, tmp_path):
+    options = ["--batch=8", "--kimg=1000", "--warmup-kimg=0.008", "--tick-kimg=0.008", "--device=cpu"]
+    command = [
+        sys.executable,
+        str(ROOT / "refine.py"),
+        f"--gan={pair['gan']}",
+        f"--teacher={pair['teacher']}",
+        *options,
+    ]
+    process = subprocess.Popen([*command, f"--outdir={tmp_path}"], stderr=subprocess.PIPE, text=True)
+    for line in process.stderr:
+        if line.startswith("tick 2 "):
+            process.send_signal(signal.SIGINT)
+            break
+    rest = process.stderr.read()
+    assert process.wait() == 130 and "Stopped by SIGINT; go on with --resume=" in rest and "Traceback" not in rest
+    state = find_state("latest", tmp_path)
+    result = CliRunner().invoke(cli.main, [f"--resume={state}", "--kimg=0.001"])
+    assert result.exit_code == 0, result.output
+    assert f"Resuming from {state}" in result.stdout
+
+
+def test_killed_at_any_moment(pair, tmp_path):
+    """The newest state under its final name is complete, and no half-written snapshot has one."""
+    options = ["--batch=8", "--kimg=1000", "--warmup-kimg=0.008", "--tick-kimg=0.008", "--snap-ticks=1", "--device=cpu"]
+    command = [
+        sys.executable,
+        str(ROOT / "refine.py"),
+        f"--gan={pair['gan']}",
+        f"--teacher={pair['teacher']}",
+        *options,
+    ]
+    for attempt in range(3):
+        outdir = tmp_path / str(attempt)
+        process = subprocess.Popen([*command, f"--outdir={outdir}"], stderr=subprocess.PIPE, text=True)
+        for line in process.stderr:
+            if line.startswith(f"tick {2 + attempt} "):
+                time.sleep(0.013 * attempt)
+                process.kill()
+                break
+        process.stderr.read()
+        process.wait()
+        folder = RunDir(next(outdir.iterdir()))
+        state = run.read_state(folder.states()[-1])
+        assert state["progress"]["step"] >= 1
+        for path in folder.path.glob("network-snapshot-*.pkl"):
+            pickles.load(path)
+
+
+def test_rows_newer_than_the_state_are_cut(tmp_path):
+    folder = RunDir(tmp_path)
+    for nimg in (1000, 2000, 3000):
+        folder.add_stats({"Progress/cur_nimg": nimg})
+    with (tmp_path / "stats.jsonl").open("a") as file:
+        file.write('{"Progress/cur_ni')  # killed while writing
+    folder.cut_stats(2000)
+    rows = [json.loads(line)["Progress/cur_nimg"] for line in (tmp_path / "stats.jsonl").read_text().splitlines()]
+    assert rows == [1000, 2000]
+
+
+def test_the_two_newest_states_are_kept(tmp_path):
+    folder = RunDir(tmp_path)
+    for nimg in (1_000, 20_000, 3_000_000, 1_000_000_000):
+        folder.save_state(nimg, {"n": nimg})
+    assert [p.name for p in folder.states()] == ["training-state-003000.pt", "training-state-1000000.pt"]
+
+
+def test_folders_are_numbered(tmp_path):
+    names = [RunDir.create(tmp_path / "out", "x").path.name for _ in range(3)]
+    (tmp_path / "out" / "00041-other").mkdir()
+    assert [*names, RunDir.create(tmp_path / "out", "x").path.name] == ["00000-x", "00001-x", "00002-x", "00042-x"]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="Cannot write"):
+        RunDir.create(tmp_path / "file", "x")
+
+
+def test_finding_states(tmp_path):
+    with pytest.raises(UserError, match="no run with a training state"):
+        find_state("latest", tmp_path)
+    with pytest.raises(UserError, match="no run or training state"):
+        find_state(str(tmp_path / "none"), tmp_path)
+    a, b, c = (RunDir.create(tmp_path, "x") for _ in range(3))
+    with pytest.raises(UserError, match="before its first one"):
+        find_state(str(a.path), tmp_path)
+    a.save_state(1000, {})
+    expected = b.save_state(2000, {})
+    assert find_state("latest", tmp_path) == expected  # c has none yet
+    assert find_state(str(expected), tmp_path) == expected and not c.states()
+
+
+def test_wrong_states(pair, tmp_path):
+    first = run.refine(config(pair, tmp_path, kimg=0.016))
+    state = find_state(str(first.parent), "")
+    with pytest.raises(UserError, match="--batch cannot change"):
+        run.resumed_config(state, {"batch": 16})
+    assert run.resumed_config(state, {"batch": 8, "kimg": 2.0}).kimg == 2.0
+    content = run.read_state(state)
+    trainer_of = lambda: run.make_trainer(  # noqa: E731
+        config(pair, tmp_path), load_gan(pair["gan"]), run.load_teacher(pair["teacher"]), torch.device("cpu")
+    )
+    with pytest.raises(UserError, match="--teacher is not the file"):
+        run.load_state(trainer_of(), content, content["hashes"] | {"teacher": "0"})
+    with pytest.raises(UserError, match="another version"):
+        run.load_state(trainer_of(), content | {"version": 0}, content["hashes"])
+    state.write_bytes(state.read_bytes()[:1000])
+    with pytest.raises(UserError, match="or damaged: resume from an older one"):
+        run.read_state(state)
+    (state.parent / "training_options.json").write_text('{"gan": "g", "teacher": "t", "new": 1}')
+    with pytest.raises(UserError, match="entry 'new'"):
+        run.resumed_config(state, {})
+    (state.parent / "training_options.json").write_text('{"gan": "g"}')
+    with pytest.raises(UserError, match="incomplete"):
+        run.resumed_config(state, {})
+    (state.parent / "training_options.json").write_text("[]")
+    with pytest.raises(UserError, match="holds no options"):
+        run.resumed_config(state, {})
+
+
+def test_grid():
+    images = torch.stack([torch.full((3, 2, 2), v) for v in (-1.0, 0.0, 1.0, 5.0, -5.0)])
+    array = np.asarray(image_grid(images, 3))
+    assert array.shape == (4, 6, 3)
+    assert array[0, ::2, 0].tolist() == [0, 128, 255] and array[2, ::2, 0].tolist() == [255, 0, 0]
+    assert image_grid(images[:, :1], 5).mode == "L"
+
+
+def test_device_that_is_not_there(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="--device=cuda is not available"):
+        run.choose_device("cuda")
+    assert run.choose_device("cpu").type == "cpu"
+
+
+def test_times():
+    seconds = {0: "0s", 59.6: "1m 00s", 3601: "1h 00m 01s", 5901: "1h 38m 21s", 90061: "1d 01h 01m"}
+    assert {s: run.format_time(s) for s in seconds} == seconds
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("batch", 0), ("batch", 2.5), ("batch", True), ("batch_gpu", 3), ("seed", -1), ("glr", 0),
+        ("glr", float("nan")),        ("kimg", -1), ("warmup_kimg", -1), ("beta1", 1.0), ("clip_grad", 0), ("device", "tpu"), ("noise_mode", "x"),
+        ("weighting", "x"), ("resample", "nearest"), ("sigma", "x"), ("fake_sigma", "x"), ("train_layers", "top"),
+        ("fake_steps", 0), ("ema_rampup", -1),
+    ],
+)  # fmt: skip
+def test_nonsense_is_refused(option, value):
+    with pytest.raises(UserError) as error:
+        RunConfig(gan="g", teacher="t", **{option: value})
+    assert "\n" not in str(error.value)
