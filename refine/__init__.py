@@ -5,6 +5,7 @@ The public names are imported on first use, so that commands which need no torch
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -16,12 +17,7 @@ __all__ = ["LoadedNetwork", "RunConfig", "load_gan", "load_teacher", "refine"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "RunConfig":
-        from refine import config as module
-    elif name == "refine":
-        from refine import run as module
-    elif name in __all__:
-        from refine import loading as module
-    else:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(module, name)
+    module = {"RunConfig": "config", "refine": "run"}.get(name, "loading")
+    return getattr(importlib.import_module(f"refine.{module}"), name)
