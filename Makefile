@@ -43,7 +43,7 @@ test-extra: .venv/installed.stamp ## sanitizer, compiler and browser checks and 
 
 demo: .venv/installed.stamp ## inspect and open a tiny generator and a tiny teacher
 	@echo "Two tiny untrained networks from the tests: what their pickles hold, then what a run would work on."
-	@echo "Nothing is trained: refining a trained pair comes in a later version."
+	@echo "Nothing is trained here: a pair of trained networks to refine comes in a later version."
 	$(VENV_PYTHON) -m refine.inspect $(GAN)
 	$(VENV_PYTHON) -m refine.inspect $(TEACHER)
 	$(VENV_PYTHON) refine.py --gan=$(GAN) --teacher=$(TEACHER) --dry-run
