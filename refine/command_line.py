@@ -5,7 +5,9 @@ Exit codes: 0 done, 1 an error that Refine does not know, 2 something the user c
 
 from __future__ import annotations
 
+import io
 import logging
+import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +16,8 @@ from typing import Any
 import click
 
 from refine.errors import UserError
+
+MAX_CHARACTERS = 900
 
 
 class Command(click.Command):
@@ -26,6 +30,8 @@ class Command(click.Command):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command's function; exceptions become sentences and exit codes."""
         debug = ctx.params.pop("debug")
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no error
         try:
             with _messages_on_stderr(logging.DEBUG if debug else logging.INFO):
                 return super().invoke(ctx)
@@ -45,8 +51,19 @@ class _UserFailure(click.ClickException):
     exit_code = 2
 
 
+def printable(text: str) -> str:
+    """One line of bounded length that cannot move a terminal's cursor: names from foreign files end up in messages."""
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text[:MAX_CHARACTERS])
+    return text if len(text) <= MAX_CHARACTERS else text[:MAX_CHARACTERS] + "..."
+
+
+class _Formatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(record.getMessage())
+
+
 def _failure(error: Exception) -> click.ClickException:
-    message = " ".join(str(error).split())
+    message = printable(" ".join(str(error).split()))
     if isinstance(error, UserError):
         return _UserFailure(message)
     cause = ": ".join(part for part in (type(error).__name__, message.rstrip(".")) if part)
@@ -59,7 +76,7 @@ def _failure(error: Exception) -> click.ClickException:
 def _messages_on_stderr(level: int) -> Iterator[None]:
     logger = logging.getLogger("refine")
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(_Formatter())
     previous_level = logger.level
     logger.addHandler(handler)
     logger.setLevel(level)

@@ -296,7 +296,7 @@ def _table() -> str:
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
-    return "\n".join(lines)
+    return "\n".join([*lines, "", "-: not known here; the publisher's page may tell."])
 
 
 @click.command(cls=Command)

@@ -18,8 +18,8 @@ LAYERS = (
     {"errors", "files", "download", "command_line"},
     {"pickles", "networks", "zoo", "diffusion", "noise_levels", "streams", "bridge", "objectives"},
     {"config", "train_layers", "state", "run_dir", "metrics", "report", "trainer"},
-    {"loading", "inspect"},
-    {"run"},
+    {"loading", "describe"},
+    {"run", "inspect"},
     {"cli"},
 )
 LEVEL = {component: level for level, layer in enumerate(LAYERS) for component in layer}

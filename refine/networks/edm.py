@@ -292,6 +292,23 @@ PRECONDITIONERS: dict[str, type[EDMPrecond | VPPrecond | VEPrecond | iDDPMPrecon
 }
 
 
+MAX_WIDTH = 2**20  # of anything that is counted: pixels, channels, classes
+MAX_ENTRIES = 32  # levels, resolutions or taps
+
+
+def _is_plausible(value: Any, annotation: str) -> bool:
+    """Whether a value from a file is of the annotated type and of a size that no constructor suffers from."""
+    if annotation.startswith("Sequence["):
+        inner = annotation.removeprefix("Sequence[").removesuffix("]")
+        is_list = isinstance(value, list | tuple) and len(value) <= MAX_ENTRIES
+        return is_list and all(_is_plausible(item, inner) for item in value)
+    if annotation == "int":
+        return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_WIDTH
+    if annotation == "float":
+        return isinstance(value, int | float) and not isinstance(value, bool) and value == value
+    return isinstance(value, {"bool": bool | int, "str": str}[annotation])
+
+
 def denoiser_from_init_kwargs(class_name: str, init_kwargs: Mapping[str, Any]) -> PreconditionedDenoiser:
     """Builds a denoiser, randomly initialised, from what an EDM pickle says about its construction.
 
@@ -320,6 +337,12 @@ def denoiser_from_init_kwargs(class_name: str, init_kwargs: Mapping[str, Any]) -
     for name in ("img_resolution", "img_channels"):
         if name not in init_kwargs:
             raise UserError(f"The constructor arguments of {class_name} lack {name!r}.")
+    parameters = {**inspect.signature(unet).parameters, **own}
+    for name, value in init_kwargs.items():
+        if not _is_plausible(value, str(parameters[name].annotation)):
+            raise UserError(f"The constructor argument {name}={reprlib.repr(value)} of {class_name} is not plausible.")
+        if name in ("img_channels", "model_channels") and value == 0:
+            raise UserError(f"{class_name} has {name}=0: there is nothing to denoise.")
     try:
         return denoiser(**init_kwargs)
     except UserError:

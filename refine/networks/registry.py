@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 
+from refine.errors import UserError
 from refine.networks import edm, stylegan2
 from refine.pickles import PickleError
 from refine.pickles.records import PersistentObject, Tensor
@@ -74,8 +75,13 @@ def rebuild(record: PersistentObject, *, trust: bool = False) -> torch.nn.Module
     """
     architecture = identify(record)
     if architecture.build is not None:
-        with torch.device("meta"):
-            network = architecture.build(record)
+        try:
+            with torch.device("meta"):
+                network = architecture.build(record)
+        except (TypeError, ValueError, ArithmeticError, RuntimeError, MemoryError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise PickleError(f"{record.class_name} cannot be built from its constructor arguments: {error}") from error
         load_strictly(network, named_tensors(record), record.class_name)
     elif trust:
         # Imported here: nothing on the ordinary path can even reach the code that runs embedded source.
@@ -106,8 +112,12 @@ def load_strictly(network: torch.nn.Module, tensors: Mapping[str, Tensor], what:
             raise PickleError(
                 f"{what}: {name} has shape {tensors[name].shape} in the pickle, {tuple(value.shape)} expected"
             )
-    for name in tensors.keys() - expected.keys():
+    for name in (name for name in tensors if name not in expected):
         raise PickleError(f"{what}: the pickle has a tensor {name}, {tensors[name].shape}, which is not expected")
+    # A few weights may be shared; a small file whose tensors all look at one storage would become a large network.
+    stored = {id(record.storage): record.storage.blob.num_elements for record in tensors.values()}
+    if sum(record.num_elements for record in tensors.values()) > 4 * sum(stored.values()) + 1_000_000:
+        raise PickleError(f"{what}: its tensors are views of far smaller storages, which no network's are")
     values = {name: record.read() for name, record in tensors.items()}
     network.load_state_dict(
         {name: v.float() if v.is_floating_point() else v for name, v in values.items()},

@@ -181,7 +181,7 @@ class SynthesisLayer(nn.Module):
         self.bias = nn.Parameter(torch.zeros(out_channels))
 
     def forward(
-        self, x: Tensor, w: Tensor, noise_mode: str = "random", fused_modconv: bool = True, gain: float = 1.0
+        self, x: Tensor, w: Tensor, noise_mode: str = "random", fused_modconv: bool | None = True, gain: float = 1.0
     ) -> Tensor:
         """Apply the layer to x in the style w [N, w_dim]; `gain` scales the result and the clamp."""
         noise = None
@@ -217,7 +217,7 @@ class ToRGBLayer(nn.Module):
         self.weight = nn.Parameter(normal(img_channels, in_channels, 1, 1))
         self.bias = nn.Parameter(torch.zeros(img_channels))
 
-    def forward(self, x: Tensor, w: Tensor, fused_modconv: bool = True) -> Tensor:
+    def forward(self, x: Tensor, w: Tensor, fused_modconv: bool | None = True) -> Tensor:
         """Map [N, in_channels, H, W] to [N, img_channels, H, W] in the style w [N, w_dim]."""
         styles = self.affine(w) * self.weight_gain
         x = modulated_conv2d(x, self.weight, styles, demodulate=False, fused_modconv=fused_modconv)
@@ -280,9 +280,8 @@ class SynthesisBlock(nn.Module):
         # Half precision pays on GPUs only; elsewhere it is slow, and rounding would be all that it does.
         half = self.use_fp16 and not force_fp32 and ws.device.type == "cuda"
         dtype = torch.float16 if half else ws.dtype
-        fused = self.fused_modconv_default
-        if fused == "inference_only":
-            fused = not self.training
+        # What is faster depends on more than the mode.
+        fused = None if self.fused_modconv_default == "inference_only" else self.fused_modconv_default
         layer: dict[str, Any] = {"noise_mode": noise_mode, "fused_modconv": fused}
 
         if x is None:

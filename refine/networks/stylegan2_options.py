@@ -95,8 +95,8 @@ class SynthesisOptions:
         kernel_size: odd size of the convolutions.
         use_noise: whether the layers add noise.
         activation: a key of `stylegan_ops.bias_act.ACTIVATIONS`.
-        fused_modconv_default: the argument `fused_modconv` of `modulated_conv2d`, or `inference_only` for True
-            in eval mode and False in training mode; a matter of speed and memory only.
+        fused_modconv_default: the argument `fused_modconv` of `modulated_conv2d`, or `inference_only` for what
+            is faster; a matter of speed and memory only.
     """
 
     channel_base: int = 32768

@@ -11,14 +11,16 @@ import pickle
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+import torch
 
 from refine.pickles import records
 from refine.pickles.errors import PickleError
 from refine.pickles.records import Inert, InertType
-from refine.pickles.scan import scan_pickle
+from refine.pickles.scan import PickleScan, scan_pickle
 from refine.pickles.tree import walk
-from refine.pickles.wrong_file import explain_content, explain_globals
+from refine.pickles.wrong_file import explain_content, explain_failure, explain_globals
 
 # Every global that occurs in the snapshots of stylegan2-ada-pytorch, stylegan3, edm and their forks, and the
 # record that each becomes. NumPy is spelled numpy.core up to version 1, numpy._core since 2.
@@ -26,22 +28,36 @@ ALLOWED_GLOBALS: dict[tuple[str, str], type[Inert]] = {
     ("torch_utils.persistence", "_reconstruct_persistent_obj"): records.PersistentObject,
     ("dnnlib.util", "EasyDict"): records.InertDict,
     ("collections", "OrderedDict"): records.InertDict,
-    ("builtins", "set"): Inert,  # protocol 3 has no opcode for sets
+    ("builtins", "set"): records.Values,  # protocol 3 has no opcode for sets
     ("torch._utils", "_rebuild_parameter"): records.Parameter,
     ("torch._utils", "_rebuild_tensor_v2"): records.Tensor,
     ("torch.storage", "_load_from_bytes"): records.Storage,
-    **{
-        ("torch.nn.modules.container", name): Inert
-        for name in ("ModuleDict", "ModuleList", "ParameterDict", "ParameterList", "Sequential")
-    },
+    ("torch", "Size"): records.Values,
+    ("torch", "device"): records.Values,
     ("numpy", "dtype"): records.NumpyDtype,
-    ("numpy", "ndarray"): Inert,
+    ("numpy", "ndarray"): records.Name,
     **{
-        (f"{core}.multiarray", name): record
+        (f"{core}.{name}", function): record
         for core in ("numpy.core", "numpy._core")
-        for name, record in {"scalar": records.NumpyScalar, "_reconstruct": records.NumpyArray}.items()
+        for name, function, record in (
+            ("multiarray", "scalar", records.NumpyScalar),
+            ("multiarray", "_reconstruct", records.NumpyArray),
+            ("numeric", "_frombuffer", records.NumpyBuffer),
+        )
     },
 }
+
+
+def allowed_record(module: str, name: str) -> type[Inert] | None:
+    """The record that a global becomes; None where it is not allowed.
+
+    Beside the list, modules of PyTorch itself: unlike a call, making one bare and filling it runs nothing.
+    """
+    if module.startswith("torch.nn.modules.") and "." not in name:
+        return records.PlainModule
+    if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
+        return records.Name
+    return ALLOWED_GLOBALS.get((module, name))
 
 
 @dataclass(frozen=True)
@@ -53,12 +69,14 @@ class NetworkPickle(Mapping[str, Any]):
         protocol: pickle protocol of the file.
         path: where it was read from.
         trusted: whether the caller allowed its embedded source to be run.
+        foreign_globals: names that it uses beyond the allowed ones; always empty unless it is trusted.
     """
 
     root: dict[str, Any]
     protocol: int
     path: Path
     trusted: bool = False
+    foreign_globals: tuple[str, ...] = ()
 
     def __getitem__(self, key: str) -> Any:
         return self.root[key]
@@ -81,11 +99,11 @@ class _InertUnpickler(pickle.Unpickler):
         self.types: dict[tuple[str, str], InertType] = {}
 
     def find_class(self, module: str, name: str) -> Any:
-        base = ALLOWED_GLOBALS.get((module, name), Inert if self.trust else None)
+        base = allowed_record(module, name) or (records.Foreign if self.trust else None)
         if base is None:
             raise PickleError(
-                f"names the global {_shown(module)}.{_shown(name)}, which is not on Refine's list; "
-                "if you know and trust its author, --trust-pickle opens it and runs what it brings"
+                f"names the global {module}.{name}, which no network of a repository that Refine knows needs; "
+                "only if you know and trust its author, open it with --trust-pickle"
             )
         if (module, name) not in self.types:
             # The two strings are kept as objects: the pickle may refer to them again.
@@ -110,17 +128,21 @@ def load(path: str | Path, *, trust: bool = False) -> NetworkPickle:
         size = path.stat().st_size
         explain_content(path, size)
         with path.open("rb") as file:
-            scan = scan_pickle(file, size)
+            scan = _scan(path, file, size)
             if scan.end != size:
-                raise PickleError(f"has {size - scan.end} bytes after the end of its pickle; refused")
+                raise PickleError(
+                    f"has {size - scan.end} bytes after the end of its pickle: something was added; download it again"
+                )
             explain_globals(scan.globals)
             file.seek(0)
             root = _InertUnpickler(file, trust).load()
+            if file.tell() != size:
+                raise PickleError("reads differently in parts: forged; refused")
         for value in walk(root):
             if isinstance(value, Inert):
                 value.check()
         if not isinstance(root, dict) or not any(isinstance(v, records.PersistentObject) for v in root.values()):
-            raise PickleError("holds no network: its top level is no dict with persistent objects in it")
+            raise PickleError("holds no network, but other pickled data: give the .pkl of a StyleGAN or EDM network")
     except PickleError as error:
         raise PickleError(f"{path} {error}") from None
     except OSError as error:
@@ -130,7 +152,16 @@ def load(path: str | Path, *, trust: bool = False) -> NetworkPickle:
     except Exception as error:  # damaged bytes can fail in any of the unpickler's ways
         reason = f"{type(error).__name__}: {error!s:.200}"
         raise PickleError(f"{path} is damaged or no network pickle ({reason}); download it again") from error
-    return NetworkPickle(root, scan.protocol, path, trust)
+    foreign = tuple(f"{module}.{name}" for module, name in scan.globals if allowed_record(module, name) is None)
+    return NetworkPickle(root, scan.protocol, path, trust, foreign)
+
+
+def _scan(path: Path, file: BinaryIO, size: int) -> PickleScan:
+    try:
+        return scan_pickle(file, size)
+    except PickleError:
+        explain_failure(path)
+        raise
 
 
 def file_sha256(path: str | Path) -> str:
@@ -140,7 +171,3 @@ def file_sha256(path: str | Path) -> str:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-def _shown(name: str) -> str:
-    return name[:80].encode("unicode_escape").decode("ascii")

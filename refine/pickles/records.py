@@ -13,6 +13,7 @@ import hashlib
 import math
 import re
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -90,8 +91,14 @@ class Inert(metaclass=InertType):
     def __repr__(self) -> str:
         return f"<{type(self).global_module}.{type(self).global_name} record>"
 
+    may_be_new_object = False  # what a subclass allows beyond a plain call
+    may_have_state = False
+
     def check(self) -> None:
         """Raises PickleError where the record is not what its global requires; called once all is read."""
+        self._require(self.may_be_new_object or not self.is_new_object, "call is one of __new__")
+        self._require(self.may_have_state or self.state is None, "call is followed by a state")
+        self._require(not (self.list_items or self.dict_items), "call is followed by items")
 
     def children(self) -> Iterator[Any]:
         """Everything the record refers to."""
@@ -105,18 +112,50 @@ class Inert(metaclass=InertType):
 class InertDict(Inert, dict):
     """A subclass of dict (OrderedDict, EasyDict): its items are its own, everything else as in `Inert`."""
 
+    may_be_new_object = True
     __setitem__ = dict.__setitem__
     __repr__ = dict.__repr__
     __hash__ = None
 
     def check(self) -> None:
         """No arguments, no state, no list items: only items."""
-        self._require(not (self.args or self.list_items or self.state is not None), "contents are more than items")
+        super().check()
+        self._require(not self.args, "call has arguments")
 
     def children(self) -> Iterator[Any]:
         """Keys and values."""
         yield from self.keys()
         yield from self.values()
+
+
+class Foreign(Inert):
+    """An object that a trusted pickle makes from a global which is not on the list: anything goes."""
+
+    def check(self) -> None:
+        """Whatever it is, it is not Refine that makes it."""
+
+
+class Name(Inert):
+    """A global that is only named, never called, such as an element type."""
+
+    def check(self) -> None:
+        """There is no such record."""
+        self._require(False, "global is called, which no network pickle does")
+
+
+class Values(Inert):
+    """A call on plain values that Refine passes on: a set of protocol 3, a `torch.Size`, a `torch.device`."""
+
+
+class PlainModule(Inert):
+    """A module of PyTorch itself: made bare, then given its `__dict__`."""
+
+    may_be_new_object = may_have_state = True
+
+    def check(self) -> None:
+        """`__new__` without arguments."""
+        super().check()
+        self._require(self.is_new_object and not self.args, "call has another form")
 
 
 class PersistentObject(Inert):
@@ -149,7 +188,7 @@ class PersistentObject(Inert):
     @property
     def source_sha256(self) -> str:
         """SHA-256 of the embedded source, hexadecimal."""
-        return hashlib.sha256(self.module_src.encode("utf-8", "surrogatepass")).hexdigest()
+        return _text_sha256(self.module_src)
 
     @property
     def init_args(self) -> tuple[Any, ...]:
@@ -163,11 +202,13 @@ class PersistentObject(Inert):
 
     def check(self) -> None:
         """One dict with the five fields of version 6."""
-        self._require(not self.is_new_object and len(self.args) == 1, "call is not one of a persistent object")
+        super().check()
+        self._require(len(self.args) == 1, "call has another form")
         meta = self.args[0]
         self._require(isinstance(meta, dict), "description is not a dict")
         self._require(meta.get("type") == "class", "type is not 'class'")
-        self._require(meta.get("version") == 6, f"format version is {str(meta.get('version'))[:20]!r}, not 6")
+        version = meta.get("version")
+        self._require(version == 6, f"format version is {version if type(version) is int else 'no number'}, not 6")
         self._require(
             all(isinstance(meta.get(field), str) for field in ("module_src", "class_name")),
             "module_src or class_name is not text",
@@ -244,7 +285,8 @@ class Tensor(Inert):
 
     def check(self) -> None:
         """A view that lies within its storage, and is not larger than it."""
-        self._require(not self.is_new_object and len(self.args) in (6, 7), "call has another form")
+        super().check()
+        self._require(len(self.args) in (6, 7), "call has another form")
         self._require(isinstance(self.args[0], Storage), "storage is not a storage")
         shape, stride = self.args[2], self.args[3]
         self._require(
@@ -252,9 +294,10 @@ class Tensor(Inert):
             "shape and stride do not belong together",
         )
         self._require(
-            all(type(n) is int and 0 <= n < 2**62 for n in (self.args[1], *shape, *stride)),
+            all(type(n) is int and 0 <= n < 2**40 for n in (self.args[1], *shape, *stride)),
             "offset, shape or stride is not a list of natural numbers",
         )
+        self._require(math.prod(n for n in shape if n) < 2**40, "shape is beyond any tensor's")
         last = self.offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
         fits = self.num_elements == 0 or (
             last < self.storage.blob.num_elements and self.num_elements <= self.storage.blob.num_elements
@@ -265,11 +308,7 @@ class Tensor(Inert):
 
     def read(self) -> torch.Tensor:
         """A fresh copy in memory of its own, contiguous, on the CPU."""
-        flat = self.storage.blob.tensor()
-        if self.is_contiguous and self.num_elements == len(flat):
-            return flat.reshape(self.shape)
-        view = torch.as_strided(flat, self.shape, self.stride, self.offset)
-        return view.clone(memory_format=torch.contiguous_format)
+        return self.storage.blob.view(self.shape, self.stride, self.offset)
 
 
 class Parameter(Inert):
@@ -282,7 +321,8 @@ class Parameter(Inert):
 
     def check(self) -> None:
         """Around a tensor, without hooks."""
-        self._require(not self.is_new_object and len(self.args) == 3, "call has another form")
+        super().check()
+        self._require(len(self.args) == 3, "call has another form")
         self._require(isinstance(self.args[0], Tensor), "content is not a tensor")
         self._require(isinstance(self.args[2], dict) and not self.args[2], "hooks are not empty")
 
@@ -290,8 +330,11 @@ class Parameter(Inert):
 class NumpyDtype(Inert):
     """A `numpy.dtype`: code such as 'f8' in `args[0]`, byte order in `state[1]`."""
 
+    may_have_state = True
+
     def check(self) -> None:
         """A code in text."""
+        super().check()
         self._require(bool(self.args) and isinstance(self.args[0], str), "code is not text")
 
     def plain(self) -> np.dtype[Any]:
@@ -307,6 +350,7 @@ class NumpyScalar(Inert):
 
     def check(self) -> None:
         """A dtype, and bytes of its size."""
+        super().check()
         ok = len(self.args) == 2 and isinstance(self.args[0], NumpyDtype) and isinstance(self.args[1], bytes)
         self._require(ok, "call has another form")
 
@@ -320,15 +364,39 @@ class NumpyScalar(Inert):
 class NumpyArray(Inert):
     """A NumPy array: state = (version, shape, dtype, is_fortran, bytes)."""
 
-    def plain(self) -> np.ndarray[Any, Any]:
-        """The array as a copy. Raises PickleError where shape and bytes do not agree."""
+    may_have_state = True
+
+    def plain(self) -> list[Any]:
+        """The array as lists. Raises PickleError where shape and bytes do not agree."""
         state = self.state
-        ok = isinstance(state, tuple) and len(state) == 5 and isinstance(state[2], NumpyDtype)
-        self._require(ok and isinstance(state[1], tuple) and isinstance(state[4], bytes), "state has another form")
-        _, shape, dtype, is_fortran, data = state
-        self._require(all(type(n) is int and n >= 0 for n in shape), "shape is not a list of natural numbers")
-        self._require(math.prod(shape) * dtype.plain().itemsize == len(data), f"shape {shape} does not fit its bytes")
-        return np.frombuffer(data, dtype.plain()).reshape(shape, order="F" if is_fortran else "C").copy()
+        self._require(isinstance(state, tuple) and len(state) == 5, "state has another form")
+        return _plain_array(self, state[4], state[2], state[1], "F" if state[3] is True else "C")
+
+
+class NumpyBuffer(Inert):
+    """A NumPy array of protocol 5: args = (bytes, dtype, shape, order)."""
+
+    def plain(self) -> list[Any]:
+        """The array as lists. Raises PickleError where shape and bytes do not agree."""
+        self._require(len(self.args) == 4 and self.args[3] in ("C", "F"), "call has another form")
+        return _plain_array(self, *self.args)
+
+
+def _plain_array(record: Inert, data: Any, dtype: Any, shape: Any, order: Any) -> list[Any]:
+    def require(condition: bool) -> None:
+        if not condition:
+            raise PickleError("has a NumPy array whose shape and data do not agree; it is damaged or forged")
+
+    require(isinstance(data, (bytes, bytearray)) and isinstance(dtype, NumpyDtype) and isinstance(shape, tuple))
+    require(len(shape) <= 32 and all(type(n) is int and 0 <= n <= MAX_EXPANDED for n in shape))
+    require(math.prod(n for n in shape if n) <= MAX_EXPANDED)
+    require(math.prod(shape) * dtype.plain().itemsize == len(data))
+    return np.frombuffer(data, dtype.plain()).reshape(shape, order=order).tolist()
+
+
+@lru_cache(maxsize=64)
+def _text_sha256(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def to_python(value: Any) -> Any:
@@ -342,7 +410,7 @@ def to_python(value: Any) -> Any:
 
     def convert(value: Any) -> Any:
         nonlocal num_values
-        num_values += 1
+        num_values += 1 + (len(value) // 8 if isinstance(value, (str, bytes)) else 0)
         if num_values > MAX_EXPANDED:
             raise PickleError(f"has settings of more than {MAX_EXPANDED} values; refused")
         if value is None or isinstance(value, (bool, int, float, str, bytes)):
@@ -353,8 +421,8 @@ def to_python(value: Any) -> Any:
             return type(value)(convert(item) for item in value)
         if isinstance(value, NumpyScalar):
             return value.plain()
-        if isinstance(value, NumpyArray):
-            return convert(value.plain().tolist())
+        if isinstance(value, (NumpyArray, NumpyBuffer)):
+            return convert(value.plain())
         raise PickleError(f"has a setting of a kind that Refine does not read: {value!r:.80}")
 
     return convert(value)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import pickle
 import pickletools
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -22,6 +23,7 @@ from refine.pickles.errors import PickleError
 MAX_DEPTH = 150  # a StyleGAN2 snapshot needs 30; the writer recurses, so this also bounds its stack
 MAX_SHORT_STRING = 256  # bytes; longer strings cannot name a global
 MAX_OPCODES = 4_000_000
+MAX_NESTED_OPCODES = 200  # of each pickle in a torch archive, which needs 40
 MAX_CONTAINERS = 500_000  # an object of up to 300 bytes for one byte of file
 
 
@@ -38,6 +40,7 @@ class PickleScan:
 # any other value is its nesting depth; 0 means an atom that is safe as a dictionary key.
 _Value = str | int
 _KEY, _ATOM = 0, 1
+_NAME = re.compile(r"[A-Za-z0-9_.]+")
 
 _FIXED_ATOMS = {  # opcode -> (bytes of argument, value)
     pickle.NONE: (0, _KEY),
@@ -72,54 +75,53 @@ _TUPLES = {pickle.TUPLE1: 1, pickle.TUPLE2: 2, pickle.TUPLE3: 3}
 _CALLS = {pickle.REDUCE: 2, pickle.NEWOBJ: 2, pickle.NEWOBJ_EX: 3, pickle.BUILD: 2}
 
 
-def scan_pickle(file: BinaryIO, size: int, *, persistent_ids: bool = False) -> PickleScan:
+def scan_pickle(file: BinaryIO, size: int, *, nested: bool = False) -> PickleScan:
     """Walks the pickle that starts at the file's position, without building anything.
 
     Args:
         file: seekable; left at the end of the pickle.
         size: where the data ends, counted as the file's positions are.
-        persistent_ids: whether BINPERSID is expected (it is in nested torch archives).
+        nested: whether it is one of the small pickles of a nested torch archive, which refer to their storage by
+            a persistent id.
 
     Raises:
         PickleError: an unknown or unexpected opcode, a length that does not fit, a memo index, a number of
             values or a nesting that no honest pickle of this size has.
     """
-    return _Scanner(file, size, persistent_ids).run()
+    return _Scanner(file, size, nested).run()
 
 
 class _Scanner:
-    def __init__(self, file: BinaryIO, size: int, persistent_ids: bool) -> None:
+    def __init__(self, file: BinaryIO, size: int, nested: bool) -> None:
         self.file = file
         self.start = file.tell()
         self.size = size
-        self.persistent_ids = persistent_ids
+        self.nested = nested
         self.stack: list[_Value] = []
         self.marked_stacks: list[list[_Value]] = []
         self.memo: list[_Value] = []
         self.globals: dict[tuple[str, str], None] = {}
         self.protocol = 0
+        self.frame_end = 0
         # Small snapshots have an opcode every 17 to 140 bytes, a container every 90 to 730; large ones fewer.
-        self.max_opcodes = min(MAX_OPCODES, 100_000 + (size - self.start) // 8)
-        self.max_containers = min(MAX_CONTAINERS, 20_000 + (size - self.start) // 64)
+        length = size - self.start
+        self.max_opcodes = MAX_NESTED_OPCODES if nested else min(MAX_OPCODES, 100_000 + length // 8)
+        self.max_containers = min(MAX_CONTAINERS, 8_000 + length // 32)
 
     def run(self) -> PickleScan:
         steps = {bytes([code]): step for code, step in self._steps().items()}
         read, num_opcodes, num_containers = self.file.read, 0, 0
         while True:
+            begin = self.file.tell()
             opcode = read(1)
             if not opcode:
                 raise PickleError("is cut off: it ends before its last opcode; download or copy it again")
-            if num_opcodes == 0 and opcode != pickle.PROTO:
+            if (opcode == pickle.PROTO) != (num_opcodes == 0):
                 raise PickleError("is not a pickle of protocol 2 or later")
             num_opcodes += 1
             num_containers += opcode in _CONTAINERS
             if num_opcodes > self.max_opcodes or num_containers > self.max_containers:
                 raise PickleError(f"holds more objects than a network pickle of {self.size} bytes needs; refused")
-            if opcode == pickle.STOP:
-                self._pop()
-                if self.stack or self.marked_stacks:
-                    raise PickleError("is damaged: values are left over at its end; download or copy it again")
-                return PickleScan(self.protocol, tuple(self.globals), self.file.tell())
             if opcode in _FIXED_ATOMS:
                 num_bytes, value = _FIXED_ATOMS[opcode]
                 if num_bytes:
@@ -127,8 +129,17 @@ class _Scanner:
                 self._push(value)
             elif opcode in steps:
                 steps[opcode]()
-            else:
+            elif opcode != pickle.STOP:
                 raise PickleError(f"uses the opcode {_name(opcode)}, which no network pickle needs; refused")
+            # Python's unpicklers differ in what they read where an opcode crosses the end of a frame.
+            crosses = opcode != pickle.FRAME and begin < self.frame_end < self.file.tell()
+            if crosses or (opcode == pickle.STOP and begin + 1 < self.frame_end):
+                raise PickleError("has an opcode that crosses the end of a frame: forged; refused")
+            if opcode == pickle.STOP:
+                self._pop()
+                if self.stack or self.marked_stacks:
+                    raise PickleError("is damaged: values are left over at its end; download or copy it again")
+                return PickleScan(self.protocol, tuple(self.globals), self.file.tell())
 
     def _steps(self) -> dict[int, Callable[[], None]]:
         """Everything but constants: opcode -> what it does to the symbolic stack."""
@@ -156,7 +167,7 @@ class _Scanner:
             steps[opcode] = lambda n=num_values: self._push(  # type: ignore[misc]
                 1 + _depth([self._pop() for _ in range(n)])
             )
-        if self.persistent_ids:
+        if self.nested:
             steps[pickle.BINPERSID] = lambda: self._push(1 + _depth([self._pop()]))
         return {opcode[0]: step for opcode, step in steps.items()}
 
@@ -175,8 +186,8 @@ class _Scanner:
         length, left = self._number(num_bytes), self.size - self.file.tell()
         if length > left:
             raise PickleError(
-                f"declares {length} bytes at byte {self.file.tell()}, where {left} are left: "
-                "it is cut off or forged; download or copy it again"
+                f"is cut off (or forged): byte {self.file.tell()} declares {length} bytes, where {left} are left; "
+                "download or copy it again"
             )
         return length
 
@@ -223,12 +234,11 @@ class _Scanner:
         return keys
 
     def _put(self, index: int) -> None:
-        if index > max(len(self.memo), 1):  # picklers number their memo from 0 or 1, without gaps
+        if index > len(self.memo):  # Python's picklers number their memo without gaps
             raise PickleError(f"writes memo entry {index} after {len(self.memo)} others: forged; refused")
         value = self._pop()
         self.stack.append(value)
-        self.memo.extend([value] * (index + 1 - len(self.memo)))
-        self.memo[index] = value
+        self.memo[index : index + 1] = [value]
 
     def _get(self, index: int) -> None:
         if index >= len(self.memo):
@@ -239,15 +249,24 @@ class _Scanner:
 
     def _proto(self) -> None:
         self.protocol = self._number(1)
-        if not 2 <= self.protocol <= pickle.HIGHEST_PROTOCOL:
+        lowest = 2 if self.nested else 3
+        if not lowest <= self.protocol <= pickle.HIGHEST_PROTOCOL:
             raise PickleError(
-                f"is a pickle of protocol {self.protocol}; this Python reads 2 to {pickle.HIGHEST_PROTOCOL}"
+                f"is a pickle of protocol {self.protocol}, and Refine reads {lowest} to {pickle.HIGHEST_PROTOCOL}: "
+                "load it in the repository that it comes from and save it again"
             )
 
     def _frame(self) -> None:
-        self._length(8)
+        begin = self.file.tell() - 1
+        if begin < self.frame_end:
+            raise PickleError("has a frame within a frame: forged; refused")
+        length = self._length(8)
+        # The rule about ends of frames looks at the opcodes within: this one lies before its own frame.
+        self.frame_end = self.file.tell() + length
 
     def _counted(self, opcode: bytes, num_bytes: int, value: int) -> None:
+        if opcode == pickle.BYTEARRAY8 and self.protocol < 5:
+            raise PickleError("uses an opcode of protocol 5 and says that it is older: forged; refused")
         length = self._length(num_bytes)
         if opcode in _TEXT and length <= MAX_SHORT_STRING:
             self._push(self._read(length).decode("utf-8", "backslashreplace"))
@@ -256,6 +275,8 @@ class _Scanner:
             self._push(value)
 
     def _global(self, module: str, name: str) -> None:
+        if not (_NAME.fullmatch(module) and _NAME.fullmatch(name)):
+            raise PickleError(f"names a global {_shown(module)}.{_shown(name)}, which is no name; refused")
         self.globals[module, name] = None
         self._push(1)
 
@@ -264,6 +285,10 @@ class _Scanner:
         if not (isinstance(module, str) and isinstance(name, str)):
             raise PickleError("names a global by something else than two short strings; refused")
         self._global(module, name)
+
+
+def _shown(name: str) -> str:
+    return name[:80].encode("unicode_escape").decode("ascii")
 
 
 def _depth(values: list[_Value]) -> int:

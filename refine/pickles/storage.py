@@ -9,6 +9,7 @@ of its own.
 from __future__ import annotations
 
 import io
+import math
 import pickle
 from dataclasses import dataclass
 from typing import Any
@@ -45,12 +46,19 @@ class StorageBlob:
     dtype: torch.dtype
     num_elements: int
 
+    def view(self, shape: tuple[int, ...], stride: tuple[int, ...], offset: int) -> torch.Tensor:
+        """A contiguous copy of a view, in memory of its own; the view has to lie within the data."""
+        if math.prod(shape) == 0:
+            return torch.empty(shape, dtype=self.dtype)
+        size = self.dtype.itemsize
+        # NumPy has no bfloat16: integers of the same size are copied, and looked at as what they are.
+        flat = np.frombuffer(self.archive, f"<i{size}", offset=self.data_start)[offset:]
+        view = np.lib.stride_tricks.as_strided(flat, shape, [step * size for step in stride], writeable=False)
+        return torch.from_numpy(np.array(view, order="C")).view(self.dtype)
+
     def tensor(self) -> torch.Tensor:
         """The data as a flat tensor [num_elements] in memory of its own."""
-        if self.num_elements == 0:
-            return torch.empty(0, dtype=self.dtype)
-        raw = np.frombuffer(self.archive, np.uint8, offset=self.data_start)
-        return torch.from_numpy(raw.copy()).view(self.dtype)
+        return self.view((self.num_elements,), (1,), 0)
 
     def with_data(self, flat: torch.Tensor) -> tuple[bytes, memoryview]:
         """The archive with other data: its head, byte for byte as it was, and the new data."""
@@ -85,8 +93,10 @@ def parse_storage(archive: bytes) -> StorageBlob:
         raise PickleError("was written on a big-endian machine, which Refine does not read")
     if not (isinstance(description, tuple) and len(description) == 6 and description[0] == "storage"):
         raise PickleError("has a tensor storage of an unknown form; it is damaged or forged")
-    _, kind, key, _location, num_elements, view = description
-    if kind not in STORAGE_DTYPES or view is not None or keys != [key] or type(num_elements) is not int:
+    _, kind, key, location, num_elements, view = description
+    is_known = all(isinstance(text, str) for text in (kind, key, location)) and kind in STORAGE_DTYPES
+    is_alone = view is None and type(keys) is list and len(keys) == 1 and isinstance(keys[0], str) and keys[0] == key
+    if not (is_known and is_alone and type(num_elements) is int):
         raise PickleError("has a tensor storage of an unknown form; it is damaged or forged")
     dtype = STORAGE_DTYPES[kind]
     counted = int.from_bytes(file.read(8), "little", signed=True)
@@ -101,8 +111,10 @@ def parse_storage(archive: bytes) -> StorageBlob:
 
 def _load_next(file: io.BytesIO, size: int) -> Any:
     start = file.tell()
-    end = scan_pickle(file, size, persistent_ids=True).end
+    end = scan_pickle(file, size, nested=True).end
     file.seek(start)
-    value = _ArchiveUnpickler(io.BytesIO(file.read(end - start))).load()
-    file.seek(end)
+    part = io.BytesIO(file.read(end - start))
+    value = _ArchiveUnpickler(part).load()
+    if part.tell() != end - start:
+        raise PickleError("has a tensor storage that reads differently in parts: forged; refused")
     return value

@@ -9,7 +9,8 @@ from refine.pickles.errors import PickleError
 from refine.pickles.records import Inert, Parameter, PersistentObject, Tensor
 from refine.pickles.scan import MAX_DEPTH
 
-MAX_MODULES = 100_000  # where shared ones count each time; a large network has 1000
+MAX_NAME_CHARACTERS = 2_000_000  # of all tensors of a network; a large one needs 200,000
+MAX_MODULES = 20_000  # where shared ones count each time; a large network has 1000
 
 
 def _members(values: Any) -> frozenset[str]:
@@ -42,10 +43,10 @@ def named_tensors(record: Any, kinds: Collection[str] = ("_parameters", "_buffer
             network (a module that many others share is counted, and named, each time).
     """
     found: dict[str, Tensor] = {}
-    num_modules = 0
+    num_modules = num_characters = 0
 
     def visit(module: Any, prefix: str) -> None:
-        nonlocal num_modules
+        nonlocal num_modules, num_characters
         num_modules += 1
         if num_modules > MAX_MODULES:
             raise PickleError(f"has a network of more than {MAX_MODULES} modules; refused")
@@ -60,6 +61,9 @@ def named_tensors(record: Any, kinds: Collection[str] = ("_parameters", "_buffer
                 tensor = value.tensor if isinstance(value, Parameter) else value
                 if not isinstance(tensor, Tensor):
                     raise PickleError(f"has an entry {prefix}{name} that is no tensor; it is damaged or forged")
+                num_characters += len(prefix) + len(str(name))
+                if num_characters > MAX_NAME_CHARACTERS:
+                    raise PickleError("has a network with more tensors, or longer names, than any; refused")
                 found[f"{prefix}{name}"] = tensor
         for name, child in submodules(module).items():
             visit(child, f"{prefix}{name}.")

@@ -2,14 +2,15 @@
 
 What is written differs from the source in tensor bytes only. Every record keeps its metadata, the embedded
 source byte for byte, the archive head of each storage, the order of fields, the types, and the identity of
-objects: what the source shared is shared in the copy. The one exception is named in `unshared`.
+objects: what the source shared is shared in the copy. The one exception is a network whose tensors are also those
+of something else in the pickle: see `unshared`.
 """
 
 from __future__ import annotations
 
 import logging
 import pickle
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -28,7 +29,7 @@ from refine.pickles.records import (
     Storage,
     Tensor,
 )
-from refine.pickles.tree import module_state, named_tensors
+from refine.pickles.tree import module_state, named_tensors, walk
 
 log = logging.getLogger("refine")
 
@@ -53,23 +54,32 @@ def save(
         PickleError: a tensor is missing, unknown, or of another shape.
         UserError: the file cannot be written.
     """
-    root = dict(network_pickle.root)
+    root = _dict_like(network_pickle.root, dict(network_pickle.root))
     new_data: dict[int, torch.Tensor] = {}
     for key, values in (tensors or {}).items():
         record = root.get(key)
         if module_state(record) is None:
             raise PickleError(f"{network_pickle.path} has no network {key!r} to give new tensors to")
-        if _storages([record]) & _storages(value for other, value in root.items() if other != key):
+        others = [value for other, value in root.items() if other != key]
+        if any(id(t.storage) in _storages(others) for t in named_tensors(record).values()):
             record = root[key] = unshared(record)
         new_data |= _new_data(named_tensors(record), values, key)
     with atomic_write(path) as file:
         dump(root, file, network_pickle.protocol, new_data)
+    _warn_of_code(network_pickle, path)
+
+
+def _warn_of_code(network_pickle: NetworkPickle, path: str | Path) -> None:
+    """One line where the written pickle carries what a plain `pickle.load` would run and nobody vouches for."""
     unknown = {o.source_sha256 for o in network_pickle.persistent_objects()} - KNOWN_SOURCES.keys()
-    if unknown:
+    carried = [f"{len(unknown)} embedded source{'s' if len(unknown) > 1 else ''}"] if unknown else []
+    if network_pickle.foreign_globals:
+        carried.append(f"calls of {', '.join(network_pickle.foreign_globals)}")
+    if carried:
         log.warning(
-            "%s carries %d embedded source%s of its origin, which a plain pickle.load runs and Refine cannot "
-            "vouch for: pass it on only if you trust %s",
-            *(path, len(unknown), "s" if len(unknown) > 1 else "", network_pickle.path.name),
+            "%s carries %s of its origin, which a plain pickle.load runs and Refine cannot vouch for: "
+            "pass it on only if you trust %s",
+            *(path, " and ".join(carried), network_pickle.path.name),
         )
 
 
@@ -132,27 +142,43 @@ def _dict_like(source: dict[Any, Any], items: dict[Any, Any]) -> dict[Any, Any]:
     return items
 
 
-def _storages(values: Iterable[Any]) -> set[int]:
-    """Ids of the storages of the networks among `values`."""
-    return {id(t.storage) for value in values for t in named_tensors(value).values()}
+def _storages(values: Any) -> set[int]:
+    """Ids of all storages that can be reached from `values`."""
+    return {id(value) for value in walk(values) if isinstance(value, Storage)}
 
 
 def _new_data(old: Mapping[str, Tensor], new: Mapping[str, torch.Tensor], network: str) -> dict[int, torch.Tensor]:
-    """Flat contents of every storage of a network, by its id."""
-    for name in old.keys() ^ new.keys():
+    """Flat contents of every storage of a network, by its id.
+
+    Raises:
+        PickleError: names or shapes differ, or tensors that share memory in the pickle have different values now.
+    """
+    for name in [*(n for n in old if n not in new), *(n for n in new if n not in old)]:
         raise PickleError(f"{network} {'has no' if name in new else 'needs a new'} tensor {name}")
-    flat: dict[int, torch.Tensor] = {}
+    sharing: dict[int, list[str]] = {}
     for name, record in old.items():
-        value = new[name].detach().to(device="cpu", dtype=record.dtype)
-        if tuple(value.shape) != record.shape:
-            raise PickleError(f"{network}.{name} is {record.shape} in the pickle, {tuple(value.shape)} now")
-        blob = record.storage.blob
-        is_whole = record.offset == 0 and record.num_elements == blob.num_elements
-        if id(record.storage) not in flat and is_whole and record.is_contiguous:
-            flat[id(record.storage)] = value.contiguous().reshape(-1)
-            continue
-        target = flat.setdefault(id(record.storage), blob.tensor())
-        torch.as_strided(target, record.shape, record.stride, record.offset).copy_(value)
+        if tuple(new[name].shape) != record.shape:
+            raise PickleError(f"{network}.{name} is {record.shape} in the pickle, {tuple(new[name].shape)} now")
+        sharing.setdefault(id(record.storage), []).append(name)
+    return {storage: _storage_data(old, new, names, network) for storage, names in sharing.items()}
+
+
+def _storage_data(
+    old: Mapping[str, Tensor], new: Mapping[str, torch.Tensor], names: list[str], network: str
+) -> torch.Tensor:
+    """New contents of the one storage that the tensors `names` are views of."""
+    values = {name: new[name].detach().to(device="cpu", dtype=old[name].dtype) for name in names}
+    record = old[names[0]]
+    blob = record.storage.blob
+    if len(names) == 1 and record.is_contiguous and record.num_elements == blob.num_elements:
+        return values[names[0]].contiguous().reshape(-1)
+    flat = blob.tensor()
+    views = {name: torch.as_strided(flat, old[name].shape, old[name].stride, old[name].offset) for name in names}
+    for name, view in views.items():
+        view.copy_(values[name])
+    for name, view in views.items():
+        if not torch.equal(torch.nan_to_num(view), torch.nan_to_num(values[name])):
+            raise PickleError(f"{network}.{name} shares memory with {', '.join(names)} in the pickle, and differs now")
     return flat
 
 

@@ -21,14 +21,14 @@ _TF_ERA = (
     "stylegan2-ada-pytorch or stylegan3 and use the result"
 )
 _STARTS = {
-    b"\x89PNG": "is a PNG image",
-    b"\xff\xd8\xff": "is a JPEG image",
-    b"\x89HDF": "is an HDF5 file",
-    b"\x1f\x8b": "is a gzip archive: unpack it",
-    b"7z\xbc\xaf": "is a 7z archive: unpack it",
-    b"\xfd7zXZ": "is an xz archive: unpack it",
-    b"Rar!": "is a RAR archive: unpack it",
-    b"\x93NUMPY": "is a NumPy array",
+    b"\x89PNG": "is a PNG image, not a network pickle: give a .pkl",
+    b"\xff\xd8\xff": "is a JPEG image, not a network pickle: give a .pkl",
+    b"\x89HDF": "is an HDF5 file, not a network pickle: give a .pkl",
+    b"\x1f\x8b": "is a gzip archive, not a network pickle: unpack it",
+    b"7z\xbc\xaf": "is a 7z archive, not a network pickle: unpack it",
+    b"\xfd7zXZ": "is an xz archive, not a network pickle: unpack it",
+    b"Rar!": "is a RAR archive, not a network pickle: unpack it",
+    b"\x93NUMPY": "is a NumPy array, not a network pickle: give a .pkl",
 }
 
 
@@ -56,11 +56,17 @@ def explain_content(path: Path, size: int) -> None:
         raise PickleError("is a safetensors file: weights without a network pickle around them; give the .pkl")
     for start, what in _STARTS.items():
         if head.startswith(start):
-            raise PickleError(f"{what}, not a network pickle")
-    if b"dnnlib.tflib" in head or b"tfutil\nNetwork" in head:
-        raise PickleError(_TF_ERA)
+            raise PickleError(what)
     if head[:1] != b"\x80":
         raise PickleError(f"is not a pickle (it starts with {head[:8]!r}); give a .pkl of StyleGAN2 or EDM")
+
+
+def explain_failure(path: Path) -> None:
+    """Raises PickleError where a pickle that Refine cannot read looks like one of a known wrong kind."""
+    with path.open("rb") as file:
+        head = file.read(_HEAD_BYTES)
+    if b"dnnlib.tflib" in head or b"tfutil\nNetwork" in head:
+        raise PickleError(_TF_ERA)
 
 
 def explain_globals(names: Iterable[tuple[str, str]]) -> None:
@@ -78,12 +84,12 @@ def _explain_zip(path: Path, head: bytes) -> str:
         return "is a damaged ZIP archive, not a network pickle; download it again"
     if any(name.endswith("data.pkl") for name in names):
         if any("/code/" in name for name in names):
-            return "is a TorchScript module (a feature detector?), not a network pickle"
+            return "is a TorchScript module (a feature detector?), not a network pickle: give a .pkl"
         return _ROSINALITY if b"g_ema" in head else _torch_checkpoint()
     if any(name.endswith(".npy") for name in names):
-        return "is a NumPy archive (reference statistics?), not a network pickle"
+        return "is a NumPy archive (reference statistics?), not a network pickle: give a .pkl"
     if any(name.lower().endswith((".png", ".jpg", ".jpeg", "dataset.json")) for name in names):
-        return "is a data set of images, not a network pickle"
+        return "is a data set of images, not a network pickle: give a .pkl"
     return "is a ZIP archive, not a network pickle: unpack it"
 
 

@@ -153,6 +153,7 @@ def test_reading_a_tensor_gives_memory_of_its_own(fixture_path):
     assert torch.equal(before, record.read()) and not torch.equal(before, before + 1)
 
 
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
 def test_storage_agrees_with_torch_load():
     buffer = io.BytesIO()
     value = torch.randn(100, dtype=torch.float64)
