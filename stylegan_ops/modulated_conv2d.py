@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from stylegan_ops.conv2d_resample import conv2d_resample
 from stylegan_ops.fma import fma
 from stylegan_ops.geometry import PaddingLike, check_images
+from stylegan_ops.modulated_conv2d_table import BATCHES, FUSED_SPEEDUP
 
 
 def modulated_conv2d(
@@ -23,7 +25,7 @@ def modulated_conv2d(
     resample_filter: Tensor | None = None,
     demodulate: bool = True,
     flip_weight: bool = True,
-    fused_modconv: bool = True,
+    fused_modconv: bool | None = None,
 ) -> Tensor:
     """Convolve each sample with its own weight, then add noise.
 
@@ -43,7 +45,8 @@ def modulated_conv2d(
         demodulate: whether to normalise the weights.
         flip_weight: as above.
         fused_modconv: True scales the weights and convolves all samples in one grouped convolution; False
-            scales the images before and after an ordinary one. Both give the same result, up to rounding.
+            scales the images before and after an ordinary one. Both give the same result, up to rounding; None
+            takes the one that was found to be faster for such a layer.
 
     Returns:
         Images [N, out_channels, H', W'] of x's dtype, differentiable twice.
@@ -61,6 +64,8 @@ def modulated_conv2d(
     if styles.shape != (batch, in_channels):
         raise ValueError(f"styles must have shape [{batch}, {in_channels}], not {list(styles.shape)}")
 
+    if fused_modconv is None:
+        fused_modconv = fused_is_faster(x, weight, styles, up, down)
     if x.dtype == torch.float16 and demodulate:
         # Demodulation cancels any factor on weights or styles; these keep the sums in float16's range.
         fan_in = weight[0].numel()
@@ -97,3 +102,22 @@ def modulated_conv2d(
         return y if noise is None else y + noise.to(y.dtype)
     scales = scales.to(y.dtype)[:, :, None, None]
     return y * scales if noise is None else fma(y, scales, noise.to(y.dtype))
+
+
+def fused_is_faster(x: Tensor, weight: Tensor, styles: Tensor, up: int, down: int) -> bool:
+    """Look up which form of `modulated_conv2d` a benchmark found to be faster for the nearest layer that it ran.
+
+    Where it did not run, on another type of device, the fused form counts as faster.
+    """
+    if torch.compiler.is_compiling():
+        return False  # Groups as many as samples would tie the compiled code to one batch size.
+    device = FUSED_SPEEDUP.get(x.device.type)
+    if device is None:
+        return True
+    training = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad or styles.requires_grad)
+    kind = "1x1" if weight[0, 0].numel() == 1 else "3x3 up" if up > 1 else "3x3"
+    resolutions = device["training" if training else "inference"][kind]
+    measured = sorted(resolutions)
+    resolution = max(x.shape[2], x.shape[3]) * up // down
+    row = resolutions[measured[max(0, bisect_right(measured, resolution) - 1)]]
+    return row[max(0, bisect_right(BATCHES, x.shape[0]) - 1)] > 1

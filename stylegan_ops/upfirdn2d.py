@@ -9,20 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stylegan_ops import library
 from stylegan_ops.geometry import (
     Factor,
-    Padding,
     PaddingLike,
     centred_padding,
     check_extent,
     check_images,
-    conv2d_padded,
     filter_size,
-    pad_or_crop,
     parse_factor,
     parse_padding,
 )
-from stylegan_ops.reference import filter_kernel
 
 SEPARABLE_TAPS = 8  # Part of the checkpoint format: shorter filters are stored as their outer product.
 
@@ -116,26 +113,10 @@ def upfirdn2d(
     """
     check_images(x)
     insert, keep, sides = parse_factor(up, "up"), parse_factor(down, "down"), parse_padding(padding)
-    taps = filter_size(f)
-    check_extent(x, taps, insert, sides)
-    channels = x.shape[1]
-    if insert == (1, 1):
-        return conv2d_padded(x, filter_kernel(f, x, flip_filter, gain), sides, stride=keep, groups=channels)
-
-    # A transposed convolution is the full convolution of the zero-stuffed image, computed without the zeros.
-    # The wanted part leaves out taps - 1 - padding pixels at its begin and taps - up - padding at its end.
-    left, right = taps.x - 1 - sides.left, taps.x - insert.x - sides.right
-    top, bottom = taps.y - 1 - sides.top, taps.y - insert.y - sides.bottom
-    both_x, both_y = max(0, min(left, right)), max(0, min(top, bottom))
-    y = torch.conv_transpose2d(
-        x,
-        filter_kernel(f, x, not flip_filter, gain),
-        stride=(insert.y, insert.x),
-        padding=(both_y, both_x),
-        groups=channels,
-    )
-    y = pad_or_crop(y, Padding(both_x - left, both_x - right, both_y - top, both_y - bottom))
-    return y if keep == (1, 1) else y[:, :, :: keep.y, :: keep.x]
+    check_extent(x, filter_size(f), insert, sides)
+    if f is None:
+        f = torch.ones([1, 1], device=x.device)
+    return library.upfirdn2d(x, f, *insert, *keep, *sides, flip_filter, gain)
 
 
 def filter2d(

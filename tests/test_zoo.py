@@ -225,7 +225,7 @@ def test_list(cache: Path):
     lines = call().stdout.splitlines()
     assert lines[0].split() == ["NAME", "KIND", "FAMILY", "PIXELS", "SIZE", "CACHED", "LICENCE"]
     assert len(lines) == 1 + len(ENTRIES) + 2 and lines[-1].startswith("-: not known here")
-    row = {line.split()[0]: line for line in lines}
+    row = {line.split()[0]: line for line in lines if line}
     assert row["ffhq"].split()[1:7] == ["generator", "stylegan2", "1024", "1.5", "MB", "yes"]
     assert row["metfaces"].split()[1:6] == ["generator", "stylegan2", "1024", "-", "no"]
     assert row["metfaces"].endswith("NVIDIA Source Code License (non-commercial)")

@@ -1,4 +1,7 @@
-"""Golden cases of single operators: tests that take `golden_case` run once for each case of the module's `GOLDEN`."""
+"""Golden cases of single operators, and the compiled kernels.
+
+Tests that take `golden_case` run once for each case of the files that the module names in `GOLDEN`.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
+from stylegan_ops import build, cpu, cuda
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "ops"
 FIRST_ORDER = {"float16": 5e-3, "float32": 1e-5, "float64": 1e-10}
@@ -42,7 +47,10 @@ def _cases(file: str) -> dict[str, GoldenCase]:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "golden_case" in metafunc.fixturenames:
-        cases = _cases(metafunc.module.GOLDEN)
+        files = metafunc.module.GOLDEN
+        cases = {}
+        for file in (files,) if isinstance(files, str) else files:
+            cases |= _cases(file)
         metafunc.parametrize("golden_case", cases.values(), ids=cases.keys())
 
 
@@ -55,6 +63,21 @@ def _assert_close(
     error = np.abs(result - expected).max()
     scale = np.abs(expected).max() if scale is None else scale
     assert error <= tolerance * scale, f"{name}: off by {error:.2e} where the largest value is {scale:.2e}"
+
+
+@pytest.fixture(scope="session")
+def kernels_named() -> Callable[[str], Any]:
+    """`kernels_named("cpu")` or "sim" -> its raw operators. Skips where there is no compiler to make them."""
+
+    def kernels(name: str) -> Any:
+        try:
+            {"cpu": build.cpu_library, "sim": build.sim_library}[name]()
+        except build.BuildError as error:
+            pytest.skip(f"no {name} kernels: {error}")
+        # On tensors of the CPU, the code for CUDA runs its kernels in the simulator.
+        return {"cpu": cpu, "sim": cuda}[name]
+
+    return kernels
 
 
 @pytest.fixture(scope="session")

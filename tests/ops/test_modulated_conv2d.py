@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from stylegan_ops.modulated_conv2d import modulated_conv2d
+from stylegan_ops.modulated_conv2d import fused_is_faster, modulated_conv2d
+from stylegan_ops.modulated_conv2d_table import BATCHES, FUSED_SPEEDUP
 from stylegan_ops.upfirdn2d import setup_filter
 
 GOLDEN = "modulated_conv2d"
@@ -16,7 +17,7 @@ def test_golden(golden_case, assert_golden):
     assert_golden(golden_case, modulated_conv2d, ("d_styles", "dd_styles") if cancels else ())
 
 
-@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("fused", [True, False, None])
 @pytest.mark.parametrize("demodulate", [True, False])
 def test_each_sample_is_convolved_with_its_own_weight(fused, demodulate):
     torch.manual_seed(0)
@@ -95,6 +96,49 @@ def test_half_precision_with_channels_of_zeros(fused):
     torch.testing.assert_close(y[0, 0], torch.full([2, 2], 3**0.5).half(), rtol=2e-3, atol=0)
     assert torch.equal(y[0, 1], torch.zeros(2, 2).half())
     assert torch.equal(y[1], torch.zeros(2, 2, 2).half())
+
+
+@pytest.mark.parametrize(
+    ("layer", "speedup"),
+    [
+        # (batch, kernel size, height, width, up, down, training), and where in the table its row begins
+        ((1, 1, 4, 4, 1, 1, False), ("inference", "1x1", 4, 0)),
+        ((1, 3, 4, 4, 1, 1, True), ("training", "3x3", 4, 0)),
+        ((3, 3, 16, 16, 2, 1, False), ("inference", "3x3 up", 32, 1)),
+        ((4, 3, 16, 16, 1, 2, False), ("inference", "3x3", 8, 2)),
+        ((100, 5, 2, 3, 1, 1, True), ("training", "3x3", 4, 3)),
+        ((8, 1, 63, 33, 1, 1, True), ("training", "1x1", 32, 3)),
+        ((8, 1, 300, 33, 1, 1, True), ("training", "1x1", 256, 3)),
+        ((0, 3, 8, 8, 1, 1, False), ("inference", "3x3", 8, 0)),
+    ],
+)
+@pytest.mark.parametrize("faster", [True, False])
+def test_form_from_the_table(monkeypatch, layer, speedup, faster):
+    batch, size, height, width, up, down, training = layer
+    x, styles = torch.zeros(batch, 1, height, width), torch.zeros(batch, 1)
+    weight = torch.zeros(1, 1, size, size, requires_grad=training)
+    mode, kind, resolution, column = speedup
+
+    def ratio(*place):
+        return 1.5 if (place == speedup) == faster else 0.5
+
+    table = {
+        mode: {
+            kind: {res: tuple(ratio(mode, kind, res, i) for i in range(len(BATCHES))) for res in rows}
+            for kind, rows in kinds.items()
+        }
+        for mode, kinds in FUSED_SPEEDUP["cpu"].items()
+    }
+    assert table[mode][kind][resolution][column] == (1.5 if faster else 0.5)
+    monkeypatch.setitem(FUSED_SPEEDUP, "cpu", table)
+    assert fused_is_faster(x, weight, styles, up, down) is faster
+    with torch.no_grad():
+        assert fused_is_faster(x, weight, styles, up, down) is (faster != training)
+
+
+def test_other_devices_fuse():
+    x = torch.zeros(2, 1, 4, 4, device="meta")
+    assert fused_is_faster(x, x[:1], x[:, :, 0, 0], 1, 1)
 
 
 @pytest.mark.parametrize(
