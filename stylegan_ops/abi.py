@@ -1,0 +1,230 @@
+"""The kernels' arguments, as csrc/abi.h declares them, and the packing of tensors into them.
+
+`bias_act_args` and `upfirdn2d_args` return the bytes of a struct: ctypes passes them as a pointer without a copy,
+and packing is several times faster than filling a `ctypes.Structure` member by member. They check nothing that
+the public functions have checked. Whoever calls the kernel keeps the tensors alive until it has run.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stylegan_ops.reference import ACTIVATIONS
+
+ABI_VERSION = 1
+DTYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
+ACTS = tuple(ACTIVATIONS)
+VALUE, GRAD, GRAD2 = range(3)
+
+
+class BiasActArgs(ctypes.Structure):
+    """The struct of the same name in csrc/abi.h."""
+
+    _fields_ = (
+        ("x", ctypes.c_void_p),
+        ("b", ctypes.c_void_p),
+        ("dy", ctypes.c_void_p),
+        ("ddx", ctypes.c_void_p),
+        ("out", ctypes.c_void_p),
+        ("numel", ctypes.c_int64),
+        ("bias_size", ctypes.c_int64),
+        ("bias_step", ctypes.c_int64),
+        ("alpha", ctypes.c_double),
+        ("gain", ctypes.c_double),
+        ("clamp", ctypes.c_double),
+        ("order", ctypes.c_int32),
+        ("act", ctypes.c_int32),
+        ("dtype", ctypes.c_int32),
+        ("num_threads", ctypes.c_int32),
+    )
+
+
+class Upfirdn2dArgs(ctypes.Structure):
+    """The struct of the same name in csrc/abi.h."""
+
+    _fields_ = (
+        ("x", ctypes.c_void_p),
+        ("filter", ctypes.c_void_p),
+        ("y", ctypes.c_void_p),
+        ("batch", ctypes.c_int64),
+        ("channels", ctypes.c_int64),
+        ("x_height", ctypes.c_int64),
+        ("x_width", ctypes.c_int64),
+        ("y_height", ctypes.c_int64),
+        ("y_width", ctypes.c_int64),
+        ("x_stride", ctypes.c_int64 * 4),
+        ("y_stride", ctypes.c_int64 * 4),
+        ("gain", ctypes.c_double),
+        ("filter_height", ctypes.c_int32),
+        ("filter_width", ctypes.c_int32),
+        ("separable", ctypes.c_int32),
+        ("up_x", ctypes.c_int32),
+        ("up_y", ctypes.c_int32),
+        ("down_x", ctypes.c_int32),
+        ("down_y", ctypes.c_int32),
+        ("pad_x0", ctypes.c_int32),
+        ("pad_y0", ctypes.c_int32),
+        ("flip", ctypes.c_int32),
+        ("dtype", ctypes.c_int32),
+        ("num_threads", ctypes.c_int32),
+    )
+
+
+def _packer(structure: type[ctypes.Structure]) -> struct.Struct:
+    """What packs the members of a structure, arrays element by element, in their order."""
+    codes: dict[Any, str] = {
+        ctypes.c_void_p: "P",
+        ctypes.c_int64: "q",
+        ctypes.c_double: "d",
+        ctypes.c_int32: "i",
+        ctypes.c_int64 * 4: "4q",
+    }
+    return struct.Struct("@" + "".join(codes[field[1]] for field in structure._fields_))
+
+
+_BIAS_ACT = _packer(BiasActArgs)
+_UPFIRDN2D = _packer(Upfirdn2dArgs)
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Whether x [N, C, H, W] lies in memory as [N, H, W, C] and not as [N, C, H, W] too."""
+    return not x.is_contiguous() and x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
+
+
+def dense(x: Tensor) -> Tensor:
+    """The tensor itself where it is contiguous or channels_last, else a contiguous copy."""
+    return x if x.is_contiguous() or is_channels_last(x) else x.contiguous()
+
+
+def dense_like(other: Tensor, x: Tensor) -> Tensor:
+    """`other`, of x's shape, with its elements in the order in which `dense` x has them, in x's dtype."""
+    format = torch.channels_last if is_channels_last(x) else torch.contiguous_format
+    return other.to(x.dtype).contiguous(memory_format=format)
+
+
+def bias_act_args(
+    order: int,
+    out: Tensor,
+    x: Tensor,
+    b: Tensor | None,
+    dy: Tensor | None,
+    ddx: Tensor | None,
+    dim: int,
+    act: int,
+    alpha: float,
+    gain: float,
+    clamp: float,
+    num_threads: int = 1,
+) -> bytes:
+    """Pack BiasActArgs.
+
+    Args:
+        order: VALUE, GRAD or GRAD2.
+        out: where the result goes; x, dy and ddx lie in memory like it.
+        x: `dense` tensor.
+        b: contiguous bias [x.shape[dim]] of x's dtype, or None.
+        dy: gradient of the result, for GRAD and GRAD2.
+        ddx: gradient of the first derivative, for GRAD2.
+        dim: the dimension of x that b runs along.
+        act: index into `ACTS`.
+        alpha: slope of lrelu below zero.
+        gain: factor after the activation.
+        clamp: limit of the absolute value; negative for none.
+        num_threads: how many threads of the CPU may share the work.
+    """
+    size = 1 if b is None else max(1, x.shape[dim])
+    return _BIAS_ACT.pack(
+        x.data_ptr(),
+        0 if b is None else b.data_ptr(),
+        0 if dy is None else dy.data_ptr(),
+        0 if ddx is None else ddx.data_ptr(),
+        out.data_ptr(),
+        x.numel(),
+        size,
+        # A dimension of size 1 may have any stride, even 0.
+        1 if size == 1 else x.stride(dim),
+        alpha,
+        gain,
+        clamp,
+        order,
+        act,
+        DTYPES[x.dtype],
+        num_threads,
+    )
+
+
+def _strides(shape: Sequence[int], channels_last: bool) -> tuple[int, int, int, int]:
+    # Not tensor.stride(), which is arbitrary for dimensions of size 1.
+    _, c, h, w = shape
+    return (h * w * c, 1, w * c, c) if channels_last else (c * h * w, h * w, w, 1)
+
+
+def upfirdn2d_size(size: int, taps: int, up: int, down: int, pad0: int, pad1: int) -> int:
+    """Height or width of the result of upfirdn2d."""
+    return (size * up + pad0 + pad1 - taps) // down + 1
+
+
+def upfirdn2d_args(
+    y: Tensor,
+    x: Tensor,
+    f: Tensor,
+    up_x: int,
+    up_y: int,
+    down_x: int,
+    down_y: int,
+    pad_x0: int,
+    pad_y0: int,
+    flip: bool,
+    gain: float,
+    num_threads: int = 1,
+) -> bytes:
+    """Pack Upfirdn2dArgs.
+
+    Args:
+        y: where the result [N, C, H', W'] goes, in memory like x.
+        x: `dense` images [N, C, H, W].
+        f: contiguous float32 filter [height, width], or [taps] for both axes.
+        up_x: columns per column of x, all but the first zero.
+        up_y: the same for rows.
+        down_x: every down_x-th column is kept.
+        down_y: the same for rows.
+        pad_x0: columns of zeros to the left; negative crops.
+        pad_y0: rows of zeros at the top; negative crops.
+        flip: False convolves, True correlates.
+        gain: factor on the result.
+        num_threads: how many threads of the CPU may share the work.
+    """
+    channels_last = is_channels_last(x)
+    x_shape, y_shape, f_shape = x.shape, y.shape, f.shape
+    return _UPFIRDN2D.pack(
+        x.data_ptr(),
+        f.data_ptr(),
+        y.data_ptr(),
+        x_shape[0],
+        x_shape[1],
+        x_shape[2],
+        x_shape[3],
+        y_shape[2],
+        y_shape[3],
+        *_strides(x_shape, channels_last),
+        *_strides(y_shape, channels_last),
+        gain,
+        f_shape[0],
+        f_shape[-1],
+        len(f_shape) == 1,
+        up_x,
+        up_y,
+        down_x,
+        down_y,
+        pad_x0,
+        pad_y0,
+        flip,
+        DTYPES[x.dtype],
+        num_threads,
+    )

@@ -1,0 +1,117 @@
+"""The raw operators on the CPU library (csrc/cpu), for tensors on the CPU; no autograd.
+
+Signatures and meaning as in `library`. Tensors are float64, float32, bfloat16 or float16 and of one dtype but for
+the filter, which is float32. Results are contiguous, or channels_last where x is.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+
+import torch
+from torch import Tensor
+
+from stylegan_ops import abi
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """The CPU library, built if need be.
+
+    Raises:
+        stylegan_ops.build.BuildError: if it cannot be built.
+        OSError: if it cannot be loaded.
+    """
+    from stylegan_ops import build
+
+    path = build.cpu_library()
+    loaded = ctypes.CDLL(str(path))
+    version = loaded.stylegan_ops_abi_version()
+    if version != abi.ABI_VERSION:
+        raise OSError(f"{path} has version {version} of the kernels' arguments, not {abi.ABI_VERSION}: delete it")
+    for function in (loaded.stylegan_ops_bias_act, loaded.stylegan_ops_upfirdn2d):
+        function.argtypes = [ctypes.c_char_p]  # Bytes are passed as a pointer to them.
+        function.restype = ctypes.c_int
+    return loaded
+
+
+def _run_bias_act(
+    order: int,
+    x: Tensor,
+    b: Tensor | None,
+    dy: Tensor | None,
+    ddx: Tensor | None,
+    dim: int,
+    act: int,
+    alpha: float,
+    gain: float,
+    clamp: float,
+) -> Tensor:
+    x = abi.dense(x)
+    if b is not None:
+        b = b.to(x.dtype).contiguous()
+    if dy is not None:
+        dy = abi.dense_like(dy, x)
+    if ddx is not None:
+        ddx = abi.dense_like(ddx, x)
+    out = torch.empty_like(x)
+    args = abi.bias_act_args(order, out, x, b, dy, ddx, dim, act, alpha, gain, clamp, torch.get_num_threads())
+    if library().stylegan_ops_bias_act(args) != 0:
+        raise ValueError(f"the CPU library has no bias_act of order {order} and activation {act}")
+    return out
+
+
+def bias_act(x: Tensor, b: Tensor | None, dim: int, act: int, alpha: float, gain: float, clamp: float) -> Tensor:
+    """Compute clamp(gain * act(x + b))."""
+    return _run_bias_act(abi.VALUE, x, b, None, None, dim, act, alpha, gain, clamp)
+
+
+def bias_act_grad(
+    dy: Tensor, x: Tensor, b: Tensor | None, dim: int, act: int, alpha: float, gain: float, clamp: float
+) -> Tensor:
+    """Compute dy * gain * act'(x + b), zero where the clamp holds."""
+    return _run_bias_act(abi.GRAD, x, b, dy, None, dim, act, alpha, gain, clamp)
+
+
+def bias_act_grad2(
+    ddx: Tensor,
+    dy: Tensor,
+    x: Tensor,
+    b: Tensor | None,
+    dim: int,
+    act: int,
+    alpha: float,
+    gain: float,
+    clamp: float,
+) -> Tensor:
+    """Compute ddx * dy * gain * act''(x + b), zero where the clamp holds."""
+    return _run_bias_act(abi.GRAD2, x, b, dy, ddx, dim, act, alpha, gain, clamp)
+
+
+def upfirdn2d(
+    x: Tensor,
+    f: Tensor,
+    up_x: int,
+    up_y: int,
+    down_x: int,
+    down_y: int,
+    pad_x0: int,
+    pad_x1: int,
+    pad_y0: int,
+    pad_y1: int,
+    flip: bool,
+    gain: float,
+) -> Tensor:
+    """Upsample, pad, filter with f [height, width] or [taps] along both axes, and downsample x [N, C, H, W]."""
+    x = abi.dense(x)
+    f = f.contiguous()
+    n, c, height, width = x.shape
+    y_height = abi.upfirdn2d_size(height, f.shape[0], up_y, down_y, pad_y0, pad_y1)
+    y_width = abi.upfirdn2d_size(width, f.shape[-1], up_x, down_x, pad_x0, pad_x1)
+    format = torch.channels_last if abi.is_channels_last(x) else torch.contiguous_format
+    y = torch.empty((n, c, y_height, y_width), dtype=x.dtype, memory_format=format)
+    args = abi.upfirdn2d_args(y, x, f, up_x, up_y, down_x, down_y, pad_x0, pad_y0, flip, gain, torch.get_num_threads())
+    if library().stylegan_ops_upfirdn2d(args) != 0:
+        raise ValueError(f"the CPU library has no upfirdn2d for {x.dtype}")
+    return y

@@ -1,0 +1,91 @@
+// The arguments of the kernels: abi.py packs them, the CPU library reads them through a pointer, and CUDA kernels take
+// them by value.
+//
+// Every member is as wide as its alignment wants and wider ones come first, so that all compilers lay the structs out
+// alike, without padding. NVRTC has no standard headers, hence the typedefs.
+#ifndef STYLEGAN_OPS_ABI_H
+#define STYLEGAN_OPS_ABI_H
+
+#ifdef __CUDACC_RTC__
+typedef int sgo_int32;
+typedef long long sgo_int64;
+#else
+#include <stdint.h>
+typedef int32_t sgo_int32;
+typedef int64_t sgo_int64;
+#endif
+
+// Raised whenever a struct, an enumeration or the meaning of a member changes; abi.py has the same number.
+#define STYLEGAN_OPS_ABI_VERSION 1
+
+enum SgoDtype { SGO_FLOAT64 = 0, SGO_FLOAT32 = 1, SGO_BFLOAT16 = 2, SGO_FLOAT16 = 3 };
+
+enum SgoActivation {
+    SGO_LINEAR = 0,
+    SGO_RELU = 1,
+    SGO_LRELU = 2,
+    SGO_TANH = 3,
+    SGO_SIGMOID = 4,
+    SGO_ELU = 5,
+    SGO_SELU = 6,
+    SGO_SOFTPLUS = 7,
+    SGO_SWISH = 8
+};
+
+// With z = x + b and f(z) = gain * act(z):
+//   SGO_VALUE   out = clamp(f(z))
+//   SGO_GRAD    out = dy * f'(z) where |f(z)| <= clamp, else 0
+//   SGO_GRAD2   out = ddx * dy * f''(z) where |f(z)| <= clamp, else 0
+enum SgoOrder { SGO_VALUE = 0, SGO_GRAD = 1, SGO_GRAD2 = 2 };
+
+// All tensors have `numel` elements of `dtype` in the same order without gaps. Element i belongs to the bias
+// b[(i / bias_step) % bias_size].
+struct BiasActArgs {
+    const void* x;
+    const void* b;    // null: no bias
+    const void* dy;   // null unless order >= SGO_GRAD
+    const void* ddx;  // null unless order == SGO_GRAD2
+    void* out;
+    sgo_int64 numel;
+    sgo_int64 bias_size;  // at least 1
+    sgo_int64 bias_step;  // at least 1
+    double alpha;
+    double gain;
+    double clamp;  // negative: no clamp
+    sgo_int32 order;
+    sgo_int32 act;
+    sgo_int32 dtype;
+    sgo_int32 num_threads;  // for the CPU
+};
+
+// y[n, c, i, j] = gain * sum over k, l of w[k, l] * z[n, c, i * down_y + k - pad_y0, j * down_x + l - pad_x0], where
+// z[n, c, up_y * i, up_x * j] = x[n, c, i, j] and z is 0 elsewhere, w[k, l] is filter[k, l] if `flip` and
+// filter[filter_height - 1 - k, filter_width - 1 - l] otherwise. Padding at the end is implied by the size of y.
+struct Upfirdn2dArgs {
+    const void* x;
+    const void* filter;  // float32 [filter_height, filter_width]; if `separable`, [filter_width], used along both axes
+    void* y;
+    sgo_int64 batch;
+    sgo_int64 channels;
+    sgo_int64 x_height;
+    sgo_int64 x_width;
+    sgo_int64 y_height;
+    sgo_int64 y_width;
+    sgo_int64 x_stride[4];  // of n, c, row, column, in elements; x and y are both NCHW or both channels_last
+    sgo_int64 y_stride[4];
+    double gain;
+    sgo_int32 filter_height;
+    sgo_int32 filter_width;
+    sgo_int32 separable;
+    sgo_int32 up_x;
+    sgo_int32 up_y;
+    sgo_int32 down_x;
+    sgo_int32 down_y;
+    sgo_int32 pad_x0;  // may be negative
+    sgo_int32 pad_y0;
+    sgo_int32 flip;
+    sgo_int32 dtype;
+    sgo_int32 num_threads;  // for the CPU
+};
+
+#endif

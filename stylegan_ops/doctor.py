@@ -1,0 +1,370 @@
+"""`python -m stylegan_ops.doctor`: what the kernels need, whether they work here, and what mends it if they do not."""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from types import ModuleType
+from typing import Any
+
+import click
+import torch
+
+from stylegan_ops import plain, reference, select
+from stylegan_ops.abi import ACTS
+from stylegan_ops.build import BuildError, cache, nvrtc, toolchain
+from stylegan_ops.driver import LIBRARY as DRIVER_LIBRARY
+
+# Of the largest value. Half precision rounds once, by up to 3.9e-3 and 4.9e-4 of a value; the others at each step.
+TOLERANCES = {torch.float64: 1e-14, torch.float32: 2e-6, torch.bfloat16: 6e-3, torch.float16: 8e-4}
+TIMED_ROUNDS = 7
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A part of the machine or the installation.
+
+    Attributes:
+        name: what it is.
+        value: what was found, or why nothing was.
+        remedy: what brings it about; empty where nothing is missing.
+    """
+
+    name: str
+    value: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The largest error of an operator in a dtype, as a fraction of the largest value, and what is allowed."""
+
+    operator: str
+    dtype: str
+    error: float
+    tolerance: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether the kernels for a device work.
+
+    Attributes:
+        device: as PyTorch names it.
+        applicable: False where there is no such device.
+        problem: what is wrong; empty if nothing is.
+        remedy: what mends that.
+        seconds: it took to build or find, and load the kernels.
+        comparisons: with `reference`, in float64.
+        speedups: time of plain PyTorch / time of the kernels.
+    """
+
+    device: str
+    applicable: bool = True
+    problem: str = ""
+    remedy: str = ""
+    seconds: float = 0.0
+    comparisons: list[Comparison] = field(default_factory=list)
+    speedups: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU as its driver describes it; `arch` as sm_90."""
+
+    name: str
+    arch: str
+
+
+@dataclass(frozen=True)
+class DriverState:
+    """NVIDIA's driver.
+
+    Attributes:
+        version: of CUDA that it supports; empty without a driver.
+        gpus: that it drives.
+        problem: why there is a driver and no answer from it.
+    """
+
+    version: str = ""
+    gpus: tuple[Gpu, ...] = ()
+    problem: str = ""
+
+
+def driver_state(library: str = DRIVER_LIBRARY) -> DriverState:
+    """Ask the driver itself, since a PyTorch without CUDA cannot."""
+    try:
+        cuda = ctypes.CDLL(library)
+    except OSError:
+        return DriverState()
+    number = ctypes.c_int()
+    cuda.cuDriverGetVersion(ctypes.byref(number))
+    version = f"{number.value // 1000}.{number.value % 1000 // 10}"
+    no_device = 100  # CUDA_ERROR_NO_DEVICE
+    status = cuda.cuInit(0)
+    if status != 0:
+        return DriverState(version, (), "" if status == no_device else f"cuInit fails with error {status}")
+    cuda.cuDeviceGetCount(ctypes.byref(number))
+    gpus = []
+    for index in range(number.value):
+        device, name = ctypes.c_int(), ctypes.create_string_buffer(256)
+        cuda.cuDeviceGet(ctypes.byref(device), index)
+        cuda.cuDeviceGetName(name, len(name), device)
+        capability = []
+        for attribute in (75, 76):  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
+            value = ctypes.c_int()
+            cuda.cuDeviceGetAttribute(ctypes.byref(value), attribute, device)
+            capability.append(value.value)
+        gpus.append(Gpu(name.value.decode(errors="replace"), f"sm_{capability[0]}{capability[1]}"))
+    return DriverState(version, tuple(gpus))
+
+
+def survey(driver: DriverState) -> list[Finding]:
+    """What is there."""
+    findings = [
+        Finding("Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
+        Finding("PyTorch", f"{torch.__version__}, {_pytorch_cuda()}"),
+        _finding("mode", select.mode, f"set {select.VARIABLE} to auto, on or off"),
+        _finding("C++ compiler", lambda: _describe(toolchain.host_compiler()), toolchain.install_compiler()),
+        _finding("ninja", toolchain.ninja_command, "run `pip install ninja`"),
+        Finding("NVIDIA driver", f"for CUDA up to {driver.version}" if driver.version else "none"),
+    ]
+    findings += [Finding("GPU", f"{gpu.name}, {gpu.arch}") for gpu in driver.gpus] or [Finding("GPU", "none")]
+    findings.append(_finding("NVRTC", lambda: _describe_nvrtc(driver), nvrtc.INSTALL))
+    findings.append(_finding("nvcc", _describe_nvcc, "reinstall the CUDA toolkit"))
+    findings.append(_finding("cache", _describe_cache, f"let {cache.VARIABLE} name a folder that can be read"))
+    return findings
+
+
+def _finding(name: str, describe: Callable[[], str], remedy: str) -> Finding:
+    try:
+        return Finding(name, describe())
+    except BuildError as error:
+        return Finding(name, error.cause, error.remedy)
+    except (OSError, ValueError) as error:
+        return Finding(name, str(error), remedy)
+
+
+def _pytorch_cuda() -> str:
+    if torch.version.hip:
+        return f"built for ROCm {torch.version.hip}"
+    return f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
+
+
+def _describe(compiler: toolchain.Compiler) -> str:
+    return f"{' '.join(compiler.command)}, {compiler.version}"
+
+
+def _describe_nvrtc(driver: DriverState) -> str:
+    found = nvrtc.find()
+    if found is not None:
+        return str(found.path)
+    if not driver.gpus:
+        return "none"
+    raise BuildError("none", nvrtc.INSTALL)
+
+
+def _describe_nvcc() -> str:
+    nvcc = toolchain.find_nvcc()
+    return f"{_describe(nvcc)}, of the toolkit {toolchain.toolkit_folder(nvcc)}" if nvcc else "none"
+
+
+def _describe_cache() -> str:
+    return f"{cache.cache_directory()}, {len(cache.builds())} builds, {cache.size() / 1e6:.1f} MB"
+
+
+def examine_cpu() -> Verdict:
+    """Build the CPU library if need be, check it, and time it."""
+    return _examine(torch.device("cpu"))
+
+
+def examine_cuda(driver: DriverState) -> list[Verdict]:
+    """The same on every GPU; one verdict tells if there is none, or if PyTorch cannot use it."""
+    if driver.problem:
+        return [Verdict("cuda", problem=f"the driver does not work, {driver.problem}", remedy="restart the machine")]
+    if not driver.gpus or torch.version.hip:
+        return [Verdict("cuda", applicable=False)]
+    if not torch.version.cuda:
+        problem = f"there is a GPU ({driver.gpus[0].name}), and this PyTorch is built without CUDA"
+        remedy = "run `pip install --force-reinstall torch`, on Windows with the --index-url that pytorch.org tells"
+        return [Verdict("cuda", problem=problem, remedy=remedy)]
+    if not torch.cuda.is_available():
+        problem = f"PyTorch, built for CUDA {torch.version.cuda}, cannot use the driver for CUDA {driver.version}"
+        return [Verdict("cuda", problem=problem, remedy="install a newer NVIDIA driver or an older PyTorch")]
+    return [_examine(torch.device("cuda", index)) for index in range(torch.cuda.device_count())]
+
+
+def _examine(device: torch.device) -> Verdict:
+    start = time.perf_counter()
+    try:
+        kernels = select.load(device)
+        assert kernels is not None
+        seconds = time.perf_counter() - start
+        comparisons = compare(kernels, device)
+        speedups = measure(kernels, device)
+    except BuildError as error:
+        return Verdict(str(device), problem=error.cause, remedy=error.remedy)
+    except (RuntimeError, ValueError) as error:
+        return Verdict(str(device), problem=f"a kernel fails ({error})", remedy=f"run `{cache.CLEAN}` and try again")
+    wrong = [c for c in comparisons if not c.error <= c.tolerance]
+    if wrong:
+        worst = max(wrong, key=lambda c: c.error / c.tolerance)
+        size = f" by {worst.error:.1e} of the largest value" if worst.error < sys.float_info.max else ""
+        problem = f"{worst.operator} in {worst.dtype} is wrong{size}"
+        remedy = f"set {select.VARIABLE}=off and report it"
+        return Verdict(str(device), True, problem, remedy, seconds, comparisons, speedups)
+    return Verdict(str(device), seconds=seconds, comparisons=comparisons, speedups=speedups)
+
+
+def compare(kernels: ModuleType, device: torch.device) -> list[Comparison]:
+    """Compare every raw operator in every dtype with `reference` and its derivatives, evaluated in float64.
+
+    Args:
+        kernels: a module with the raw operators, see `library`.
+        device: where to run them.
+    """
+    comparisons = []
+    for dtype, tolerance in TOLERANCES.items():
+        errors: dict[str, float] = {}
+        cases = itertools.chain(_bias_act_cases(kernels, device, dtype), _upfirdn2d_cases(kernels, device, dtype))
+        for operator, actual, expected in cases:
+            error = sys.float_info.max  # Unlike infinity, a number in JSON too.
+            if actual.shape == expected.shape and actual.dtype == dtype:
+                difference = (actual.cpu().double() - expected).abs().max() / expected.abs().max()
+                error = float(difference) if difference.isfinite() else error
+            errors[operator] = max(errors.get(operator, 0.0), error)
+        name = str(dtype).removeprefix("torch.")
+        comparisons += [Comparison(operator, name, error, tolerance) for operator, error in errors.items()]
+    return comparisons
+
+
+Case = tuple[str, torch.Tensor, torch.Tensor]
+
+
+def _random(shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator) -> torch.Tensor:
+    """Normal numbers that the dtype holds, in float64."""
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype).double()
+
+
+def _bias_act_cases(kernels: ModuleType, device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
+    generator = torch.Generator().manual_seed(0)
+    for act, name in enumerate(ACTS):
+        x, dy, ddx = (_random((2, 3, 9, 11), dtype, generator) for _ in range(3))
+        b = _random((3,), dtype, generator)
+        alpha, gain, clamp = 0.2, 1.25, 1.5
+        x.requires_grad_()
+        y = reference.bias_act(x, b, 1, name, alpha, gain, clamp)
+        (dx,) = torch.autograd.grad(y, x, dy, create_graph=True)
+        on_device = [tensor.detach().to(device, dtype) for tensor in (ddx, dy, x, b)]
+        rest = (1, act, alpha, gain, clamp)
+        yield "bias_act", kernels.bias_act(*on_device[2:], *rest), y.detach()
+        yield "bias_act_grad", kernels.bias_act_grad(*on_device[1:], *rest), dx.detach()
+        if plain.DERIVATIVES[name].second is not None:
+            (d2x,) = torch.autograd.grad(dx, x, ddx)
+            yield "bias_act_grad2", kernels.bias_act_grad2(*on_device, *rest), d2x
+
+
+def _upfirdn2d_cases(kernels: ModuleType, device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
+    generator = torch.Generator().manual_seed(1)
+    shapes = [(4, 4), (4, 4), (4, 4), (12,), (3, 5)]
+    factors = [((1, 1), (1, 1)), ((2, 2), (1, 1)), ((1, 1), (2, 2)), ((2, 2), (1, 1)), ((3, 1), (1, 2))]  # up, down
+    paddings = [(2, 1, 2, 1), (2, 1, 2, 1), (1, 1, 1, 1), (6, 5, 6, 5), (-1, 4, 3, -2)]
+    for shape, (up, down), padding in zip(shapes, factors, paddings, strict=True):
+        for memory_format in (torch.contiguous_format, torch.channels_last):
+            x = _random((2, 3, 10, 13), dtype, generator)
+            f = _random(shape, torch.float32, generator)
+            expected = reference.upfirdn2d(x, f, up, down, padding, flip_filter=False, gain=1.5)
+            on_device = x.to(device, dtype).contiguous(memory_format=memory_format)
+            taps = f.to(device, torch.float32)
+            yield "upfirdn2d", kernels.upfirdn2d(on_device, taps, *up, *down, *padding, False, 1.5), expected
+
+
+def measure(kernels: ModuleType, device: torch.device) -> dict[str, float]:
+    """Time the raw operators and plain PyTorch in turn, in float32; the ratio of the medians, above 1 if faster."""
+    x = torch.randn([4, 32, 64, 64], device=device)
+    b = torch.randn([32], device=device)
+    f = torch.full([4, 4], 1 / 16, device=device)
+    lrelu = (1, ACTS.index("lrelu"), 0.2, 2**0.5, 256.0)
+    timed: dict[str, Callable[[ModuleType], Any]] = {
+        "bias_act lrelu": lambda module: module.bias_act(x, b, *lrelu),
+        "bias_act_grad lrelu": lambda module: module.bias_act_grad(x, x, b, *lrelu),
+        "upfirdn2d up 2": lambda module: module.upfirdn2d(x, f, 2, 2, 1, 1, 2, 1, 2, 1, False, 4.0),
+        "upfirdn2d down 2": lambda module: module.upfirdn2d(x, f, 1, 1, 2, 2, 1, 1, 1, 1, False, 1.0),
+    }
+
+    def seconds(run: Callable[[ModuleType], Any], module: ModuleType) -> float:
+        start = time.perf_counter()
+        run(module)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - start
+
+    speedups = {}
+    for name, run in timed.items():
+        rounds = [(seconds(run, plain), seconds(run, kernels)) for _ in range(TIMED_ROUNDS + 1)][1:]
+        slow, fast = zip(*rounds, strict=True)
+        speedups[name] = statistics.median(slow) / statistics.median(fast)
+    return speedups
+
+
+def _print(findings: list[Finding], verdicts: list[Verdict]) -> None:
+    for finding in findings:
+        click.echo(f"{finding.name:<14} {finding.value}{f': {finding.remedy}' if finding.remedy else ''}")
+    click.echo()
+    for verdict in verdicts:
+        if not verdict.applicable:
+            click.echo(f"{verdict.device:<14} not applicable: there is no NVIDIA GPU")
+            continue
+        if verdict.comparisons:
+            operators = sorted({c.operator for c in verdict.comparisons})
+            worst = max(c.error / c.tolerance for c in verdict.comparisons)
+            click.echo(
+                f"{verdict.device:<14} ready after {verdict.seconds:.1f} s; {', '.join(operators)} in "
+                f"{', '.join(dict.fromkeys(c.dtype for c in verdict.comparisons))}: "
+                f"largest error {worst:.0%} of what is allowed"
+            )
+        if verdict.speedups:
+            ratios = ", ".join(f"{name} {ratio:.1f}x" for name, ratio in verdict.speedups.items())
+            click.echo(f"{'':<14} plain PyTorch's time / the kernels': {ratios}")
+        if verdict.problem:
+            click.echo(f"{verdict.device:<14} DOES NOT WORK: {verdict.problem}")
+            click.echo(f"{'':<14} to mend it, {verdict.remedy}")
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")
+@click.option("--clean", is_flag=True, help="Delete all builds and locks, and stop.")
+def main(as_json: bool, clean: bool) -> None:
+    """Tell what the fast operators need and have, build them, check them and time them.
+
+    The exit code is 0 if all that can work on this machine does, else 1.
+    """
+    if clean:
+        try:
+            click.echo(f"Deleted {cache.clean()} builds in {cache.cache_directory()}")
+        except BuildError as error:
+            raise click.ClickException(str(error)) from None
+        return
+    driver = driver_state()
+    verdicts = [examine_cpu(), *examine_cuda(driver)]
+    findings = survey(driver)
+    mode_wrong = next(finding for finding in findings if finding.name == "mode").remedy
+    ok = not mode_wrong and not any(verdict.problem for verdict in verdicts)
+    if as_json:
+        report = {"ok": ok, "findings": list(map(asdict, findings)), "verdicts": list(map(asdict, verdicts))}
+        click.echo(json.dumps(report))
+    else:
+        _print(findings, verdicts)
+        click.echo("\n" + ("All that can work here does." if ok else "Something does not work, see above."))
+    sys.exit(0 if ok else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,353 @@
+"""Every implementation of the operators against the golden vectors, finite differences and each other."""
+
+from __future__ import annotations
+
+from collections import Counter
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stylegan_ops import library, plain, reference, select, upfirdn2d
+from stylegan_ops.abi import ACTS
+from stylegan_ops.bias_act import bias_act
+from stylegan_ops.conv2d_resample import conv2d_resample
+from stylegan_ops.modulated_conv2d import modulated_conv2d
+
+GOLDEN = ("bias_act", "upfirdn2d", "conv2d_resample", "modulated_conv2d")
+OPERATORS = {
+    "bias_act": bias_act,
+    "conv2d_resample": conv2d_resample,
+    "modulated_conv2d": modulated_conv2d,
+    **{name: getattr(upfirdn2d, name) for name in ("upfirdn2d", "filter2d", "upsample2d", "downsample2d")},
+}
+# The simulator takes a minute for all of them.
+SIM = pytest.param("sim", marks=pytest.mark.slow)
+RAW = ("bias_act", "bias_act_grad", "bias_act_grad2", "upfirdn2d")
+
+
+def counting(kernels, calls):
+    """The raw operators, which count their calls by name."""
+
+    def wrap(name):
+        def call(*arguments):
+            calls[name] += 1
+            return getattr(kernels, name)(*arguments)
+
+        return call
+
+    return SimpleNamespace(**{name: wrap(name) for name in RAW})
+
+
+@pytest.fixture(scope="module", params=["reference", "cpu", SIM])
+def calls(request, kernels_named):
+    """Has the public functions use an implementation, whose calls it counts; None for plain PyTorch."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "reference":
+            patch.setattr(select, "implementation_for", lambda x: None)
+            yield None
+        else:
+            counter = Counter()
+            kernels = counting(kernels_named(request.param), counter)
+            patch.setattr(select, "implementation_for", lambda x: kernels)
+            yield counter
+
+
+@pytest.fixture(autouse=True)
+def fresh_count(calls):
+    if calls is not None:
+        calls.clear()
+
+
+def test_golden(golden_case, assert_golden, calls):
+    cancels = (
+        golden_case.op == "modulated_conv2d"
+        and golden_case.args["demodulate"]
+        and golden_case.inputs["styles"].shape[1] == 1
+    )
+    assert_golden(golden_case, OPERATORS[golden_case.op], ("d_styles", "dd_styles") if cancels else ())
+    resamples = golden_case.args.get("up", 1) != 1 or golden_case.args.get("down", 1) != 1
+    if calls is not None and (golden_case.op in ("filter2d", "upfirdn2d", "upsample2d", "downsample2d") or resamples):
+        assert calls["upfirdn2d"] >= (3 if "dd_r" in golden_case.outputs else 1)
+
+
+def away_from_kinks(*shape):
+    """Values between 0.1 and 1.1 and their negatives."""
+    x = torch.rand(shape, dtype=torch.float64) + 0.1
+    return torch.where(torch.rand(shape) < 0.5, x, -x).requires_grad_()
+
+
+@pytest.mark.parametrize("clamp", [None, 0.6])
+@pytest.mark.parametrize("act", ACTS)
+def test_derivatives_of_bias_act(calls, act, clamp):
+    torch.manual_seed(0)
+    x, b = away_from_kinks(2, 3, 4), torch.tensor([0.03, -0.02, 0.05], dtype=torch.float64, requires_grad=True)
+
+    def op(x, b):
+        return bias_act(x, b, act=act, gain=1.3, clamp=clamp)
+
+    assert torch.autograd.gradcheck(op, (x, b))
+    assert torch.autograd.gradgradcheck(op, (x, b))
+    assert torch.autograd.gradcheck(lambda x: op(x, None), (x,))
+    assert torch.autograd.gradgradcheck(lambda x: op(x, None), (x,))
+    if calls is not None:
+        assert calls["bias_act"] and calls["bias_act_grad"]
+        assert bool(calls["bias_act_grad2"]) == (plain.DERIVATIVES[act].second is not None)
+
+
+@pytest.mark.parametrize("act", ["tanh", "sigmoid", "elu", "selu", "softplus", "swish"])
+def test_third_derivative_of_bias_act(calls, act):
+    torch.manual_seed(0)
+    x, b = away_from_kinks(2, 2), torch.tensor([0.03, -0.02], dtype=torch.float64, requires_grad=True)
+
+    def slope(x, b):
+        y = bias_act(x, b, act=act, gain=1.3)
+        return torch.autograd.grad(y.sum(), x, create_graph=True)[0]
+
+    assert torch.autograd.gradgradcheck(slope, (x, b))
+
+
+@pytest.mark.parametrize("taps", [(4,), (9,), (3, 4)])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"up": 2, "padding": [2, 1, 2, 1], "gain": 4},
+        {"down": 2, "padding": 4},
+        {"padding": [5, -1, 3, 4]},
+        {"up": [1, 3], "down": [2, 1], "padding": [6, 3, 4, -2], "flip_filter": True},
+    ],
+)
+def test_derivatives_of_upfirdn2d(calls, arguments, taps):
+    torch.manual_seed(0)
+    x = torch.randn(2, 2, 4, 5, dtype=torch.float64, requires_grad=True)
+    f = torch.randn(taps)
+    assert torch.autograd.gradcheck(lambda x: upfirdn2d.upfirdn2d(x, f, **arguments), x)
+    assert torch.autograd.gradgradcheck(lambda x: upfirdn2d.upfirdn2d(x, f, **arguments), x)
+    if calls is not None:
+        assert calls["upfirdn2d"] > 10
+
+
+def test_derivatives_in_the_filter(calls):
+    torch.manual_seed(0)
+    x = torch.randn(2, 2, 4, 5, requires_grad=True)
+    f = torch.randn(3, 4, requires_grad=True)
+    y = upfirdn2d.upfirdn2d(x, f, up=2, padding=2)
+    expected = reference.upfirdn2d(x, f, 2, 1, 2)
+    r = torch.randn_like(y)
+    for result, correct in zip(
+        torch.autograd.grad(y, (x, f), r), torch.autograd.grad(expected, (x, f), r), strict=True
+    ):
+        torch.testing.assert_close(result, correct)
+
+
+# --- random shapes: float32 against the reference in float64
+
+
+def assert_near(result, expected, scale):
+    """Within 1e-6 of the scale, which is the largest value that the sums behind a result could have had."""
+    assert result.dtype == torch.float32
+    assert result.shape == expected.shape
+    if result.numel():
+        error = (result.double() - expected).abs().max() / scale.abs().max().clamp(min=1e-30)
+        assert error.item() <= 1e-6
+
+
+layouts = st.sampled_from(["contiguous", "channels_last", "transposed", "sliced"])
+
+
+def in_layout(x, layout):
+    """X with another arrangement of its elements in memory."""
+    if layout == "channels_last" and x.ndim == 4:
+        return x.contiguous(memory_format=torch.channels_last)
+    if layout == "transposed":
+        return x.transpose(0, -1).contiguous().transpose(0, -1)
+    if layout == "sliced":
+        return torch.stack([x, x + 1], dim=-1)[..., 0]
+    return x
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    shape=st.lists(st.integers(0, 5), min_size=1, max_size=5),
+    dim=st.integers(0, 4),
+    act=st.sampled_from(ACTS),
+    has_bias=st.booleans(),
+    gain=st.sampled_from([1.0, 0.5, -1.5]),
+    clamp=st.sampled_from([None, 0.5, 0.0]),
+    layout=layouts,
+    seed=st.integers(0, 2**32),
+)
+def test_bias_act_of_random_tensors(calls, shape, dim, act, has_bias, gain, clamp, layout, seed):
+    torch.manual_seed(seed)
+    dim = dim % len(shape)
+    x = in_layout(2 * torch.randn(shape), layout).requires_grad_()
+    b = torch.randn(shape[dim], requires_grad=True) if has_bias else None
+    wanted = (x, b) if has_bias else (x,)
+    r, s = torch.randn(2, *shape)
+
+    def derivatives(op, x, b, r, s):
+        y = op(x, b, dim, act, 0.3, gain, clamp)
+        wanted = [x] if b is None else [x, b]
+        first = torch.autograd.grad(y, wanted, r, create_graph=True, allow_unused=True)
+        second = torch.autograd.grad(first[0], [*wanted, r], s, allow_unused=True)
+        return [t.new_zeros(like.shape) if g is None else g for g, t, like in [(y, y, y), *pairs(first, second)]]
+
+    def pairs(first, second):
+        likes = [*wanted, *wanted, r]
+        return [(g, x, like) for g, like in zip([*first, *second], likes, strict=True)]
+
+    results = derivatives(bias_act, x, b, r.clone().requires_grad_(), s)
+    doubles = [None if t is None else t.detach().double().requires_grad_() for t in (x, b, r, s)]
+    expected = derivatives(reference.bias_act, *doubles)
+    for result, correct in zip(results, expected, strict=True):
+        # The sums over a bias gradient may cancel, so nothing is measured by less than one.
+        assert_near(result, correct, correct.abs().max().clamp(min=1) if correct.numel() else correct)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    size=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    taps=st.one_of(st.integers(1, 13), st.tuples(st.integers(1, 6), st.integers(1, 6)), st.none()),
+    up=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    down=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    padding=st.tuples(*[st.integers(-4, 14)] * 4),
+    flip=st.booleans(),
+    gain=st.sampled_from([1.0, 4.0, -0.5]),
+    batch=st.integers(0, 2),
+    channels=st.integers(1, 3),
+    layout=layouts,
+    seed=st.integers(0, 2**32),
+)
+def test_upfirdn2d_of_random_images(calls, size, taps, up, down, padding, flip, gain, batch, channels, layout, seed):
+    torch.manual_seed(seed)
+    x = in_layout(torch.randn(batch, channels, *size), layout).requires_grad_()
+    f = None if taps is None else torch.randn(taps)
+    fw, fh = (1, 1) if f is None else (f.shape[-1], f.shape[0])
+    if size[1] * up[0] + sum(padding[:2]) < fw or size[0] * up[1] + sum(padding[2:]) < fh:
+        return
+    options = (up, down, padding, flip, gain)
+    y = upfirdn2d.upfirdn2d(x, f, *options)
+    r = torch.randn_like(y)
+    (dx,) = torch.autograd.grad(y, x, r)
+
+    def definition(x, f, r, gain):
+        x = x.detach().double().requires_grad_()
+        y = reference.upfirdn2d(x, None if f is None else f.double(), up, down, padding, flip, gain)
+        return y, torch.autograd.grad(y, x, r.double())[0]
+
+    expected = definition(x, f, r, gain)
+    scales = definition(x.abs(), None if f is None else f.abs(), r.abs(), abs(gain))
+    for result, correct, scale in zip((y, dx), expected, scales, strict=True):
+        assert_near(result, correct, scale if scale.numel() else correct)
+
+
+# --- layouts, dtypes, empty and unusual tensors
+
+
+# What is convolved by PyTorch lies as that returns it.
+@pytest.mark.parametrize("calls", ["cpu", SIM], indirect=True)
+@pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last])
+def test_kernels_keep_the_memory_format(calls, format):
+    x = torch.randn(2, 3, 4, 6).contiguous(memory_format=format).requires_grad_()
+    for y in (bias_act(x, torch.ones(3), act="swish"), upfirdn2d.upfirdn2d(x, torch.ones(4), up=2, padding=2)):
+        assert y.is_contiguous(memory_format=format)
+        (dx,) = torch.autograd.grad(y, x, torch.randn_like(y))
+        assert dx.is_contiguous(memory_format=format)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("act", ACTS)
+def test_dtypes(calls, act, dtype):
+    torch.manual_seed(0)
+    x = away_from_kinks(2, 3, 5).detach().to(dtype).requires_grad_()
+    b = torch.tensor([0.25, -0.25, 0.5])
+    y = bias_act(x, b, act=act, gain=1.5, clamp=4)
+    (dx,) = torch.autograd.grad(y.sum(), x)
+    x64 = x.detach().double().requires_grad_()
+    expected = reference.bias_act(x64, b.double(), act=act, gain=1.5, clamp=4)
+    (expected_dx,) = torch.autograd.grad(expected.sum(), x64)
+    assert y.dtype == dx.dtype == dtype
+    eps = 8 * torch.finfo(dtype).eps
+    torch.testing.assert_close(y.double(), expected, atol=eps, rtol=eps)
+    torch.testing.assert_close(dx.double(), expected_dx, atol=eps, rtol=eps)
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 4, 4), (2, 3, 0), (0,)])
+def test_empty_tensors(calls, shape):
+    x = torch.zeros(shape, requires_grad=True)
+    dim = min(1, len(shape) - 1)
+    b = torch.zeros(shape[dim], requires_grad=True)
+    y = bias_act(x, b, dim=dim, act="swish")
+    assert y.shape == shape
+    dx, db = torch.autograd.grad(y.sum(), (x, b))
+    assert dx.shape == x.shape
+    assert torch.equal(db, torch.zeros_like(b))
+
+
+def test_empty_batch_of_images(calls):
+    x = torch.zeros(0, 3, 8, 8, requires_grad=True)
+    y = upfirdn2d.upfirdn2d(x, torch.ones(4), down=2, padding=1)
+    assert y.shape == (0, 3, 4, 4)
+    (dx,) = torch.autograd.grad(y.sum(), x)
+    assert dx.shape == x.shape
+
+
+def test_scalar(calls):
+    x = torch.tensor(-1.0, requires_grad=True)
+    y = bias_act(x, act="lrelu", alpha=0.5, gain=3)
+    assert y.shape == ()
+    assert y.item() == -1.5
+    assert torch.autograd.grad(y, x)[0].item() == 1.5
+
+
+@pytest.mark.parametrize("act", ACTS)
+def test_extreme_values(calls, act):
+    """No overflow on the way to a finite result; infinities and NaN as the reference has them."""
+    x = torch.tensor([-torch.inf, -1e30, -1e4, -100, -20, 0, 19.999, 20, 20.001, 100, 1e4, 1e30, torch.inf, torch.nan])
+    values = x.clone().requires_grad_(), x.clone().requires_grad_()
+    for clamp in (None, 256):
+        y, expected = bias_act(values[0], act=act, clamp=clamp), reference.bias_act(values[1], act=act, clamp=clamp)
+        torch.testing.assert_close(y, expected, equal_nan=True)
+        # Derivatives where they are not inf * 0.
+        finite = slice(2, -3)
+        dx, expected_dx = (
+            torch.autograd.grad(v[finite].sum(), w)[0][finite] for v, w in zip((y, expected), values, strict=True)
+        )
+        torch.testing.assert_close(dx, expected_dx)
+
+
+@pytest.mark.parametrize("act", ACTS)
+def test_ties_are_decided_like_pytorch_does(calls, act):
+    """At the kink, and where the value is exactly the clamp."""
+    top = reference.bias_act(torch.tensor([1.5]), act=act, gain=2).item()
+    x = torch.tensor([0.0, -0.0, 1.5, 20.0], requires_grad=True)
+    gradients = [
+        torch.autograd.grad(op(x, act=act, gain=2, clamp=clamp).sum(), x)[0]
+        for op in (bias_act, reference.bias_act)
+        for clamp in (None, abs(top), 0)
+    ]
+    for result, expected in zip(gradients[:3], gradients[3:], strict=True):
+        torch.testing.assert_close(result, expected)
+
+
+def test_operators_without_gradients_record_none(calls):
+    x = torch.randn(2, 3, 4, 4, requires_grad=True)
+    with torch.no_grad():
+        assert not bias_act(x, act="lrelu").requires_grad
+        assert not upfirdn2d.upfirdn2d(x, torch.ones(4), padding=2).requires_grad
+    with torch.inference_mode():
+        assert bias_act(torch.ones(2, 3), act="lrelu").is_inference()
+
+
+def test_adjoint():
+    """<r, A x> = <A* r, x>, in shapes of which every number differs."""
+    torch.manual_seed(0)
+    x, f = torch.randn(2, 3, 7, 5, dtype=torch.float64), torch.randn(4, 3)
+    options = (2, 3, 5, 4, 7, 11, 6, 13, False, 1.5)
+    y = plain.upfirdn2d(x, f, *options)
+    r = torch.randn_like(y)
+    back = plain.upfirdn2d(r, f, *library.adjoint(x.shape, y.shape, f.shape, *options))
+    assert back.shape == x.shape
+    torch.testing.assert_close((r * y).sum(), (back * x).sum())
