@@ -52,10 +52,21 @@ def _with_run_options(command: Any) -> Any:
 @click.option("--teacher", metavar="PKL|URL|NAME", help="EDM pickle that teaches it.")
 @click.option("--resume", metavar="latest|DIR|FILE", help="Continue a run with its own options.")
 @click.option("-n", "--dry-run", is_flag=True, help="Open and check both, print what a run would do, and stop.")
+@click.option(
+    "--custom-ops",
+    type=click.Choice(["auto", "on", "off"]),
+    help="Compiled operators: where they can be built (auto), or else an error (on), or never (off).",
+)
 @click.option("--trust-pickle", is_flag=True, help="Run embedded source where Refine has no network of its own.")
 @_with_run_options
 def main(
-    gan: str | None, teacher: str | None, resume: str | None, dry_run: bool, trust_pickle: bool, **given: Any
+    gan: str | None,
+    teacher: str | None,
+    resume: str | None,
+    dry_run: bool,
+    custom_ops: str | None,
+    trust_pickle: bool,
+    **given: Any,
 ) -> None:
     """Make a pretrained StyleGAN generator better with a pretrained diffusion model, and nothing else."""
     context = click.get_current_context()
@@ -84,11 +95,26 @@ def main(
         config = run.resumed_config(state, changes)
     else:
         config = RunConfig(**changes)
+    if custom_ops:
+        _choose_operators(custom_ops, config.device)
     if dry_run:
         _describe(config, trust_pickle)
         return
     snapshot = run.refine(config, trust=trust_pickle, resume=state)
     click.echo(f"Refined generator: {snapshot}")
+
+
+def _choose_operators(mode: str, device: str) -> None:
+    from refine.run import choose_device
+    from stylegan_ops import select
+    from stylegan_ops.build import BuildError
+
+    select.set_mode(mode)
+    if mode == "on":
+        try:
+            select.load(choose_device(device))
+        except BuildError as error:
+            raise UserError(str(error)) from error
 
 
 def _parse_class_map(text: str) -> tuple[int, ...]:

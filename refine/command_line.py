@@ -74,14 +74,17 @@ def _failure(error: Exception) -> click.ClickException:
 
 @contextmanager
 def _messages_on_stderr(level: int) -> Iterator[None]:
-    logger = logging.getLogger("refine")
+    """Shows what Refine and its operators log."""
     handler = logging.StreamHandler()
     handler.setFormatter(_Formatter())
-    previous_level = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(level)
+    loggers = [logging.getLogger(name) for name in ("refine", "stylegan_ops")]
+    previous_levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.setLevel(level)
     try:
         yield
     finally:
-        logger.removeHandler(handler)
-        logger.setLevel(previous_level)
+        for logger, previous in zip(loggers, previous_levels, strict=True):
+            logger.removeHandler(handler)
+            logger.setLevel(previous)

@@ -56,8 +56,6 @@ def bias_act(
     gain = activation.gain if gain is None else gain
     if act == "linear" and gain == 1 and clamp is None:
         return reference.bias_act(x, b, dim, act)  # A single addition, which no kernel does faster.
-    if b is None:
-        dim = 0
-    elif b.dtype != x.dtype:
+    if b is not None and b.dtype != x.dtype:
         b = b.to(x.dtype)
     return library.bias_act(x, b, dim, ACT_INDEX[act], alpha, gain, -1.0 if clamp is None else clamp)

@@ -87,9 +87,12 @@ def _kernels_for(x: Tensor) -> Any:
     return select.implementation_for(x) if x.dtype in abi.DTYPES else None
 
 
-@torch.compiler.assume_constant_result
 def _kernels_serve(device: torch.device, dtype: torch.dtype) -> bool:
     return _kernels_for(torch.empty(0, device=device, dtype=dtype)) is not None
+
+
+# What torch.compiler.assume_constant_result does, which imports the compiler (seconds) even where nothing is compiled.
+_kernels_serve._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _needs_grad(*tensors: Tensor | None) -> bool:

@@ -115,8 +115,8 @@ def test_half_precision_with_channels_of_zeros(fused):
 @pytest.mark.parametrize("faster", [True, False])
 def test_form_from_the_table(monkeypatch, layer, speedup, faster):
     batch, size, height, width, up, down, training = layer
-    x, styles = torch.zeros(batch, 1, height, width), torch.zeros(batch, 1)
-    weight = torch.zeros(1, 1, size, size, requires_grad=training)
+    x, styles = torch.zeros(batch, 2, height, width), torch.zeros(batch, 2)
+    weight = torch.zeros(3, 2, size, size, requires_grad=training)
     mode, kind, resolution, column = speedup
 
     def ratio(*place):
