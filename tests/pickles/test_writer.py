@@ -6,11 +6,13 @@ import io
 import logging
 import pickle
 import pickletools
+from collections import OrderedDict
 
 import pytest
 import torch
 from forge import Persistent
 
+from dnnlib.util import EasyDict
 from refine import pickles
 from refine.errors import UserError
 from refine.pickles import PickleError, writer
@@ -234,3 +236,62 @@ def test_dump_of_a_part_is_a_pickle_of_its_own(fixture_path):
         writer.dump({"part": pkl["G_ema"]}, file, protocol)
         assert file.getvalue()[:2] == b"\x80" + bytes([protocol])
         assert opcodes(file.getvalue())[-1][0] == "STOP"
+
+
+def pickled(tmp_path, root, protocol=4):
+    path = tmp_path / "own.pkl"
+    path.write_bytes(pickle.dumps(root, protocol))
+    return pickles.load(path)
+
+
+def test_tensors_that_share_memory(tmp_path):
+    """One parameter under two names, as tied weights are: they stay one, and the caller's tensors are left alone."""
+    tied = torch.nn.Parameter(torch.zeros(4))
+    pkl = pickled(tmp_path, {"G_ema": Persistent({"_parameters": {"a": tied, "b": tied}})})
+    records = named_tensors(pkl["G_ema"])
+    assert records["a"] is records["b"]
+    new = {"a": torch.full((4,), 2.0), "b": torch.full((4,), 2.0)}
+    pickles.save(pkl, tmp_path / "out.pkl", {"G_ema": new})
+    again = named_tensors(pickles.load(tmp_path / "out.pkl")["G_ema"])
+    assert again["a"] is again["b"] and again["a"].read().tolist() == [2.0] * 4
+    different = {"a": torch.ones(4), "b": torch.full((4,), 3.0)}
+    with pytest.raises(PickleError, match="shares memory with a, b in the pickle, and differs now"):
+        pickles.save(pkl, tmp_path / "out.pkl", {"G_ema": different})
+    assert different["a"].tolist() == [1.0] * 4 and different["b"].tolist() == [3.0] * 4
+    not_a_number = {"a": torch.full((4,), float("nan")), "b": torch.full((4,), float("nan"))}
+    pickles.save(pkl, tmp_path / "out.pkl", {"G_ema": not_a_number})
+
+
+def test_storage_that_something_else_uses_as_well(tmp_path):
+    """The generator's new weights must not become those of a loss that kept a reference to the old ones."""
+    shared = torch.nn.Parameter(torch.zeros(4))
+    generator = Persistent({"_parameters": {"w": shared}})
+    pkl = pickled(tmp_path, {"G_ema": generator, "loss_fn": Persistent({"kept": [shared]})})
+    pickles.save(pkl, tmp_path / "out.pkl", {"G_ema": {"w": torch.ones(4)}})
+    again = pickles.load(tmp_path / "out.pkl")
+    assert named_tensors(again["G_ema"])["w"].read().tolist() == [1.0] * 4
+    assert again["loss_fn"].attributes["kept"][0].tensor.read().tolist() == [0.0] * 4
+
+
+@pytest.mark.parametrize("kind", [dict, EasyDict, OrderedDict])
+def test_type_of_the_root(kind, tmp_path):
+    pkl = pickled(tmp_path, kind(G_ema=Persistent({"_buffers": {"x": torch.zeros(2)}}), other=1))
+    pickles.save(pkl, tmp_path / "out.pkl", {"G_ema": {"x": torch.ones(2)}})
+    assert_same_but_for((tmp_path / "own.pkl").read_bytes(), (tmp_path / "out.pkl").read_bytes(), 1)
+
+
+def test_names_of_missing_tensors_are_the_first_in_order(tmp_path):
+    buffers = {name: torch.zeros(1) for name in "zyxwv"}
+    pkl = pickled(tmp_path, {"G_ema": Persistent({"_buffers": buffers})})
+    with pytest.raises(PickleError, match="needs a new tensor y"):
+        pickles.save(pkl, tmp_path / "out.pkl", {"G_ema": {"z": torch.zeros(1)}})
+
+
+def test_plain_modules_of_pytorch_are_kept(tmp_path):
+    """Networks hold them beside persistent ones; making one bare and filling it runs nothing."""
+    layers = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.SiLU())
+    layers.size, layers.device, layers.dtype = torch.Size([2, 3]), torch.device("cpu"), torch.float32
+    pkl = pickled(tmp_path, {"G_ema": Persistent({"_modules": {"layers": layers}})})
+    assert list(named_tensors(pkl["G_ema"])) == ["layers.0.weight", "layers.0.bias"]
+    pickles.save(pkl, tmp_path / "out.pkl")
+    assert (tmp_path / "out.pkl").read_bytes() == (tmp_path / "own.pkl").read_bytes()
