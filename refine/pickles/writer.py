@@ -60,8 +60,8 @@ def save(
         record = root.get(key)
         if module_state(record) is None:
             raise PickleError(f"{network_pickle.path} has no network {key!r} to give new tensors to")
-        others = [value for other, value in root.items() if other != key]
-        if any(id(t.storage) in _storages(others) for t in named_tensors(record).values()):
+        elsewhere = _storages([value for other, value in root.items() if other != key])
+        if any(id(tensor.storage) in elsewhere for tensor in named_tensors(record).values()):
             record = root[key] = unshared(record)
         new_data |= _new_data(named_tensors(record), values, key)
     with atomic_write(path) as file:
