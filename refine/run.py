@@ -24,7 +24,7 @@ from refine.pickles import NetworkPickle
 from refine.run_dir import RunDir
 from refine.streams import stream_generator
 from refine.train_layers import select_layers
-from refine.trainer import Progress, Trainer
+from refine.trainer import Averages, Progress, Trainer
 
 log = logging.getLogger("refine")
 
@@ -161,8 +161,7 @@ class Run:
         if progress.step == 0 and progress.warmup_nimg == 0:
             self.save_images("fakes_init.png")
         with self.signals_noted():
-            while progress.warmup_nimg < config.warmup_kimg * 1000 and self.stop_signal is None:
-                self.trainer.warm_up_step()
+            self.warm_up()
             if progress.step == 0 and self.stop_signal is None:
                 self.say(f"Fake score fitted to {progress.warmup_nimg / 1000:.1f} kimg of the generator as it is")
                 self.start_tick()
@@ -178,6 +177,22 @@ class Run:
             self.tick()
         self.save_state()
         return self.save_snapshot()
+
+    def warm_up(self) -> None:
+        """Fits the fake score to the generator as it is, with a line now and then."""
+        progress, total = self.trainer.progress, self.config.warmup_kimg * 1000
+        start_time, start_nimg = time.time(), progress.warmup_nimg
+        said_nimg = start_nimg
+        while progress.warmup_nimg < total and self.stop_signal is None:
+            self.trainer.warm_up_step()
+            if progress.warmup_nimg - said_nimg >= self.config.tick_kimg * 1000 and progress.warmup_nimg < total:
+                said_nimg = progress.warmup_nimg
+                remaining = (time.time() - start_time) / (said_nimg - start_nimg) * (total - said_nimg)
+                self.say(
+                    f"warm-up kimg {said_nimg / 1000:.1f} of {total / 1000:.1f} "
+                    f"fake {self.trainer.averages.means()['Loss/fake']:.3f} eta {format_time(remaining)}"
+                )
+                self.trainer.averages = Averages()
 
     def tick(self) -> None:
         """A status line and a row of statistics; every so many ticks a snapshot and a state."""
@@ -222,7 +237,7 @@ class Run:
     def start_tick(self) -> None:
         """Begins to count anew."""
         self.tick_start_time, self.tick_start_nimg = time.time(), self.trainer.progress.cur_nimg
-        self.trainer.averages = type(self.trainer.averages)()
+        self.trainer.averages = Averages()
 
     # -- what is written ------------------------------------------------------------------------------
 

@@ -78,6 +78,14 @@ def test_what_a_run_writes(pair, tmp_path):
     assert (before != after).any()
 
 
+def test_warm_up_says_how_far_it_is(pair, tmp_path):
+    snapshot = run.refine(config(pair, tmp_path, warmup_kimg=0.040, tick_kimg=0.016, kimg=0.008))
+    lines = (snapshot.parent / "log.txt").read_text().splitlines()
+    said = [line.split(" fake")[0] for line in lines if line.startswith("warm-up")]
+    assert said == ["warm-up kimg 0.0 of 0.0", "warm-up kimg 0.0 of 0.0"]
+    assert all(" eta " in line for line in lines if line.startswith("warm-up"))
+
+
 def test_snapshot_is_the_pickle_that_came_in(pair, tmp_path):
     """All but tensors is as it was; live and averaged generator differ; D travels through."""
     snapshot = run.refine(config(pair, tmp_path))
