@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from refine import inspect, pickles
+from refine.networks import registry
 
 
 def run(*args: object):
@@ -60,6 +61,19 @@ def test_mismatch_names_the_first_key_and_both_shapes(fixture_path, tmp_path):
     text = run(tmp_path / "odd.pkl").stdout
     first = "synthesis.b4.conv1.affine.weight"
     assert f"not rebuilt because: Generator: {first} has shape (20, 32) in the pickle, (20, 16) expected" in text
+
+
+def test_small_file_that_would_become_a_large_network(fixture_path, tmp_path, monkeypatch):
+    """All tensors look at the one largest storage: what fits one of them a thousand times over fits no memory."""
+    pkl = pickles.load(fixture_path("sg2ada/d_gray16.pkl"))
+    tensors = pickles.named_tensors(pkl["G_ema"]).values()
+    largest = max((tensor.storage for tensor in tensors), key=lambda storage: storage.blob.num_elements)
+    for tensor in tensors:
+        tensor.args = (largest, *tensor.args[1:])
+    pickles.save(pkl, tmp_path / "x.pkl")
+    assert "rebuilt by Refine" in run(tmp_path / "x.pkl").stdout
+    monkeypatch.setattr(registry, "FREE_ELEMENTS", 0)
+    assert "its tensors are views of far smaller storages" in run(tmp_path / "x.pkl").stdout
 
 
 def test_extracted_sources(fixture_path, tmp_path):

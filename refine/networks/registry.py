@@ -22,6 +22,7 @@ from refine.pickles.tree import module_state, named_tensors, submodules
 MAX_COUNT = 1000  # layers or blocks: twenty times the deepest published network
 MAX_SIZE = 1e9  # anything else; xflip probabilities of 1e8 occur
 MAX_LIST_LENGTH = 1000
+FREE_ELEMENTS = 1_000_000  # that a network may have beyond a small multiple of what its storages hold
 
 Role = Literal["generator", "denoiser", "discriminator", "augmentation", "loss", "unknown"]
 Build = Callable[[PersistentObject], torch.nn.Module]
@@ -116,7 +117,7 @@ def load_strictly(network: torch.nn.Module, tensors: Mapping[str, Tensor], what:
         raise PickleError(f"{what}: the pickle has a tensor {name}, {tensors[name].shape}, which is not expected")
     # A few weights may be shared; a small file whose tensors all look at one storage would become a large network.
     stored = {id(record.storage): record.storage.blob.num_elements for record in tensors.values()}
-    if sum(record.num_elements for record in tensors.values()) > 4 * sum(stored.values()) + 1_000_000:
+    if sum(record.num_elements for record in tensors.values()) > 4 * sum(stored.values()) + FREE_ELEMENTS:
         raise PickleError(f"{what}: its tensors are views of far smaller storages, which no network's are")
     values = {name: record.read() for name, record in tensors.items()}
     network.load_state_dict(
