@@ -153,6 +153,7 @@ class Run:
         self.tick_start_nimg = trainer.progress.cur_nimg
         self.maintenance_seconds = 0.0
         self.stop_signal: int | None = None
+        self.saved_nimg: int | None = None
 
     def train(self) -> Path:
         """Warm-up, then steps until `kimg`; returns the last snapshot."""
@@ -175,8 +176,9 @@ class Run:
             raise KeyboardInterrupt
         if progress.cur_nimg > self.tick_start_nimg:
             self.tick()
-        self.save_state()
-        return self.save_snapshot()
+        if self.saved_nimg != progress.cur_nimg:
+            self.save()
+        return self.run_dir.snapshot_path(progress.cur_nimg)
 
     def warm_up(self) -> None:
         """Fits the fake score to the generator as it is, with a line now and then."""
@@ -229,8 +231,7 @@ class Run:
         self.run_dir.add_stats(row)
         maintenance_start = time.time()
         if number % config.snap_ticks == 0:
-            self.save_snapshot()
-            self.save_state()
+            self.save()
         self.start_tick()
         self.maintenance_seconds = time.time() - maintenance_start
 
@@ -241,14 +242,19 @@ class Run:
 
     # -- what is written ------------------------------------------------------------------------------
 
-    def save_snapshot(self) -> Path:
+    def save(self) -> None:
+        """A snapshot, and the state to go on from."""
+        self.save_snapshot()
+        self.save_state()
+        self.saved_nimg = self.trainer.progress.cur_nimg
+
+    def save_snapshot(self) -> None:
         """The pickle that came in, with the live generator as G and the moving average as G_ema, and a picture."""
         path = self.run_dir.snapshot_path(self.trainer.progress.cur_nimg)
         networks = {"G": self.trainer.generator, "G_ema": self.trainer.generator_ema}
         present = {key: n.state_dict() for key, n in networks.items() if self.origin.get(key) is not None}
         pickles.save(self.origin, path, present)
         self.save_images(f"fakes{self.trainer.progress.cur_nimg // 1000:06d}.png")
-        return path
 
     def save_state(self) -> Path:
         """The training state; the two newest are kept."""

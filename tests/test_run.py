@@ -78,6 +78,15 @@ def test_what_a_run_writes(pair, tmp_path):
     assert (before != after).any()
 
 
+def test_nothing_is_saved_twice(pair, tmp_path, monkeypatch):
+    """The last tick may be one that saves."""
+    saved = []
+    original = run.Run.save_snapshot
+    monkeypatch.setattr(run.Run, "save_snapshot", lambda self: (saved.append(1), original(self)))
+    run.refine(config(pair, tmp_path, snap_ticks=1))
+    assert len(saved) == 3
+
+
 def test_warm_up_says_how_far_it_is(pair, tmp_path):
     snapshot = run.refine(config(pair, tmp_path, warmup_kimg=0.040, tick_kimg=0.016, kimg=0.008))
     lines = (snapshot.parent / "log.txt").read_text().splitlines()

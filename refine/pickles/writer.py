@@ -89,7 +89,7 @@ def dump(value: Any, file: BinaryIO, protocol: int, new_data: Mapping[int, torch
     Args:
         value: records and plain values.
         file: open for writing.
-        protocol: 2 to 5.
+        protocol: 3 to 5.
         new_data: flat tensors to write instead of a storage's own data, by `id` of the `Storage`.
     """
     _RecordPickler(file, protocol, new_data or {}).dump(value)
