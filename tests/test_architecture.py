@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Components of refine/, from the bottom up. Each may import its own layer and those below, without circles.
 # The package itself offers names of the product lazily: importing a light component never loads a heavy one.
 LAYERS = (
-    {"errors", "files", "download", "command_line"},
+    {"errors", "files", "download", "command_line", "distributed"},
     {"pickles", "networks", "zoo", "diffusion", "noise_levels", "streams", "bridge", "objectives"},
     {"config", "train_layers", "state", "run_dir", "metrics", "report", "trainer"},
     {"loading", "describe"},
