@@ -11,7 +11,9 @@ from typing import Any
 from refine.bridge import FILTERS
 from refine.errors import UserError
 from refine.noise_levels import parse_schedule
-from refine.objectives.ikl import WEIGHTINGS
+from refine.objectives import OBJECTIVES
+from refine.optimizer import LR_DECAYS
+from refine.precision import PRECISIONS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +25,12 @@ class RunConfig:
         teacher: EDM pickle: path, URL or zoo name.
         outdir: folder in which the run gets a folder of its own.
         desc: appended to that folder's name.
+        preset: the name of the settings that the options below started from, for the record.
+        init: pickle or training state whose weights the run starts from instead of those in `gan`.
+        preflight: whether the pair is tried out before the first step.
         seed: of everything that is drawn.
-        weighting: of the divergence over samples and noise levels, a key of `objectives.ikl.WEIGHTINGS`.
+        objective: what is minimised, a key of `objectives.OBJECTIVES`.
+        weighting: of the divergence over samples and noise levels, one of the objective's weightings.
         sigma: noise levels of generator steps, as `noise_levels.parse_schedule` reads them.
         fake_sigma: noise levels that the fake score is fitted at.
         fake_steps: updates of the fake score for each update of the generator.
@@ -34,9 +40,13 @@ class RunConfig:
         glr, flr: learning rates of the generator and of the fake score.
         beta1, beta2: of Adam, for both.
         lr_rampup_kimg: kimg over which the generator's learning rate rises from 0.
-        clip_grad: largest norm of the generator's gradient; None: any.
+        lr_decay: `none`, or `cosine`: the generator's learning rate falls to 0 at the end of the run.
+        clip_grad: largest norm of each network's gradient; None: any.
+        anchor: weight of the penalty on detail, invisible to the teacher, that leaves the starting generator's.
         noise_mode: the generator's own noise while training: `random`, `const` or `none`.
         fake_dropout: whether the fake score is fitted with its dropout on.
+        fake_augment: probability of each of EDM's augmentations when the fake score is fitted; 0: none.
+        paired_dropout: in the generator's step both U-Nets have their dropout on, with the same masks.
         kimg: length of the run, in thousands of images of generator updates.
         warmup_kimg: thousands of images that the fake score is fitted to before the generator moves.
         tick_kimg: thousands of images between two status lines.
@@ -46,6 +56,8 @@ class RunConfig:
         train_layers: `auto` (freeze what the teacher cannot see), `all`, or resolutions such as `4,8,16`.
         resample: filter that reduces the generator's images to the teacher's size, a key of `bridge.FILTERS`.
         class_map: the teacher's class for each class of the generator.
+        stop_if_worse: end the run after so many snapshots in a row whose FID rose; None: never.
+        precision: of the U-Nets: `auto` (by device), `fp32`, `bf16` or `fp16`.
         device: `auto`, `cpu`, `cuda` or `mps`.
     """
 
@@ -53,7 +65,11 @@ class RunConfig:
     teacher: str
     outdir: str = "training-runs"
     desc: str | None = None
+    preset: str | None = None
+    init: str | None = None
+    preflight: bool = True
     seed: int = 0
+    objective: str = "ikl"
     weighting: str = "uniform"
     sigma: str = "lognormal:-1.2,1.2"
     fake_sigma: str = "lognormal:-1.2,1.2"
@@ -66,9 +82,13 @@ class RunConfig:
     beta1: float = 0.0
     beta2: float = 0.999
     lr_rampup_kimg: float = 0.0
+    lr_decay: str = "none"
     clip_grad: float | None = None
+    anchor: float = 0.0
     noise_mode: str = "random"
     fake_dropout: bool = True
+    fake_augment: float = 0.0
+    paired_dropout: bool = False
     kimg: float = 1000.0
     warmup_kimg: float = 20.0
     tick_kimg: float = 4.0
@@ -78,6 +98,8 @@ class RunConfig:
     train_layers: str = "auto"
     resample: str = "lanczos"
     class_map: tuple[int, ...] | None = None
+    stop_if_worse: int | None = None
+    precision: str = "auto"
     device: str = "auto"
 
     def __post_init__(self) -> None:
@@ -89,14 +111,24 @@ class RunConfig:
             self._require("batch_gpu", divides, f"a number that divides the batch of {self.batch}")
         for name in ("glr", "flr", "kimg", "tick_kimg"):
             self._require(name, _is_real(self[name]) and self[name] > 0, "a number above 0")
-        for name in ("lr_rampup_kimg", "warmup_kimg", "ema_halflife_kimg"):
+        for name in ("lr_rampup_kimg", "warmup_kimg", "ema_halflife_kimg", "anchor"):
             self._require(name, _is_real(self[name]) and self[name] >= 0, "a number of at least 0")
         for name in ("beta1", "beta2"):
             self._require(name, _is_real(self[name]) and 0 <= self[name] < 1, "a number from 0 to below 1")
         for name in ("clip_grad", "ema_rampup"):
             self._require(name, self[name] is None or (_is_real(self[name]) and self[name] > 0), "a number above 0")
+        probable = _is_real(self.fake_augment) and 0 <= self.fake_augment <= 1
+        self._require("fake_augment", probable, "a probability from 0 to 1")
+        patience = self.stop_if_worse is None or (_is_int(self.stop_if_worse) and self.stop_if_worse >= 1)
+        self._require("stop_if_worse", patience, "a number of snapshots of at least 1")
+        for name in ("share_forward", "fake_dropout", "paired_dropout", "preflight"):
+            self._require(name, isinstance(self[name], bool), "0 or 1")
+        self._require("lr_decay", self.lr_decay in LR_DECAYS, f"one of {', '.join(LR_DECAYS)}")
+        self._require("precision", self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}")
+        self._require("objective", self.objective in OBJECTIVES, f"one of {', '.join(OBJECTIVES)}")
         self._require("noise_mode", self.noise_mode in ("random", "const", "none"), "one of random, const, none")
-        self._require("weighting", self.weighting in WEIGHTINGS, f"one of {', '.join(WEIGHTINGS)}")
+        weightings = OBJECTIVES[self.objective].weightings
+        self._require("weighting", self.weighting in weightings, f"one of {', '.join(weightings)}")
         self._require("resample", self.resample in FILTERS, f"one of {', '.join(FILTERS)}")
         self._require("device", self.device in ("auto", "cpu", "cuda", "mps"), "one of auto, cpu, cuda, mps")
         parse_schedule(self.sigma)

@@ -3,61 +3,86 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import logging
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
-from refine import pickles
+from refine import distributed, pickles, zoo
+from refine.averages import Averages
 from refine.bridge import Shape, make_bridge
 from refine.config import RunConfig
 from refine.errors import UserError
 from refine.loading import LoadedNetwork, load_gan, load_teacher
 from refine.pickles import NetworkPickle
+from refine.probe import Probe
 from refine.run_dir import RunDir
+from refine.state import load_state, load_weights, read_state, state_of
+from refine.status import Tick, format_time, resources, tick_line, tick_row
 from refine.streams import stream_generator
 from refine.train_layers import select_layers
-from refine.trainer import Averages, Progress, Trainer
+from refine.trainer import Trainer
 
 log = logging.getLogger("refine")
 
 GRID_COLUMNS, GRID_ROWS = 10, 6
-STATE_VERSION = 1
+RESUMABLE_CHANGES = ("kimg", "tick_kimg", "snap_ticks")  # options that a resumed run may change
+
+# (moving average, snapshot's file name) -> rows of metric-<name>.jsonl; called at every process.
+Measure = Callable[[torch.nn.Module, str], Sequence[dict[str, Any]]]
 
 
-def refine(config: RunConfig, *, trust: bool = False, resume: Path | None = None) -> Path:
+def refine(
+    config: RunConfig, *, trust: bool = False, resume: Path | None = None, measure: Measure | None = None
+) -> Path:
     """Refines a generator.
+
+    Started by `torchrun`, all processes call this with the same arguments and share the work.
 
     Args:
         config: the options.
         trust: run the source embedded in the pickles where Refine has no network of its own.
         resume: a training state to continue from, in the folder that it lies in.
+        measure: called after each snapshot, the first one being the generator as it came.
 
     Returns:
         The last snapshot's path.
 
     Raises:
         UserError: the pair does not fit, a file cannot be read or written, or the state is not of these options.
+        KeyboardInterrupt: the run was stopped by a signal; its state is saved.
     """
-    device = choose_device(config.device)
-    gan, teacher = load_gan(config.gan, trust=trust), load_teacher(config.teacher, trust=trust)
-    hashes = {name: pickles.file_sha256(n.pickle.path) for name, n in (("gan", gan), ("teacher", teacher))}
-    trainer = make_trainer(config, gan, teacher, device)
-    if resume is None:
-        run_dir = RunDir.create(config.outdir, run_name(config, gan, teacher))
-        run_dir.write_options(config.to_json())
-    else:
-        run_dir = RunDir(resume.parent)
-        load_state(trainer, read_state(resume), hashes)
-        run_dir.cut_stats(trainer.progress.cur_nimg)
-    return Run(config, trainer, run_dir, gan.pickle, hashes).train()
+    with distributed.processes("nccl" if _would_use_cuda(config.device) else "gloo") as place:
+        device = choose_device(config.device, place.local_rank if place.size > 1 else None)
+        if place.size > config.batch:
+            raise UserError(f"--batch={config.batch} leaves nothing for some of the {place.size} processes: raise it.")
+        gan, teacher = load_gan(config.gan, trust=trust), load_teacher(config.teacher, trust=trust)
+        config = replace(config, gan=_lasting(config.gan), teacher=_lasting(config.teacher))
+        files = {"gan": gan.pickle.path, "teacher": teacher.pickle.path}
+        trainer = make_trainer(config, gan, teacher, device)
+        if config.init is not None:
+            files["init"] = zoo.resolve(config.init).path
+            config = replace(config, init=str(files["init"].resolve()))
+            load_weights(trainer, files["init"], trust=trust)
+        hashes = {name: pickles.file_sha256(path) for name, path in files.items()}
+        probe = Probe(trainer.generator, trainer.bridge, config.seed)
+        if resume is None:
+            run_dir = RunDir(distributed.broadcast(_new_folder(config, gan, teacher)))
+        else:
+            run_dir = RunDir(resume.parent)
+            load_state(trainer, read_state(resume), hashes)
+            if distributed.is_first():
+                run_dir.cut_rows(trainer.progress.cur_nimg)
+        return Run(config, trainer, run_dir, gan.pickle, hashes, probe, measure).train()
 
 
 def make_trainer(config: RunConfig, gan: LoadedNetwork, teacher: LoadedNetwork, device: torch.device) -> Trainer:
@@ -67,6 +92,8 @@ def make_trainer(config: RunConfig, gan: LoadedNetwork, teacher: LoadedNetwork, 
         UserError: the pair does not fit.
     """
     bridge = make_bridge(shape_of(gan), shape_of(teacher), config.resample, config.class_map)
+    if config.anchor and bridge.img_resolution == shape_of(gan).img_resolution:
+        raise UserError("--anchor holds detail that the teacher cannot see, and this one sees all: leave it out.")
     generator, generator_ema = (copy.deepcopy(gan.network).to(device) for _ in range(2))
     denoiser, fake = (copy.deepcopy(teacher.network).to(device) for _ in range(2))
     select_layers(generator, config.train_layers, bridge.img_resolution)
@@ -80,8 +107,8 @@ def shape_of(loaded: LoadedNetwork) -> Shape:
     return Shape(int(network.img_resolution), int(network.img_channels), int(num_classes))
 
 
-def choose_device(name: str) -> torch.device:
-    """The device meant by `auto`, `cpu`, `cuda` or `mps`.
+def choose_device(name: str, index: int | None = None) -> torch.device:
+    """The device meant by `auto`, `cpu`, `cuda` or `mps`; of several GPUs the one with that index.
 
     Raises:
         UserError: this machine does not have it.
@@ -91,102 +118,132 @@ def choose_device(name: str) -> torch.device:
         name = next(kind for kind, is_there in available.items() if is_there)
     if not available[name]:
         raise UserError(f"--device={name} is not available to PyTorch here; --device=auto takes what is there.")
-    return torch.device(name)
+    if name != "cuda" or index is None:
+        return torch.device(name)
+    if index >= torch.cuda.device_count():
+        raise UserError(
+            f"Process {index} of this machine has no GPU: there are {torch.cuda.device_count()}; "
+            f"start torchrun with --nproc_per_node={torch.cuda.device_count()}."
+        )
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
 
 
 def run_name(config: RunConfig, gan: LoadedNetwork, teacher: LoadedNetwork) -> str:
-    """`<gan>-<teacher>-ikl-batch<N>[-desc]`, from the names of the files."""
+    """`<gan>-<teacher>-<objective>-batch<N>[-desc]`, from the names of the files."""
     names = [pickle.path.stem for pickle in (gan.pickle, teacher.pickle)]
-    parts = [*names, "ikl", f"batch{config.batch}", *([config.desc] if config.desc else [])]
+    parts = [*names, config.objective, f"batch{config.batch}", *([config.desc] if config.desc else [])]
     return "-".join("".join(c if c.isalnum() or c in "._-" else "_" for c in part) for part in parts)
 
 
-def state_of(trainer: Trainer, hashes: dict[str, str]) -> dict[str, Any]:
-    """Everything that a run must remember, as tensors, numbers and text."""
-    return {
-        "version": STATE_VERSION,
-        "hashes": hashes,
-        "progress": asdict(trainer.progress),
-        **{name: getattr(trainer, name).state_dict() for name in _STATEFUL},
-    }
-
-
-def load_state(trainer: Trainer, state: dict[str, Any], hashes: dict[str, str]) -> None:
-    """The inverse of `state_of`.
+def resumed_config(state: Path, changes: dict[str, Any]) -> RunConfig:
+    """The stored options of the run that a state lies in, with those changed that may change.
 
     Raises:
-        UserError: the state belongs to other pickles, or to another version of Refine.
+        UserError: an option that decides what the run does would change.
     """
-    if state.get("version") != STATE_VERSION:
-        raise UserError("The training state was written by another version of Refine: resume it with that one.")
-    for name, sha256 in hashes.items():
-        if state["hashes"][name] != sha256:
-            raise UserError(f"--{name} is not the file that the run was started with: put that one back.")
-    trainer.progress = Progress(**state["progress"])
-    for name in _STATEFUL:
-        getattr(trainer, name).load_state_dict(state[name])
+    config = RunConfig.from_dict(RunDir(state.parent).read_options())
+    fixed = [n for n, v in changes.items() if n not in RESUMABLE_CHANGES and v != config[n]]
+    if fixed:
+        raise UserError(f"--{fixed[0].replace('_', '-')} cannot change in a resumed run: leave it out.")
+    return replace(config, **changes)
 
 
-def read_state(path: Path) -> dict[str, Any]:
-    """The content of a `training-state-*.pt`.
-
-    Raises:
-        UserError: it is damaged or something else.
-    """
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load fails in many ways
-        raise UserError(f"{path} is no training state of Refine, or damaged: resume from an older one.") from error
+def rising(values: Sequence[float], patience: int) -> bool:
+    """Whether each of the last `patience` values is above the one before it."""
+    last = list(values)[-patience - 1 :]
+    return len(last) == patience + 1 and all(a < b for a, b in itertools.pairwise(last))
 
 
-_STATEFUL = ("generator", "generator_ema", "fake", "generator_optimizer", "fake_optimizer")
+def _would_use_cuda(device: str) -> bool:
+    return device in ("auto", "cuda") and torch.cuda.is_available()
+
+
+def _lasting(spec: str) -> str:
+    """A path that also holds from another folder; URLs and zoo names as they are."""
+    path = Path(spec).expanduser()
+    return str(path.resolve()) if path.is_file() else spec
+
+
+def _new_folder(config: RunConfig, gan: LoadedNetwork, teacher: LoadedNetwork) -> Path | None:
+    """The run's folder with its options in it, made by the first process."""
+    if not distributed.is_first():
+        return None
+    run_dir = RunDir.create(config.outdir, run_name(config, gan, teacher))
+    run_dir.write_options(config.to_json())
+    return run_dir.path
 
 
 class Run:
-    """The loop over ticks, and what is written at each."""
+    """The loop over ticks, and what is written at each. Only the first of several processes writes and speaks."""
 
     def __init__(
-        self, config: RunConfig, trainer: Trainer, run_dir: RunDir, origin: NetworkPickle, hashes: dict[str, str]
+        self,
+        config: RunConfig,
+        trainer: Trainer,
+        run_dir: RunDir,
+        origin: NetworkPickle,
+        hashes: dict[str, str],
+        probe: Probe,
+        measure: Measure | None = None,
     ) -> None:
         self.config, self.trainer, self.run_dir, self.origin, self.hashes = config, trainer, run_dir, origin, hashes
+        self.probe, self.measure = probe, measure
+        self.tick_nimg = max(round(config.tick_kimg * 1000), 1)
         self.start_time = self.tick_start_time = time.time()
         self.tick_start_nimg = trainer.progress.cur_nimg
         self.maintenance_seconds = 0.0
         self.stop_signal: int | None = None
         self.saved_nimg: int | None = None
+        self.measuring = self.stopping = self.worse = False
+        self.bar: Any = None
 
     def train(self) -> Path:
         """Warm-up, then steps until `kimg`; returns the last snapshot."""
         progress, config = self.trainer.progress, self.config
         self.say(f"Run directory: {self.run_dir.path}")
-        if progress.step == 0 and progress.warmup_nimg == 0:
-            self.save_images("fakes_init.png")
-        with self.signals_noted():
+        with ExitStack() as stack:
+            stack.enter_context(logging_redirect_tqdm([log]))
+            stack.enter_context(self.signals_noted())
+            if progress.step == 0 and progress.warmup_nimg == 0:
+                self.save_images("fakes_init.png")
+                self.save_snapshot()
+                self.take_metrics()
             self.warm_up()
-            if progress.step == 0 and self.stop_signal is None:
-                self.say(f"Fake score fitted to {progress.warmup_nimg / 1000:.1f} kimg of the generator as it is")
-                self.start_tick()
-            while progress.cur_nimg < config.kimg * 1000 and self.stop_signal is None:
-                self.trainer.step()
-                if progress.cur_nimg - self.tick_start_nimg >= config.tick_kimg * 1000:
+            self.start_tick()
+            self.start_bar(config.kimg * 1000, progress.cur_nimg)
+            while progress.cur_nimg < config.kimg * 1000 and not self.should_stop():
+                with memory_advice(config):
+                    self.trainer.step()
+                self.bar.update(config.batch)
+                # Ticks lie on a grid that no interruption shifts.
+                if self.tick_number() > (progress.cur_nimg - config.batch) // self.tick_nimg:
                     self.tick()
-        if self.stop_signal is not None:
-            state = self.save_state()
-            self.say(f"Stopped by {signal.Signals(self.stop_signal).name}; go on with --resume={state}")
-            raise KeyboardInterrupt
-        if progress.cur_nimg > self.tick_start_nimg:
-            self.tick()
-        if self.saved_nimg != progress.cur_nimg:
-            self.save()
+            self.bar.close()
+            if not self.stopping:
+                if progress.cur_nimg > self.tick_start_nimg:
+                    self.tick()
+                if self.saved_nimg != progress.cur_nimg:
+                    self.save()
+            if self.stopping or self.should_stop():
+                state = self.save_state()
+                cause = signal.Signals(self.stop_signal).name if self.stop_signal else "another process"
+                self.say(f"Stopped by {cause}; go on with --resume={state}")
+                raise KeyboardInterrupt
         return self.run_dir.snapshot_path(progress.cur_nimg)
 
     def warm_up(self) -> None:
         """Fits the fake score to the generator as it is, with a line now and then."""
         progress, total = self.trainer.progress, self.config.warmup_kimg * 1000
+        if progress.step or not self.trainer.objective.needs_fake:
+            return
         start_time, start_nimg = time.time(), progress.warmup_nimg
         said_nimg = start_nimg
-        while progress.warmup_nimg < total and self.stop_signal is None:
-            self.trainer.warm_up_step()
+        self.start_bar(total, start_nimg, "warm-up")
+        while progress.warmup_nimg < total and not self.should_stop():
+            with memory_advice(self.config):
+                self.trainer.warm_up_step()
+            self.bar.update(self.config.batch)
             if progress.warmup_nimg - said_nimg >= self.config.tick_kimg * 1000 and progress.warmup_nimg < total:
                 said_nimg = progress.warmup_nimg
                 remaining = (time.time() - start_time) / (said_nimg - start_nimg) * (total - said_nimg)
@@ -195,74 +252,122 @@ class Run:
                     f"fake {self.trainer.averages.means()['Loss/fake']:.3f} eta {format_time(remaining)}"
                 )
                 self.trainer.averages = Averages()
+        self.bar.close()
+        if not self.stopping:
+            self.say(f"Fake score fitted to {progress.warmup_nimg / 1000:.1f} kimg of the generator as it is")
 
     def tick(self) -> None:
         """A status line and a row of statistics; every so many ticks a snapshot and a state."""
-        progress, config = self.trainer.progress, self.config
-        now, means = time.time(), self.trainer.averages.means()
-        tick_seconds, tick_kimg = now - self.tick_start_time, (progress.cur_nimg - self.tick_start_nimg) / 1000
-        number = round(progress.cur_nimg / (config.tick_kimg * 1000))
-        remaining = tick_seconds / tick_kimg * max(config.kimg - progress.cur_nimg / 1000, 0)
-        cpu_gb = psutil.Process().memory_info().rss / 2**30
-        gpu_gb = reserved_gb = 0.0
-        if self.trainer.device.type == "cuda":
-            gpu_gb, reserved_gb = torch.cuda.max_memory_allocated() / 2**30, torch.cuda.max_memory_reserved() / 2**30
-            torch.cuda.reset_peak_memory_stats()
-        self.say(
-            f"tick {number:<5d} kimg {progress.cur_nimg / 1e3:<8.1f} time {format_time(now - self.start_time):<12s} "
-            f"sec/tick {tick_seconds:<7.1f} sec/kimg {tick_seconds / tick_kimg:<7.2f} "
-            f"maintenance {self.maintenance_seconds:<6.1f} cpumem {cpu_gb:<6.2f} gpumem {gpu_gb:<6.2f} "
-            f"reserved {reserved_gb:<6.2f} augment 0.000 "
-            f"gap {means.get('Score/gap', 0):<8.5f} fake {means.get('Loss/fake', 0):<8.3f} "
-            f"nonfinite {progress.num_nonfinite} eta {format_time(remaining)}"
+        progress, config, now = self.trainer.progress, self.config, time.time()
+        tick = Tick(
+            number=self.tick_number(),
+            cur_nimg=progress.cur_nimg,
+            nimg=progress.cur_nimg - self.tick_start_nimg,
+            seconds=now - self.tick_start_time,
+            maintenance_seconds=self.maintenance_seconds,
+            total_seconds=now - self.start_time,
+            remaining_nimg=max(config.kimg * 1000 - progress.cur_nimg, 0),
         )
-        row = {
-            "Progress/tick": number,
-            "Progress/kimg": progress.cur_nimg / 1000,
-            "Progress/cur_nimg": progress.cur_nimg,
-            "Progress/num_nonfinite": progress.num_nonfinite,
-            "Timing/sec_per_kimg": tick_seconds / tick_kimg,
-            "Timing/maintenance_sec": self.maintenance_seconds,
-            "Resources/cpu_mem_gb": cpu_gb,
-            "Resources/peak_gpu_mem_gb": gpu_gb,
-            **means,
-            "timestamp": now,
-        }
-        self.run_dir.add_stats(row)
-        maintenance_start = time.time()
-        if number % config.snap_ticks == 0:
+        with distributed.phase("the statistics of a tick"):
+            values = self.trainer.averages.means()
+        if distributed.is_first():
+            values |= self.probe.measure(self.trainer.generator) | resources(self.trainer.device)
+            self.say(tick_line(tick, values, progress.num_nonfinite))
+            self.run_dir.add_stats(tick_row(tick, values, progress.num_nonfinite) | {"timestamp": now})
+        if tick.number % config.snap_ticks == 0:
             self.save()
         self.start_tick()
-        self.maintenance_seconds = time.time() - maintenance_start
+        self.maintenance_seconds = self.tick_start_time - now
+
+    def tick_number(self) -> int:
+        """Ticks since the start of the run, before any interruption."""
+        return self.trainer.progress.cur_nimg // self.tick_nimg
 
     def start_tick(self) -> None:
         """Begins to count anew."""
         self.tick_start_time, self.tick_start_nimg = time.time(), self.trainer.progress.cur_nimg
         self.trainer.averages = Averages()
 
+    def start_bar(self, total: float, done: int, title: str | None = None) -> None:
+        """A progress bar where there is somebody at a terminal."""
+        silent = None if distributed.is_first() else True  # None: only at a terminal
+        self.bar = tqdm(
+            total=int(total), initial=done, desc=title, unit="img", unit_scale=True, leave=False, disable=silent
+        )
+
+    def should_stop(self) -> bool:
+        """Whether any process was told to stop, or the metric says so; the same answer at all of them."""
+        with distributed.phase(f"step {self.trainer.progress.step}"):
+            self.stopping = distributed.any_process(self.stop_signal is not None)
+        return self.stopping or self.worse
+
     # -- what is written ------------------------------------------------------------------------------
 
     def save(self) -> None:
-        """A snapshot, and the state to go on from."""
+        """A snapshot, the state to go on from, and then the metrics, which may be interrupted."""
         self.save_snapshot()
+        self.save_images(f"fakes{self.trainer.progress.cur_nimg // 1000:06d}.png")
         self.save_state()
         self.saved_nimg = self.trainer.progress.cur_nimg
+        self.take_metrics()
 
     def save_snapshot(self) -> None:
-        """The pickle that came in, with the live generator as G and the moving average as G_ema, and a picture."""
-        path = self.run_dir.snapshot_path(self.trainer.progress.cur_nimg)
+        """The pickle that came in, with the live generator as G and the moving average as G_ema."""
+        if not distributed.is_first():
+            return
         networks = {"G": self.trainer.generator, "G_ema": self.trainer.generator_ema}
         present = {key: n.state_dict() for key, n in networks.items() if self.origin.get(key) is not None}
-        pickles.save(self.origin, path, present)
-        self.save_images(f"fakes{self.trainer.progress.cur_nimg // 1000:06d}.png")
+        pickles.save(self.origin, self.run_dir.snapshot_path(self.trainer.progress.cur_nimg), present)
 
     def save_state(self) -> Path:
         """The training state; the two newest are kept."""
-        return self.run_dir.save_state(self.trainer.progress.cur_nimg, state_of(self.trainer, self.hashes))
+        path = self.run_dir.state_path(self.trainer.progress.cur_nimg)
+        if distributed.is_first():
+            self.run_dir.save_state(self.trainer.progress.cur_nimg, state_of(self.trainer, self.hashes))
+        return path
+
+    def take_metrics(self) -> None:
+        """Measures the snapshot, links the best one, and notes whether the FID keeps rising.
+
+        Ctrl-C while this goes on loses this measurement and nothing else.
+        """
+        if self.measure is None or self.should_stop():
+            return
+        path = self.run_dir.snapshot_path(self.trainer.progress.cur_nimg)
+        self.measuring = True
+        try:
+            with distributed.phase(f"metrics of {path.name}"):
+                rows = self.measure(self.trainer.generator_ema, path.name)
+        except KeyboardInterrupt:
+            self.say(f"The metrics of {path.name} were interrupted and are not recorded")
+            return
+        finally:
+            self.measuring = False
+        for row in rows if distributed.is_first() else ():
+            self.run_dir.add_metric(row)
+            self.say(" ".join(f"{name} {value:.6g}" for name, value in row["results"].items()))
+        self.worse = distributed.broadcast(self._judge(rows) if distributed.is_first() else False)
+
+    def _judge(self, rows: Sequence[dict[str, Any]]) -> bool:
+        """Links the best snapshot by the first FID there is; whether it has risen for too long."""
+        name = next((row["metric"] for row in rows if row["metric"].startswith(("fid", "fdd"))), None)
+        if name is None:
+            return False
+        history = self.run_dir.metric_rows(name)
+        values = [float(next(iter(row["results"].values()))) for row in history]
+        if values[-1] <= min(values):
+            self.run_dir.link_best(self.run_dir.path / history[-1]["snapshot_pkl"])
+        patience = self.config.stop_if_worse
+        if patience is None or not rising(values, patience):
+            return False
+        self.say(f"{name} rose for {patience} snapshots in a row: stopping; network-best.pkl is the best one")
+        return True
 
     @torch.no_grad()
     def save_images(self, name: str) -> None:
         """A grid from the moving average: the same latents in every picture of a run; a class in each column."""
+        if not distributed.is_first():
+            return
         generator = self.trainer.generator_ema
         count = GRID_COLUMNS * GRID_ROWS
         z = torch.randn(count, generator.z_dim, generator=stream_generator(self.config.seed, "grid", 0))
@@ -276,8 +381,9 @@ class Run:
 
     def say(self, line: str) -> None:
         """One line for the user and for `log.txt`."""
-        log.info(line)
-        self.run_dir.log(line)
+        if distributed.is_first():
+            log.info(line)
+            self.run_dir.log(line)
 
     @contextmanager
     def signals_noted(self) -> Iterator[None]:
@@ -287,6 +393,8 @@ class Run:
             self.stop_signal = number
             for which, handler in previous.items():
                 signal.signal(which, handler)
+            if self.measuring:
+                raise KeyboardInterrupt
 
         previous = {which: signal.getsignal(which) for which in (signal.SIGINT, signal.SIGTERM)}
         for which in previous:
@@ -298,24 +406,16 @@ class Run:
                 signal.signal(which, handler)
 
 
-def resumed_config(state: Path, changes: dict[str, Any]) -> RunConfig:
-    """The stored options of the run that a state lies in, with those changed that may change.
+@contextmanager
+def memory_advice(config: RunConfig) -> Iterator[None]:
+    """Turns PyTorch's out-of-memory error into the option that helps.
 
     Raises:
-        UserError: an option that decides what the run does would change.
+        UserError: the memory did not suffice.
     """
-    config = RunConfig.from_dict(RunDir(state.parent).read_options())
-    fixed = [n for n, v in changes.items() if n not in ("kimg", "tick_kimg", "snap_ticks") and v != config[n]]
-    if fixed:
-        raise UserError(f"--{fixed[0].replace('_', '-')} cannot change in a resumed run: leave it out.")
-    return replace(config, **changes)
-
-
-def format_time(seconds: float) -> str:
-    """`1h 38m 21s`, as the StyleGAN suite writes it."""
-    total = round(seconds)
-    days, hours, minutes = total // 86400, total // 3600 % 24, total // 60 % 60
-    parts = [(days, "d"), (hours, "h"), (minutes, "m"), (total % 60, "s")]
-    while len(parts) > 1 and parts[0][0] == 0:
-        parts.pop(0)
-    return " ".join(f"{n}{unit}" if i == 0 else f"{n:02d}{unit}" for i, (n, unit) in enumerate(parts[:3]))
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        size = config.batch_gpu or -(-config.batch // distributed.size())
+        remedy = f"try --batch-gpu={size // 2}" if size > 1 else "this pair needs a larger GPU"
+        raise UserError(f"The GPU's memory did not suffice for {size} images at once: {remedy}.") from error

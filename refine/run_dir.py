@@ -1,8 +1,8 @@
 """The folder of a run: what is written there, under which names, complete or not at all.
 
-    00000-<gan>-<teacher>-ikl-batch<N>[-desc]/
+    00000-<gan>-<teacher>-<objective>-batch<N>[-desc]/
         training_options.json   log.txt   stats.jsonl   fakes_init.png   fakes<kimg>.png
-        network-snapshot-<kimg>.pkl   training-state-<kimg>.pt
+        network-snapshot-<kimg>.pkl   network-best.pkl   training-state-<kimg>.pt   metric-<name>.jsonl
 
 <kimg> has six digits, as everywhere in the StyleGAN family.
 """
@@ -10,8 +10,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from PIL import Image
 from refine.errors import UserError
 from refine.files import atomic_write, cannot_write
 
-OPTIONS, STATS, LOG = "training_options.json", "stats.jsonl", "log.txt"
+OPTIONS, STATS, LOG, BEST = "training_options.json", "stats.jsonl", "log.txt", "network-best.pkl"
 _STATE = re.compile(r"training-state-(\d{6,})\.pt")
 NUM_STATES_KEPT = 2
 
@@ -83,29 +84,49 @@ class RunDir:
         """Appends a row to `stats.jsonl`."""
         self._append(STATS, json.dumps(row))
 
-    def cut_stats(self, cur_nimg: int) -> None:
-        """Drops rows of `stats.jsonl` that are newer than a state: a resumed run writes them again."""
-        path = self.path / STATS
-        if not path.exists():
-            return
-        rows = []
-        for line in path.read_text().splitlines():
-            try:
-                row = json.loads(line)
-            except ValueError:  # the last row of a run that was killed
-                continue
-            if row["Progress/cur_nimg"] <= cur_nimg:
-                rows.append(line)
-        with atomic_write(path) as file:
-            file.write("".join(f"{line}\n" for line in rows).encode())
+    def add_metric(self, row: Mapping[str, Any]) -> None:
+        """Appends a row to `metric-<name>.jsonl`."""
+        self._append(f"metric-{row['metric']}.jsonl", json.dumps(row))
+
+    def metric_rows(self, name: str) -> list[dict[str, Any]]:
+        """The rows of `metric-<name>.jsonl`, oldest first."""
+        return _read_rows(self.path / f"metric-{name}.jsonl")
+
+    def cut_rows(self, cur_nimg: int) -> None:
+        """Drops rows of all jsonl files that are newer than a state: a resumed run writes them again."""
+        self._cut(self.path / STATS, lambda row: row["Progress/cur_nimg"] <= cur_nimg)
+        for path in self.path.glob("metric-*.jsonl"):
+            self._cut(path, lambda row: _snapshot_kimg(row) <= cur_nimg // 1000)
+
+    def _cut(self, path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
+        if path.exists():
+            rows = [json.dumps(row) for row in _read_rows(path) if keep(row)]
+            with atomic_write(path) as file:
+                file.write("".join(f"{row}\n" for row in rows).encode())
+
+    def link_best(self, snapshot: Path) -> None:
+        """Lets `network-best.pkl` mean that snapshot: a link, or a copy where links are not to be had."""
+        link = self.path / BEST
+        temporary = link.with_name(f".{link.name}.tmp")
+        temporary.unlink(missing_ok=True)
+        try:
+            temporary.symlink_to(snapshot.name)
+        except OSError:  # Windows, without the privilege
+            with atomic_write(temporary) as file:
+                file.write(snapshot.read_bytes())
+        os.replace(temporary, link)
 
     def snapshot_path(self, cur_nimg: int) -> Path:
         """Where the pickle of that moment goes."""
         return self.path / f"network-snapshot-{cur_nimg // 1000:06d}.pkl"
 
+    def state_path(self, cur_nimg: int) -> Path:
+        """Where the training state of that moment goes."""
+        return self.path / f"training-state-{cur_nimg // 1000:06d}.pt"
+
     def save_state(self, cur_nimg: int, state: Mapping[str, Any]) -> Path:
         """Writes `training-state-<kimg>.pt` and removes all but the newest two states."""
-        path = self.path / f"training-state-{cur_nimg // 1000:06d}.pt"
+        path = self.state_path(cur_nimg)
         with atomic_write(path) as file:
             torch.save(dict(state), file)
         for old in self.states()[:-NUM_STATES_KEPT]:
@@ -129,6 +150,22 @@ class RunDir:
                 file.write(line + "\n")
         except OSError as error:
             raise cannot_write(path, error) from error
+
+
+def _read_rows(path: Path) -> list[dict[str, Any]]:
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:  # the last row of a run that was killed
+            continue
+    return rows
+
+
+def _snapshot_kimg(row: Mapping[str, Any]) -> int:
+    """The kimg in a metric row's `network-snapshot-000123.pkl`."""
+    match = re.search(r"(\d+)\.pkl$", str(row["snapshot_pkl"]))
+    return int(match[1]) if match else 0
 
 
 def image_grid(images: torch.Tensor, columns: int) -> Image.Image:

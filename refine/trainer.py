@@ -7,23 +7,27 @@ the networks, the options and its number alone.
 
 from __future__ import annotations
 
-import math
+import copy
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from refine import detail, distributed
+from refine.averages import Averages
 from refine.bridge import Bridge
 from refine.config import RunConfig
-from refine.diffusion import Denoiser
+from refine.draws import Draws, DrawShape, draw, micro_batches
 from refine.noise_levels import parse_schedule
-from refine.objectives import ikl
-from refine.streams import stream_generator, stream_seed
+from refine.objectives import OBJECTIVES, Scores, ikl
+from refine.optimizer import Optimizer, learning_rate
+from refine.precision import autocast, choose_precision, prepare
+from refine.streams import stream_seed
 
-SIGMA_BANDS = (0.0, 0.1, 0.4, 1.5, 6.0, math.inf)  # what is logged by noise level is averaged over these
 DEFAULT_SIGMA_RANGE = (0.002, 80.0)  # where a network names no limits of its own
+DEFAULT_SIGMA_DATA = 0.5
 
 
 @dataclass
@@ -43,31 +47,6 @@ class Progress:
     num_nonfinite: int = 0
 
 
-@dataclass
-class Averages:
-    """Means of what steps report, by name."""
-
-    sums: dict[str, float] = field(default_factory=dict)
-    counts: dict[str, float] = field(default_factory=dict)
-
-    def add(self, name: str, values: Tensor) -> None:
-        """Adds the values of a tensor of any shape."""
-        self.sums[name] = self.sums.get(name, 0.0) + float(values.double().sum())
-        self.counts[name] = self.counts.get(name, 0.0) + values.numel()
-
-    def add_by_band(self, name: str, values: Tensor, sigma: Tensor) -> None:
-        """Adds values [N] to `name` and to the band of noise levels that each belongs to."""
-        self.add(name, values)
-        bands = torch.bucketize(sigma, torch.tensor(SIGMA_BANDS[1:-1], device=sigma.device, dtype=sigma.dtype))
-        for band in bands.unique().tolist():
-            low, high = SIGMA_BANDS[band], SIGMA_BANDS[band + 1]
-            self.add(f"{name}/sigma_{low:g}_{high:g}", values[bands == band])
-
-    def means(self) -> dict[str, float]:
-        """The mean of everything added, by name."""
-        return {name: total / self.counts[name] for name, total in self.sums.items() if self.counts[name]}
-
-
 class Trainer:
     """Generator, moving average, teacher and fake score, and the steps that move them.
 
@@ -84,26 +63,38 @@ class Trainer:
     def __init__(
         self,
         config: RunConfig,
-        generator: torch.nn.Module,
-        generator_ema: torch.nn.Module,
-        teacher: torch.nn.Module,
-        fake: torch.nn.Module,
+        generator: Any,
+        generator_ema: Any,
+        teacher: Any,
+        fake: Any,
         bridge: Bridge,
         device: torch.device,
     ) -> None:
         self.config, self.bridge, self.device = config, bridge, device
-        self.generator: Any = generator
-        self.generator_ema: Any = generator_ema
-        self.teacher: Denoiser = teacher  # type: ignore[assignment]
-        self.fake: Any = fake.requires_grad_(True)
-        self.generator_parameters = [p for p in generator.parameters() if p.requires_grad]
-        self.fake_parameters = list(fake.parameters())
-        betas = (config.beta1, config.beta2)
-        self.generator_optimizer = torch.optim.Adam(self.generator_parameters, lr=config.glr, betas=betas, eps=1e-8)
-        self.fake_optimizer = torch.optim.Adam(self.fake_parameters, lr=config.flr, betas=betas, eps=1e-8)
+        self.objective = OBJECTIVES[config.objective]
+        self.precision = choose_precision(config.precision, device)
+        prepare(self.precision, device)
+        self.generator = generator
+        self.generator_ema = generator_ema
+        self.generator_start: Any = copy.deepcopy(generator).requires_grad_(False) if config.anchor else None
+        self.teacher = teacher.requires_grad_(False)
+        self.fake = fake.requires_grad_(True)
+        for network in (self.teacher, self.fake):
+            network.use_fp16 = False  # the precision is chosen here, not by the pickle
+        betas, scale_loss = (config.beta1, config.beta2), self.precision == "fp16"
+        trained = [p for p in generator.parameters() if p.requires_grad]
+        self.generator_optimizer = Optimizer(trained, betas, config.clip_grad, scale_loss)
+        self.fake_optimizer = Optimizer(fake.parameters(), betas, config.clip_grad, scale_loss)
         self.progress = Progress()
         self.averages = Averages()
         self.sigma, self.fake_sigma = parse_schedule(config.sigma), parse_schedule(config.fake_sigma)
+        self.draw_shape = DrawShape(
+            batch=config.batch,
+            z_dim=generator.z_dim,
+            c_dim=generator.c_dim,
+            img_channels=generator.img_channels,
+            img_resolution=bridge.img_resolution,
+        )
 
     # -- phases ---------------------------------------------------------------------------------------
 
@@ -113,16 +104,19 @@ class Trainer:
         At the start both scores are equal and the generator's gradient is zero: the fake score has to know the
         generator first.
         """
-        self._fake_update("warmup", self.progress.warmup_nimg // self.config.batch)
+        step = self.progress.warmup_nimg // self.config.batch
+        with distributed.phase(f"warm-up step {step}"):
+            self._fake_update("warmup", step)
         self.progress.warmup_nimg += self.config.batch
 
     def step(self) -> None:
         """One update of the generator, and `fake_steps` of the fake score."""
         step = self.progress.step
-        num_separate = self.config.fake_steps - self.config.share_forward
-        for index in range(num_separate):
-            self._fake_update(f"fake{index}", step)
-        self._generator_update(step)
+        with distributed.phase(f"step {step}"):
+            if self.objective.needs_fake:
+                for index in range(self.config.fake_steps - self.config.share_forward):
+                    self._fake_update(f"fake{index}", step)
+            self._generator_update(step)
         self.progress.step += 1
         self.progress.cur_nimg += self.config.batch
         self._update_average()
@@ -130,73 +124,106 @@ class Trainer:
     # -- updates --------------------------------------------------------------------------------------
 
     def _fake_update(self, stream: str, step: int) -> None:
-        self._seed_default_generator(stream, step)
-        self.fake_optimizer.zero_grad(set_to_none=True)
-        for draws in self._micro_batches(stream, step):
+        self.fake_optimizer.zero_grad()
+        for draws, seeds in self._micro_batches(stream, step):
             with torch.no_grad():
-                images, labels, _ = self._draw_images(draws)
-            self._fake_backward(images, labels, draws)
-        self._apply(self.fake_optimizer, self.fake_parameters, "fake", None)
+                drawn = self._draw_images(draws, seeds)
+            self._fake_backward(drawn.seen, draws, seeds)
+        self._apply("fake", self.fake_optimizer, self.config.flr)
 
     def _generator_update(self, step: int) -> None:
+        """The generator's update and, with `share_forward`, one of the fake score on the same images."""
         config = self.config
-        self._seed_default_generator("generator", step)
-        self.generator_optimizer.zero_grad(set_to_none=True)
-        self.fake_optimizer.zero_grad(set_to_none=True)
+        fit_fake = config.share_forward and self.objective.needs_fake
+        self.generator_optimizer.zero_grad()
+        self.fake_optimizer.zero_grad()
         w_sum = torch.zeros(self.generator.w_dim, device=self.device)
-        for draws in self._micro_batches("generator", step):
-            images, labels, w = self._draw_images(draws)
-            w_sum += w.detach().sum(0)
-            if config.share_forward:
-                self._fake_backward(images, labels, draws)
-            gradient = self._generator_gradient(images.detach(), labels, draws)
-            (ikl.generator_loss(images, gradient).sum() / config.batch).backward()
-        if config.share_forward:
-            self._apply(self.fake_optimizer, self.fake_parameters, "fake", None)
-        ramp = config.lr_rampup_kimg * 1000
-        for group in self.generator_optimizer.param_groups:
-            group["lr"] = config.glr * min(self.progress.cur_nimg / ramp, 1.0) if ramp else config.glr
-        self._apply(self.generator_optimizer, self.generator_parameters, "generator", config.clip_grad)
-        if any(p.requires_grad for p in self.generator.mapping.parameters()):
-            self.generator.mapping.update_w_avg((w_sum / config.batch)[None, None])
+        for draws, seeds in self._micro_batches("generator", step):
+            drawn = self._draw_images(draws, seeds)
+            w_sum += drawn.w.detach().sum(0)
+            if fit_fake:
+                self._fake_backward(drawn.seen, draws, seeds)
+            loss = self.objective.generator_loss(self._scores(drawn.seen, draws, seeds), config.weighting).sum()
+            if config.anchor:
+                loss = loss + config.anchor * self._anchor_loss(drawn.images, draws, seeds).sum()
+            self.generator_optimizer.backward(loss / config.batch)
+        if fit_fake:
+            self._apply("fake", self.fake_optimizer, config.flr)
+        lr = learning_rate(
+            config.glr,
+            self.progress.cur_nimg,
+            rampup_nimg=config.lr_rampup_kimg * 1000,
+            decay=config.lr_decay,
+            total_nimg=config.kimg * 1000,
+        )
+        self._apply("generator", self.generator_optimizer, lr)
+        self._move_w_avg(w_sum)
 
-    def _draw_images(self, draws: Draws) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Images as the teacher sees them, its labels, and w [N, w_dim]."""
+    def _draw_images(self, draws: Draws, seeds: Seeds) -> Drawn:
         ws = self.generator.mapping(draws.z, draws.c)
-        images = self.bridge.images(self.generator.synthesis(ws, noise_mode=self.config.noise_mode))
-        return images, self.bridge.labels(draws.c), ws[:, 0]
+        images = self._synthesize(self.generator, ws, seeds)
+        return Drawn(images, self.bridge.images(images), ws[:, 0])
 
-    def _fake_backward(self, images: Tensor, labels: Tensor | None, draws: Draws) -> None:
-        x0 = images.detach()
+    def _synthesize(self, generator: Any, ws: Tensor, seeds: Seeds) -> Tensor:
+        seeds.default("noise")  # the generator's own noise comes from PyTorch's default generator
+        return generator.synthesis(ws, noise_mode=self.config.noise_mode, force_fp32=self.precision != "fp16")
+
+    def _fake_backward(self, images: Tensor, draws: Draws, seeds: Seeds) -> None:
+        x0, labels = images.detach(), self.bridge.labels(draws.c)
+        augment_labels = None
         sigma = draws.fake_sigma
+        x_t = x0 + sigma.reshape(-1, 1, 1, 1) * draws.fake_noise
         self.fake.train(self.config.fake_dropout)
-        denoised = self.fake(x0 + sigma.reshape(-1, 1, 1, 1) * draws.fake_noise, sigma, labels)
-        loss = ikl.fake_score_loss(denoised, x0, sigma, self.teacher.sigma_data)
+        seeds.default("dropout")
+        with autocast(self.precision, self.device):
+            denoised = self.fake(x_t, sigma, labels, augment_labels)
         self.fake.eval()
-        (loss.sum() / self.config.batch).backward()
+        loss = ikl.fake_score_loss(denoised, x0, sigma, getattr(self.teacher, "sigma_data", DEFAULT_SIGMA_DATA))
+        self.fake_optimizer.backward(loss.sum() / self.config.batch)
         self.averages.add_by_band("Loss/fake", loss.detach(), sigma)
 
-    @torch.no_grad()
-    def _generator_gradient(self, x0: Tensor, labels: Tensor | None, draws: Draws) -> Tensor:
-        sigma = draws.sigma
-        x_t = x0 + sigma.reshape(-1, 1, 1, 1) * draws.noise
-        teacher, fake = self.teacher(x_t, sigma, labels), self.fake(x_t, sigma, labels)
-        gap = (teacher - fake).square().mean(dim=[1, 2, 3]).sqrt()
-        self.averages.add_by_band("Score/gap", gap, sigma)
-        return ikl.generator_gradient(x0, teacher, fake, sigma, self.config.weighting)
+    def _scores(self, images: Tensor, draws: Draws, seeds: Seeds) -> Scores:
+        """What both denoisers make of the images with noise."""
+        sigma, labels = draws.sigma, self.bridge.labels(draws.c)
 
-    def _apply(
-        self, optimizer: torch.optim.Optimizer, parameters: list[torch.nn.Parameter], name: str, clip: float | None
-    ) -> None:
-        """One optimiser step, unless a gradient is not finite: then it is counted and left out."""
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if not torch.isfinite(norm):
+        def denoise(network: Any, x_t: Tensor) -> Tensor:
+            network.train(self.config.paired_dropout)
+            seeds.default("paired dropout")  # the same masks in both
+            with autocast(self.precision, self.device):
+                denoised = network(x_t, sigma, labels)
+            network.eval()
+            return denoised
+
+        with torch.set_grad_enabled(self.objective.through_networks):
+            x_t = images + sigma.reshape(-1, 1, 1, 1) * draws.noise
+            teacher = denoise(self.teacher, x_t)
+            fake = denoise(self.fake, x_t) if self.objective.needs_fake else teacher
+        gap = (teacher - fake).detach().square().mean(dim=[1, 2, 3]).sqrt()
+        self.averages.add_by_band("Score/gap", gap, sigma)
+        return Scores(images, sigma, teacher, fake)
+
+    def _anchor_loss(self, images: Tensor, draws: Draws, seeds: Seeds) -> Tensor:
+        with torch.no_grad():
+            start_images = self._synthesize(self.generator_start, self.generator_start.mapping(draws.z, draws.c), seeds)
+        loss = detail.anchor_loss(images, start_images, self.bridge)
+        self.averages.add("Loss/anchor", loss.detach())
+        return loss
+
+    def _apply(self, name: str, optimizer: Optimizer, lr: float) -> None:
+        norm = optimizer.step(lr)
+        if norm is None:
             self.progress.num_nonfinite += 1
+        else:
+            self.averages.add(f"Gradient/{name}_norm", norm)
+
+    @torch.no_grad()
+    def _move_w_avg(self, w_sum: Tensor) -> None:
+        """One step of the mapping network's average of w, from this process's sum over its part of the batch."""
+        mapping = self.generator.mapping
+        if getattr(mapping, "w_avg", None) is None or not any(p.requires_grad for p in mapping.parameters()):
             return
-        self.averages.add(f"Gradient/{name}_norm", norm)
-        if clip is not None:
-            torch.nn.utils.clip_grads_with_norm_(parameters, clip, norm)
-        optimizer.step()
+        distributed.sum_in_place([w_sum])
+        mapping.w_avg.copy_((w_sum / self.config.batch).lerp(mapping.w_avg, mapping.w_avg_beta))
 
     @torch.no_grad()
     def _update_average(self) -> None:
@@ -212,66 +239,50 @@ class Trainer:
 
     # -- what a step draws ----------------------------------------------------------------------------
 
-    def _micro_batches(self, stream: str, step: int) -> Iterator[Draws]:
-        """What the step draws for its whole batch, in parts of `batch_gpu` images."""
-        draws = self._draw(stream, step)
-        size = self.config.batch_gpu or self.config.batch
-        for start in range(0, self.config.batch, size):
-            part = slice(start, start + size)
-            yield Draws(*(getattr(draws, name)[part].to(self.device) for name in Draws.__dataclass_fields__))
-
-    def _draw(self, stream: str, step: int) -> Draws:
-        batch, seed = self.config.batch, self.config.seed
-        pixels = [batch, self.generator.img_channels, self.bridge.img_resolution, self.bridge.img_resolution]
-
-        def source(name: str) -> torch.Generator:
-            return stream_generator(seed, f"{stream}/{name}", step)
-
+    def _micro_batches(self, stream: str, step: int) -> Iterator[tuple[Draws, Seeds]]:
+        """The part of this process of what the step draws, in parts of `batch_gpu` images."""
         progress = min(self.progress.cur_nimg / (self.config.kimg * 1000), 1.0)
-        sigmas = []
-        for name, schedule in (("sigma", self.sigma), ("fake_sigma", self.fake_sigma)):
-            u = torch.rand(batch, generator=source(name), dtype=torch.float64).clamp(1e-9, 1 - 1e-9)
-            sigmas.append(self._known_sigma(schedule.at(progress).quantile(u)))
-        c = torch.zeros(batch, self.generator.c_dim)
-        if self.generator.c_dim:
-            classes = torch.randint(self.generator.c_dim, [batch, 1], generator=source("c"))
-            c.scatter_(1, classes, 1.0)
-        return Draws(
-            z=torch.randn(batch, self.generator.z_dim, generator=source("z")),
-            c=c,
-            sigma=sigmas[0],
-            noise=torch.randn(pixels, generator=source("noise")),
-            fake_sigma=sigmas[1],
-            fake_noise=torch.randn(pixels, generator=source("fake_noise")),
-        )
+        draws = draw(
+            self.draw_shape, self.sigma.at(progress), self.fake_sigma.at(progress), self.config.seed, stream, step
+        ).part(distributed.share(self.config.batch))
+        draws = replace(draws, sigma=self._known_sigma(draws.sigma), fake_sigma=self._known_sigma(draws.fake_sigma))
+        for index, part in enumerate(micro_batches(len(draws.z), self.config.batch_gpu)):
+            yield draws.part(part).to(self.device), Seeds(self.config.seed, stream, step, index)
 
     def _known_sigma(self, sigma: Tensor) -> Tensor:
         """Noise levels that the teacher knows."""
         low = max(self.teacher.sigma_min, DEFAULT_SIGMA_RANGE[0])
         high = min(self.teacher.sigma_max, DEFAULT_SIGMA_RANGE[1])
-        return self.teacher.round_sigma(sigma.clamp(low, high).to(self.device)).to("cpu", torch.float32)
+        known = self.teacher.round_sigma(sigma.clamp(low, high).to(self.device, torch.float32))
+        return known.to("cpu", torch.float32)
 
-    def _seed_default_generator(self, stream: str, step: int) -> None:
-        """Dropout and the generator's own noise use PyTorch's default generator: seeded anew for every update."""
-        torch.manual_seed(stream_seed(self.config.seed, f"{stream}/default", step))
+
+class Drawn(NamedTuple):
+    """What the generator made of a micro-batch's latents.
+
+    Attributes:
+        images: as drawn [N, C, H, H].
+        seen: as the teacher sees them [N, C, R, R].
+        w: [N, w_dim].
+    """
+
+    images: Tensor
+    seen: Tensor
+    w: Tensor
 
 
 @dataclass(frozen=True)
-class Draws:
-    """What one (micro-)batch of N images draws.
+class Seeds:
+    """Where a micro-batch takes the numbers from that PyTorch's default generator has to give.
 
-    Attributes:
-        z: latents [N, z_dim].
-        c: one-hot labels [N, c_dim].
-        sigma: noise levels of the generator's gradient [N].
-        noise: [N, C, R, R] at the teacher's resolution.
-        fake_sigma: noise levels at which the fake score is fitted [N].
-        fake_noise: [N, C, R, R].
+    They differ by process and micro-batch, unlike all that is drawn for the global batch.
     """
 
-    z: Tensor
-    c: Tensor
-    sigma: Tensor
-    noise: Tensor
-    fake_sigma: Tensor
-    fake_noise: Tensor
+    seed: int
+    stream: str
+    step: int
+    index: int
+
+    def default(self, purpose: str) -> None:
+        """Seeds PyTorch's default generator for one purpose; the same purpose again gives the same numbers."""
+        torch.manual_seed(stream_seed(self.seed, f"{self.stream}/{purpose}", self.step, distributed.rank(), self.index))

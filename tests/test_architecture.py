@@ -16,8 +16,20 @@ ROOT = Path(__file__).resolve().parents[1]
 # The package itself offers names of the product lazily: importing a light component never loads a heavy one.
 LAYERS = (
     {"errors", "files", "download", "command_line", "distributed"},
-    {"pickles", "networks", "zoo", "diffusion", "noise_levels", "streams", "bridge", "objectives"},
-    {"config", "train_layers", "state", "run_dir", "metrics", "report", "trainer"},
+    {
+        "pickles",
+        "networks",
+        "zoo",
+        "diffusion",
+        "noise_levels",
+        "streams",
+        "draws",
+        "averages",
+        "optimizer",
+        "precision",
+    }
+    | {"bridge", "detail", "objectives"},
+    {"config", "train_layers", "probe", "state", "run_dir", "status", "metrics", "report", "trainer"},
     {"loading", "describe"},
     {"run", "inspect"},
     {"cli"},

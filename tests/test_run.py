@@ -15,7 +15,8 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from refine import cli, load_gan, pickles, run
+from refine import cli, load_gan, pickles, run, status
+from refine import state as run_state
 from refine.config import RunConfig
 from refine.errors import UserError
 from refine.run_dir import RunDir, find_state, image_grid
@@ -70,7 +71,7 @@ def test_what_a_run_writes(pair, tmp_path):
         "reserved",
         "augment",
     ]
-    words = [*stylegans, "gap", "fake", "nonfinite", "eta"]
+    words = [*stylegans, "gap", "fake", "drift", "nonfinite", "eta"]
     assert [word for word in line.split() if word in words] == words
     for name in ("fakes_init.png", "fakes000000.png"):
         assert Image.open(folder / name).size == (160, 96)
@@ -84,7 +85,7 @@ def test_nothing_is_saved_twice(pair, tmp_path, monkeypatch):
     original = run.Run.save_snapshot
     monkeypatch.setattr(run.Run, "save_snapshot", lambda self: (saved.append(1), original(self)))
     run.refine(config(pair, tmp_path, snap_ticks=1))
-    assert len(saved) == 3
+    assert len(saved) == 1 + 3  # before the first step, and three ticks
 
 
 def test_warm_up_says_how_far_it_is(pair, tmp_path):
@@ -202,7 +203,7 @@ def test_killed_at_any_moment(pair, tmp_path):
         process.stderr.read()
         process.wait()
         folder = RunDir(next(outdir.iterdir()))
-        state = run.read_state(folder.states()[-1])
+        state = run_state.read_state(folder.states()[-1])
         assert state["progress"]["step"] >= 1
         for path in folder.path.glob("network-snapshot-*.pkl"):
             pickles.load(path)
@@ -214,7 +215,7 @@ def test_rows_newer_than_the_state_are_cut(tmp_path):
         folder.add_stats({"Progress/cur_nimg": nimg})
     with (tmp_path / "stats.jsonl").open("a") as file:
         file.write('{"Progress/cur_ni')  # killed while writing
-    folder.cut_stats(2000)
+    folder.cut_rows(2000)
     rows = [json.loads(line)["Progress/cur_nimg"] for line in (tmp_path / "stats.jsonl").read_text().splitlines()]
     assert rows == [1000, 2000]
 
@@ -255,17 +256,17 @@ def test_wrong_states(pair, tmp_path):
     with pytest.raises(UserError, match="--batch cannot change"):
         run.resumed_config(state, {"batch": 16})
     assert run.resumed_config(state, {"batch": 8, "kimg": 2.0}).kimg == 2.0
-    content = run.read_state(state)
+    content = run_state.read_state(state)
     trainer_of = lambda: run.make_trainer(  # noqa: E731
         config(pair, tmp_path), load_gan(pair["gan"]), run.load_teacher(pair["teacher"]), torch.device("cpu")
     )
     with pytest.raises(UserError, match="--teacher is not the file"):
-        run.load_state(trainer_of(), content, content["hashes"] | {"teacher": "0"})
+        run_state.load_state(trainer_of(), content, content["hashes"] | {"teacher": "0"})
     with pytest.raises(UserError, match="another version"):
-        run.load_state(trainer_of(), content | {"version": 0}, content["hashes"])
+        run_state.load_state(trainer_of(), content | {"version": 0}, content["hashes"])
     state.write_bytes(state.read_bytes()[:1000])
     with pytest.raises(UserError, match="or damaged: resume from an older one"):
-        run.read_state(state)
+        run_state.read_state(state)
     (state.parent / "training_options.json").write_text('{"gan": "g", "teacher": "t", "new": 1}')
     with pytest.raises(UserError, match="entry 'new'"):
         run.resumed_config(state, {})
@@ -294,7 +295,7 @@ def test_device_that_is_not_there(monkeypatch):
 
 def test_times():
     seconds = {0: "0s", 59.6: "1m 00s", 3601: "1h 00m 01s", 5901: "1h 38m 21s", 90061: "1d 01h 01m"}
-    assert {s: run.format_time(s) for s in seconds} == seconds
+    assert {s: status.format_time(s) for s in seconds} == seconds
 
 
 @pytest.mark.parametrize(

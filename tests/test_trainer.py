@@ -111,7 +111,7 @@ def test_micro_batches_accumulate_exactly(share_forward, fixture_path):
     gradients = []
     for trainer in (whole, parts):
         trainer._generator_update(0)
-        gradients.append([p.grad.clone() for p in trainer.generator_parameters])
+        gradients.append([p.grad.clone() for p in trainer.generator_optimizer.parameters])
     largest = max(g.abs().max() for g in gradients[0])
     assert largest > 0
     for a, b in zip(*gradients, strict=True):
@@ -125,11 +125,11 @@ def test_no_gradient_before_the_warm_up(fixture_path):
     """The fake score starts as the teacher: a step without warm-up leaves the generator where it is."""
     trainer = golden_trainer(fixture_path, fake_dropout=False)
     trainer._generator_update(0)
-    assert all(not p.grad.any() for p in trainer.generator_parameters)
+    assert all(not p.grad.any() for p in trainer.generator_optimizer.parameters)
     assert trainer.averages.means()["Score/gap"] == 0
     trainer.warm_up_step()
     trainer._generator_update(1)
-    assert any(p.grad.any() for p in trainer.generator_parameters)
+    assert any(p.grad.any() for p in trainer.generator_optimizer.parameters)
 
 
 def test_warm_up_leaves_the_generator_alone(fixture_path):
@@ -147,7 +147,7 @@ def test_moving_averages(fixture_path):
     name, w_avg = "synthesis.b8.conv0.weight", "mapping.w_avg"
     before = trainer.generator_ema.state_dict()[name].clone()
     w_before = trainer.generator.state_dict()[w_avg].clone()
-    draws = next(trainer._micro_batches("generator", 0))
+    draws, _ = next(trainer._micro_batches("generator", 0))
     w_mean = trainer.generator.mapping(draws.z, draws.c)[:, 0].mean(0)
     trainer.step()
     beta = 0.5 ** (8 / 50)
@@ -208,7 +208,7 @@ def test_clipping(fixture_path):
     norms = []
     for trainer in (free, clipped):
         run(trainer, 2, 1)
-        moments = [s["exp_avg"] for s in trainer.generator_optimizer.state.values()]
+        moments = [s["exp_avg"] for s in trainer.generator_optimizer.adam.state.values()]
         norms.append(torch.stack([m.norm() for m in moments]).norm().item())
     assert norms[1] == pytest.approx(1e-3, rel=1e-3) and norms[0] > 2e-3
 
@@ -219,7 +219,7 @@ def test_learning_rate_ramps_up(fixture_path):
     rates = []
     for _ in range(6):
         trainer.step()
-        rates.append(trainer.generator_optimizer.param_groups[0]["lr"] / 1e-3)
+        rates.append(trainer.generator_optimizer.adam.param_groups[0]["lr"] / 1e-3)
     assert rates == pytest.approx([0, 0.25, 0.5, 0.75, 1, 1])
 
 
@@ -229,6 +229,6 @@ def test_reported_by_noise_level(fixture_path):
     means = trainer.averages.means()
     bands = [name for name in means if name.startswith("Score/gap/")]
     assert bands and all(means[name] > 0 for name in bands)
-    counts = trainer.averages.counts
-    assert sum(counts[name] for name in bands) == counts["Score/gap"] == 32
+    totals = trainer.averages._totals
+    assert totals["Score/gap/sigma"][:, 1].sum() == totals["Score/gap"][0, 1] == 32
     assert {"Loss/fake", "Gradient/fake_norm", "Gradient/generator_norm"} <= means.keys()

@@ -13,6 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from refine.objectives.objective import Objective, Scores
+
 
 def fake_score_loss(denoised: Tensor, x0: Tensor, sigma: Tensor, sigma_data: float) -> Tensor:
     """The denoising loss that fits the fake score to the generator: lambda(sigma) ||D_F(x_t) - x0||^2.
@@ -56,7 +58,7 @@ def generator_gradient(x0: Tensor, teacher: Tensor, fake: Tensor, sigma: Tensor,
         return -weight.reshape(-1, 1, 1, 1) * (teacher - fake)
 
 
-def generator_loss(x0: Tensor, gradient: Tensor) -> Tensor:
+def surrogate_loss(x0: Tensor, gradient: Tensor) -> Tensor:
     """A surrogate whose derivative with respect to x0 is `gradient`: its value says nothing by itself.
 
     Args:
@@ -89,3 +91,12 @@ WEIGHTINGS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "dmd": _dmd,
     "score": _score,
 }
+
+
+def generator_loss(scores: Scores, weighting: str) -> Tensor:
+    """The surrogate whose derivative with respect to x0 is the gradient of the divergence, [N]."""
+    gradient = generator_gradient(scores.x0.detach(), scores.teacher, scores.fake, scores.sigma, weighting)
+    return surrogate_loss(scores.x0, gradient)
+
+
+OBJECTIVE = Objective(generator_loss, tuple(WEIGHTINGS))

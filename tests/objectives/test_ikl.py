@@ -192,7 +192,7 @@ def test_surrogate_has_the_gradient(weighting):
     teacher, fake = (torch.randn(5, 3, 4, 4, requires_grad=True) for _ in range(2))
     gradient = ikl.generator_gradient(x0, teacher, fake, torch.rand(5) + 0.1, weighting)
     assert not gradient.requires_grad
-    ikl.generator_loss(x0, gradient).mean().backward()
+    ikl.surrogate_loss(x0, gradient).mean().backward()
     assert torch.allclose(x0.grad, gradient / 5)
     assert teacher.grad is None and fake.grad is None
 

@@ -14,16 +14,13 @@ class _Mapping(nn.Module):
     def forward(self, z: Tensor, c: Tensor | None = None) -> Tensor:
         return z[:, None]
 
-    def update_w_avg(self, ws: Tensor) -> None:
-        """There is none."""
-
 
 class _Synthesis(nn.Module):
     def __init__(self, mean: Tensor, root: Tensor) -> None:
         super().__init__()
         self.mean, self.root = nn.Parameter(mean.clone()), nn.Parameter(root.clone())
 
-    def forward(self, ws: Tensor, noise_mode: str = "random") -> Tensor:
+    def forward(self, ws: Tensor, noise_mode: str = "random", force_fp32: bool = False) -> Tensor:
         return (self.mean + ws[:, 0] @ self.root.t()).reshape(-1, 1, 2, 2)
 
 
@@ -54,7 +51,14 @@ class GaussianDenoiser(nn.Module):
     def round_sigma(self, sigma: Tensor) -> Tensor:
         return torch.as_tensor(sigma)
 
-    def forward(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        class_labels: Tensor | None = None,
+        augment_labels: Tensor | None = None,
+        force_fp32: bool = False,
+    ) -> Tensor:
         covariance = self.root @ self.root.t()
         noisy = covariance + sigma.reshape(-1, 1, 1).to(x.dtype) ** 2 * torch.eye(NUM_PIXELS, dtype=x.dtype)
         difference = (x.flatten(1) - self.mean)[:, :, None]

@@ -1,0 +1,91 @@
+"""What a run says of itself at each tick: the line that StyleGAN users know, and a row of `stats.jsonl`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import torch
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A stretch of a run between two status lines.
+
+    Attributes:
+        number: counted from the start of the run.
+        cur_nimg: images of generator updates so far.
+        nimg: images in this tick.
+        seconds: that it took, without what was saved and measured before it.
+        maintenance_seconds: that saving and measuring took after the tick before.
+        total_seconds: since the process began.
+        remaining_nimg: images to the end of the run.
+    """
+
+    number: int
+    cur_nimg: int
+    nimg: int
+    seconds: float
+    maintenance_seconds: float
+    total_seconds: float
+    remaining_nimg: float
+
+    @property
+    def sec_per_kimg(self) -> float:
+        """Seconds for a thousand images."""
+        return self.seconds / self.nimg * 1000
+
+
+def resources(device: torch.device) -> dict[str, float]:
+    """Memory in use by this process, in GiB; peaks of the GPU are counted anew from here."""
+    gpu = reserved = 0.0
+    if device.type == "cuda":
+        gpu, reserved = torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
+        torch.cuda.reset_peak_memory_stats(device)
+    return {
+        "Resources/cpu_mem_gb": psutil.Process().memory_info().rss / 2**30,
+        "Resources/peak_gpu_mem_gb": gpu / 2**30,
+        "Resources/peak_gpu_mem_reserved_gb": reserved / 2**30,
+    }
+
+
+def tick_row(tick: Tick, values: Mapping[str, float], num_nonfinite: int) -> dict[str, Any]:
+    """A row of `stats.jsonl`: where the run is, then `values` by name."""
+    return {
+        "Progress/tick": tick.number,
+        "Progress/kimg": tick.cur_nimg / 1000,
+        "Progress/cur_nimg": tick.cur_nimg,
+        "Progress/num_nonfinite": num_nonfinite,
+        "Timing/total_sec": tick.total_seconds,
+        "Timing/sec_per_tick": tick.seconds,
+        "Timing/sec_per_kimg": tick.sec_per_kimg,
+        "Timing/img_per_sec": tick.nimg / tick.seconds,
+        "Timing/maintenance_sec": tick.maintenance_seconds,
+        **values,
+    }
+
+
+def tick_line(tick: Tick, values: Mapping[str, float], num_nonfinite: int) -> str:
+    """The status line: StyleGAN's fields in StyleGAN's order, then those of Refine."""
+    return (
+        f"tick {tick.number:<5d} kimg {tick.cur_nimg / 1e3:<8.1f} time {format_time(tick.total_seconds):<12s} "
+        f"sec/tick {tick.seconds:<7.1f} sec/kimg {tick.sec_per_kimg:<7.2f} "
+        f"maintenance {tick.maintenance_seconds:<6.1f} cpumem {values['Resources/cpu_mem_gb']:<6.2f} "
+        f"gpumem {values['Resources/peak_gpu_mem_gb']:<6.2f} "
+        f"reserved {values['Resources/peak_gpu_mem_reserved_gb']:<6.2f} augment 0.000 "
+        f"gap {values.get('Score/gap', 0):<8.5f} fake {values.get('Loss/fake', 0):<8.3f} "
+        f"drift {values.get('Drift/image', 0):<7.4f} nonfinite {num_nonfinite} "
+        f"eta {format_time(tick.sec_per_kimg * tick.remaining_nimg / 1000)}"
+    )
+
+
+def format_time(seconds: float) -> str:
+    """`1h 38m 21s`, as the StyleGAN suite writes it."""
+    total = round(seconds)
+    days, hours, minutes = total // 86400, total // 3600 % 24, total // 60 % 60
+    parts = [(days, "d"), (hours, "h"), (minutes, "m"), (total % 60, "s")]
+    while len(parts) > 1 and parts[0][0] == 0:
+        parts.pop(0)
+    return " ".join(f"{n}{unit}" if i == 0 else f"{n:02d}{unit}" for i, (n, unit) in enumerate(parts[:3]))
