@@ -28,7 +28,7 @@ LAYERS = (
         "optimizer",
         "precision",
     }
-    | {"bridge", "detail", "objectives"},
+    | {"bridge", "detail", "objectives", "augment", "preflight"},
     {"config", "train_layers", "probe", "state", "run_dir", "status", "metrics", "report", "trainer"},
     {"loading", "describe"},
     {"run", "inspect"},
