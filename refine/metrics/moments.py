@@ -1,0 +1,115 @@
+"""Mean and covariance of features that come in batches, in float64 and without cancellation.
+
+Chan, Golub and LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing Sample Variances" (1979): the
+scatter matrix of two sets together is the sum of both and of the outer product of the difference of their means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import reduce
+
+import numpy as np
+import torch
+from torch import Tensor
+
+CHUNK = 256  # rows taken together, whatever the size of batches: the same sums, bit for bit
+
+
+@dataclass(frozen=True)
+class Moments:
+    """How many features there are, where their middle is and how they spread.
+
+    Attributes:
+        count: number of features.
+        mean: [D] float64.
+        scatter: [D, D] float64, sum of the outer products of the deviations from the mean.
+    """
+
+    count: int
+    mean: np.ndarray
+    scatter: np.ndarray
+
+    @classmethod
+    def of(cls, features: Tensor | np.ndarray) -> Moments:
+        """Of features [N, D], N >= 1."""
+        rows = _float64(torch.as_tensor(features))
+        mean = rows.mean(dim=0)
+        centred = rows - mean
+        return cls(len(rows), mean.cpu().numpy(), (centred.t() @ centred).cpu().numpy())
+
+    @classmethod
+    def from_covariance(cls, mean: np.ndarray, covariance: np.ndarray, count: int, ddof: int) -> Moments:
+        """From a covariance that was divided by count - ddof."""
+        return cls(count, np.asarray(mean, np.float64), np.asarray(covariance, np.float64) * (count - ddof))
+
+    @property
+    def dimension(self) -> int:
+        """D."""
+        return len(self.mean)
+
+    @property
+    def rank(self) -> int:
+        """The largest rank that the scatter matrix of so many features can have."""
+        return min(self.count - 1, self.dimension)
+
+    def covariance(self, ddof: int = 0) -> np.ndarray:
+        """[D, D]; divided by count (ddof=0, the StyleGAN suite) or by count - 1 (ddof=1, EDM)."""
+        return self.scatter / (self.count - ddof)
+
+
+def merge(a: Moments, b: Moments) -> Moments:
+    """The moments of two sets of features together."""
+    count = a.count + b.count
+    difference = b.mean - a.mean
+    scatter = a.scatter + b.scatter
+    scatter += np.outer(difference, difference * (a.count * b.count / count))
+    return Moments(count, a.mean + difference * (b.count / count), scatter)
+
+
+def merge_all(parts: Iterable[Moments | None]) -> Moments:
+    """The moments of all sets together, in the order given; None stands for an empty set.
+
+    Raises:
+        ValueError: all are empty.
+    """
+    present = [part for part in parts if part is not None]
+    if not present:
+        raise ValueError("there are no features")
+    return reduce(merge, present)
+
+
+class MomentsBuilder:
+    """Adds up features batch by batch; the result does not depend on where batches end."""
+
+    def __init__(self) -> None:
+        self._moments: Moments | None = None
+        self._waiting: list[Tensor] = []
+        self._num_waiting = 0
+
+    def add(self, features: Tensor) -> None:
+        """Adds features [N, D], of any device."""
+        while self._num_waiting + len(features) >= CHUNK:
+            missing = CHUNK - self._num_waiting
+            self._waiting.append(features[:missing])
+            features = features[missing:]
+            self._flush()
+        if len(features):
+            self._waiting.append(features)
+            self._num_waiting += len(features)
+
+    def build(self) -> Moments | None:
+        """The moments of everything added; None if that is nothing."""
+        self._flush()
+        return self._moments
+
+    def _flush(self) -> None:
+        if self._waiting:
+            part = Moments.of(torch.cat(self._waiting))
+            self._moments = part if self._moments is None else merge(self._moments, part)
+            self._waiting, self._num_waiting = [], 0
+
+
+def _float64(rows: Tensor) -> Tensor:
+    return (rows.cpu() if rows.device.type == "mps" else rows).to(torch.float64)  # MPS has no float64

@@ -1,0 +1,75 @@
+"""What a user may say about metrics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from refine.errors import UserError
+from refine.metrics.registry import parse_metric
+
+NOISE_MODES = ("random", "const", "none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricOptions:
+    """How snapshots are measured.
+
+    Attributes:
+        metrics: names of the StyleGAN suite such as `fid50k_full`; see `registry.parse_metric`.
+        data: StyleGAN data set to compare with, ZIP or folder.
+        ref: `auto`, `data`, `teacher`, statistics (.npz) by path, URL or zoo name. `auto` takes `data` where given,
+            else the zoo's statistics for the teacher, else the teacher.
+        detector: TorchScript module that turns images into features: path, URL or zoo name; None: $REFINE_DETECTOR,
+            else the official Inception and, for precision and recall, the official VGG.
+        vgg: TorchScript module for precision, recall and path length; None: $REFINE_VGG, else `detector` for
+            precision and recall where that is given, else the official VGG.
+        trust_detector: load a detector from the internet whose sha256 is not a known official one.
+        seed: of the latents, labels and noise: the same for every snapshot, so that snapshots compare.
+        fid_seeds: ranges of latents that the FID is computed for; with 3, each and the minimum are given, as EDM does.
+        every: measure each so-manieth snapshot.
+        batch: images that go through generator and detector at once, per process.
+        workers: threads that decode images of a data set.
+        mirror: legacy metrics see each image of the data set mirrored too.
+        noise_mode: the generator's own noise: `random` (drawn anew for each image from the seed), `const` or `none`.
+        truncation_psi: 1 is what published values use.
+        ref_images: images that the teacher draws as a reference; None: as many as the metric takes of the generator.
+        resample: filter for images that are larger than the reference's, a key of `bridge.FILTERS`.
+        contact_sheet: keep the nearest and farthest samples for a picture.
+    """
+
+    metrics: tuple[str, ...] = ("fid50k_full",)
+    data: str | None = None
+    ref: str = "auto"
+    detector: str | None = None
+    vgg: str | None = None
+    trust_detector: bool = False
+    seed: int = 0
+    fid_seeds: int = 1
+    every: int = 1
+    batch: int = 64
+    workers: int = 2
+    mirror: bool = False
+    noise_mode: str = "random"
+    truncation_psi: float = 1.0
+    ref_images: int | None = None
+    resample: str = "lanczos"
+    contact_sheet: bool = False
+
+    def __post_init__(self) -> None:
+        for name in self.metrics:
+            parse_metric(name)
+        for option, value in (("fid-seeds", self.fid_seeds), ("metric-every", self.every), ("batch", self.batch)):
+            if value < 1:
+                raise UserError(f"--{option} must be at least 1, not {value}.")
+        if self.ref_images is not None and self.ref_images < 2:
+            raise UserError(f"--ref-images must be at least 2, not {self.ref_images}.")
+        if not 0 <= self.seed < 2**31:
+            raise UserError(f"--metric-seed must be from 0 to 2^31 - 1, not {self.seed}.")
+        if self.noise_mode not in NOISE_MODES:
+            raise UserError(f"The noise mode must be one of {', '.join(NOISE_MODES)}, not {self.noise_mode!r}.")
+        if self.ref == "data" and self.data is None:
+            raise UserError("--ref=data compares with a data set: name it with --data.")
+
+    def is_due(self, snapshot_number: int) -> bool:
+        """Whether the snapshot of that number, counted from 0, is to be measured."""
+        return snapshot_number % self.every == 0

@@ -1,0 +1,74 @@
+"""Names of metrics."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from refine.errors import UserError
+from refine.metrics import MetricOptions, parse_metric, parse_metrics
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("fid50k_full", ("fid", 50_000, True, None, 0)),
+        ("kid50k_full", ("kid", 50_000, True, 1_000_000, 0)),
+        ("pr50k3_full", ("pr", 50_000, True, 200_000, 3)),
+        ("fid50k", ("fid", 50_000, False, 50_000, 0)),
+        ("kid50k", ("kid", 50_000, False, 50_000, 0)),
+        ("pr50k3", ("pr", 50_000, False, 50_000, 3)),
+        ("is50k", ("is", 50_000, True, None, 0)),
+        ("fdd50k_full", ("fdd", 50_000, True, None, 0)),
+        ("fid5k_full", ("fid", 5_000, True, None, 0)),
+        ("fid500_full", ("fid", 500, True, None, 0)),
+        ("pr2k10_full", ("pr", 2_000, True, 200_000, 10)),
+    ],
+)
+def test_names_of_the_suite(name: str, expected: tuple[str, int, bool, int | None, int]) -> None:
+    spec = parse_metric(name)
+    assert (spec.kind, spec.num_gen, spec.full, spec.max_real, spec.nhood_size) == expected
+    assert spec.name == name
+    assert (spec.note is None) == (spec.num_gen == 50_000)
+    if spec.note:
+        assert f"{spec.num_gen} images: does not compare with 50k" == spec.note
+
+
+@pytest.mark.parametrize(
+    ("name", "space", "sampling", "crop"),
+    [
+        ("ppl2_wend", "w", "end", False),
+        ("ppl_zfull", "z", "full", True),
+        ("ppl_wfull", "w", "full", True),
+        ("ppl_zend", "z", "end", True),
+        ("ppl_wend", "w", "end", True),
+    ],
+)
+def test_path_lengths(name: str, space: str, sampling: str, crop: bool) -> None:
+    spec = parse_metric(name)
+    assert (spec.space, spec.sampling, spec.crop, spec.num_gen) == (space, sampling, crop, 50_000)
+    assert parse_metric(f"{name}2k").num_gen == 2000
+    assert not spec.needs_reference
+
+
+@pytest.mark.parametrize(
+    "name", ["fid", "FID50k", "fid50k_half", "pr50k", "pr50k0", "is50k_full", "ppl2_zend", "fid0k", "fid1_full", "is5"]
+)
+def test_unknown_names_are_refused_by_name(name: str) -> None:
+    with pytest.raises(UserError, match=re.escape(repr(name))):
+        parse_metric(name)
+    with pytest.raises(UserError):
+        MetricOptions(metrics=(name,))
+
+
+def test_lists() -> None:
+    assert parse_metrics("fid50k_full, kid50k_full,fid50k_full") == ("fid50k_full", "kid50k_full")
+    assert parse_metrics("none") == parse_metrics("") == ()
+
+
+def test_options_are_checked() -> None:
+    for bad in ({"fid_seeds": 0}, {"every": 0}, {"seed": -1}, {"ref": "data"}, {"noise_mode": "loud"}):
+        with pytest.raises(UserError):
+            MetricOptions(**bad)  # type: ignore[arg-type]
+    assert [n for n in range(6) if MetricOptions(every=2).is_due(n)] == [0, 2, 4]
