@@ -1,6 +1,6 @@
-"""The few names of `dnnlib` that the sources embedded in NVIDIA network pickles use."""
+"""The names of NVIDIA's `dnnlib`, written anew."""
 
 from dnnlib import util
-from dnnlib.util import EasyDict
+from dnnlib.util import EasyDict, make_cache_dir_path
 
-__all__ = ["EasyDict", "util"]
+__all__ = ["EasyDict", "make_cache_dir_path", "util"]

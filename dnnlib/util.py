@@ -1,9 +1,25 @@
-"""`EasyDict`, which network pickles name, and classes and functions found by their dotted name."""
+"""What training scripts and network pickles of NVIDIA's repositories share: names, files, times, output."""
 
 from __future__ import annotations
 
+import ctypes
+import fnmatch
+import functools
 import importlib
-from typing import Any
+import inspect
+import io
+import math
+import os
+import pickle
+import shutil
+import sys
+import types
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from dnnlib import download
 
 
 class EasyDict(dict[str, Any]):
@@ -28,39 +44,327 @@ class EasyDict(dict[str, Any]):
             raise AttributeError(f"EasyDict has no item {name!r}") from None
 
 
-def get_obj_by_name(name: str) -> Any:
-    """Finds an object by its full name, such as `torch.nn.Linear` or `package.module.Class.method`.
+class Logger:
+    """Takes the place of `sys.stdout` and `sys.stderr`, and also writes to a file what is printed to them.
+
+    Lasts until `close`, or as long as a `with` block.
+
+    Args:
+        file_name: of the log; None writes none.
+        file_mode: as for `open`: "w" begins anew, "a" goes on.
+        should_flush: whether every piece of text is shown and stored at once.
+    """
+
+    def __init__(self, file_name: str | None = None, file_mode: str = "w", should_flush: bool = True) -> None:
+        self.file: IO[str] | None = None
+        if file_name is not None:
+            self.file = open(file_name, file_mode, encoding="utf-8")  # noqa: SIM115
+        self.should_flush = should_flush
+        self.stdout, self.stderr = sys.stdout, sys.stderr
+        sys.stdout = sys.stderr = self
+
+    def __enter__(self) -> Logger:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def write(self, text: str | bytes) -> None:
+        """Writes to the former `sys.stdout` and to the file."""
+        if isinstance(text, bytes):
+            text = text.decode()
+        if not text:
+            return
+        if self.file is not None:
+            self.file.write(text)
+        self.stdout.write(text)
+        if self.should_flush:
+            self.flush()
+
+    def flush(self) -> None:
+        """Shows and stores what was written so far."""
+        if self.file is not None:
+            self.file.flush()
+        self.stdout.flush()
+
+    def close(self) -> None:
+        """Puts back `sys.stdout` and `sys.stderr`, and closes the file."""
+        self.flush()
+        if sys.stdout is self:
+            sys.stdout = self.stdout
+        if sys.stderr is self:
+            sys.stderr = self.stderr
+        if self.file is not None:
+            self.file.close()
+            self.file = None
+
+    def isatty(self) -> bool:
+        """Whether what is printed goes to a terminal."""
+        return self.stdout.isatty()
+
+
+# --- times, questions, types
+
+_cache_dir: str | None = None
+
+
+def set_cache_dir(path: str) -> None:
+    """Chooses the cache directory, before the environment's choice."""
+    global _cache_dir
+    _cache_dir = path
+
+
+def make_cache_dir_path(*paths: str) -> str:
+    """A path in the cache directory: that of `set_cache_dir`, else $DNNLIB_CACHE_DIR, else `.cache/dnnlib` at home.
+
+    At home means $HOME, or on Windows the user's profile. Nothing is created.
+    """
+    chosen = _cache_dir or os.environ.get("DNNLIB_CACHE_DIR")
+    home = os.environ.get("HOME") or os.path.expanduser("~")
+    return os.path.join(chosen or os.path.join(home, ".cache", "dnnlib"), *paths)
+
+
+def _whole_parts(seconds: float) -> tuple[int, int, int, int]:
+    """Days, hours, minutes and seconds, rounded to a second."""
+    minutes, s = divmod(round(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    return *divmod(hours, 24), m, s
+
+
+def format_time(seconds: float) -> str:
+    """`12s`, `3m 04s`, `2h 03m 04s` or `1d 02h 03m`."""
+    d, h, m, s = _whole_parts(seconds)
+    if d:
+        return f"{d}d {h:02}h {m:02}m"
+    if h:
+        return f"{h}h {m:02}m {s:02}s"
+    return f"{m}m {s:02}s" if m else f"{s}s"
+
+
+def format_time_brief(seconds: float) -> str:
+    """`12s`, `3m 04s`, `2h 03m` or `1d 02h`: the two largest units."""
+    d, h, m, s = _whole_parts(seconds)
+    if d:
+        return f"{d}d {h:02}h"
+    if h:
+        return f"{h}h {m:02}m"
+    return f"{m}m {s:02}s" if m else f"{s}s"
+
+
+def ask_yes_no(question: str) -> bool:
+    """Asks on the terminal until the answer is yes or no."""
+    while True:
+        answer = input(f"{question} [y/n] ").strip().lower()
+        if answer in ("y", "yes", "t", "true", "on", "1"):
+            return True
+        if answer in ("n", "no", "f", "false", "off", "0"):
+            return False
+
+
+def tuple_product(t: tuple[Any, ...]) -> Any:
+    """The product of all elements; 1 for none."""
+    return math.prod(t)
+
+
+_CTYPES: dict[str, Any] = {
+    "uint8": ctypes.c_ubyte,
+    "uint16": ctypes.c_uint16,
+    "uint32": ctypes.c_uint32,
+    "uint64": ctypes.c_uint64,
+    "int8": ctypes.c_byte,
+    "int16": ctypes.c_int16,
+    "int32": ctypes.c_int32,
+    "int64": ctypes.c_int64,
+    "float32": ctypes.c_float,
+    "float64": ctypes.c_double,
+}
+
+
+def get_dtype_and_ctype(type_obj: Any) -> tuple[np.dtype[Any], Any]:
+    """NumPy's and C's type for a name, NumPy or ctypes type, such as "uint8".
 
     Raises:
-        ImportError: no module can be imported from the beginning of the name, or it lacks the rest of it.
-            What goes wrong inside a module that does exist is raised as it is.
+        ValueError: there is no such pair.
     """
-    parts = name.split(".")
+    for name, c_type in _CTYPES.items():
+        if type_obj in (name, c_type) or (isinstance(type_obj, type | np.dtype) and type_obj == getattr(np, name)):
+            return np.dtype(name), c_type
+    raise ValueError(f"{type_obj!r} names no number type of NumPy and C, such as uint8 or float32")
+
+
+def is_pickleable(obj: Any) -> bool:
+    """Whether pickle can write the object."""
+    try:
+        with io.BytesIO() as stream:
+            pickle.dump(obj, stream)
+    except Exception:  # an object's own way of being pickled can fail in any way
+        return False
+    return True
+
+
+# --- objects by name
+
+
+def get_module_from_obj_name(obj_name: str) -> tuple[types.ModuleType, str]:
+    """Splits a full name into the module that it begins with, imported, and the rest.
+
+    Raises:
+        ImportError: no module can be imported from the beginning of the name, or it lacks the rest of it. What goes
+            wrong inside a module that does exist is raised as it is.
+    """
+    parts = obj_name.split(".")
     if not all(parts):
-        raise ImportError(f"{name!r} is not a full name: it has an empty part")
+        raise ImportError(f"{obj_name!r} is not a full name: it has an empty part")
     for length in range(len(parts), 0, -1):
-        module_name = ".".join(parts[:length])
+        module_name, rest = ".".join(parts[:length]), ".".join(parts[length:])
         try:
-            found: Any = importlib.import_module(module_name)
+            module = importlib.import_module(module_name)
         except ModuleNotFoundError as error:
             # This name or a package in it does not exist: its last part may be an attribute.
             if f"{module_name}.".startswith(f"{error.name}."):
                 continue
             raise
         try:
-            for part in parts[length:]:
-                found = getattr(found, part)
+            get_obj_from_module(module, rest)
         except AttributeError as error:
-            raise ImportError(f"{name!r} names nothing: {error}") from error
-        return found
-    raise ImportError(f"{name!r} names nothing: there is no module {parts[0]!r}")
+            raise ImportError(f"{obj_name!r} names nothing: {error}") from error
+        return module, rest
+    raise ImportError(f"{obj_name!r} names nothing: there is no module {parts[0]!r}")
 
 
-def call_func_by_name(*args: Any, func_name: str, **kwargs: Any) -> Any:
+def get_obj_from_module(module: types.ModuleType, obj_name: str) -> Any:
+    """What a dotted name stands for in a module; the module itself for the empty name.
+
+    Raises:
+        AttributeError: it stands for nothing.
+    """
+    return functools.reduce(getattr, obj_name.split("."), module) if obj_name else module
+
+
+def get_obj_by_name(name: str) -> Any:
+    """Finds an object by its full name, such as `torch.nn.Linear` or `package.module.Class.method`.
+
+    Raises:
+        ImportError: see `get_module_from_obj_name`.
+    """
+    return get_obj_from_module(*get_module_from_obj_name(name))
+
+
+def call_func_by_name(*args: Any, func_name: str | None = None, **kwargs: Any) -> Any:
     """Calls the function of that full name with the other arguments."""
+    if func_name is None:
+        raise ValueError("the name of the function to call is missing")
     return get_obj_by_name(func_name)(*args, **kwargs)
 
 
-def construct_class_by_name(*args: Any, class_name: str, **kwargs: Any) -> Any:
-    """Makes an instance of the class of that full name with the other arguments."""
+def construct_class_by_name(*args: Any, class_name: str | None = None, **kwargs: Any) -> Any:
+    """Makes an instance of the class of that full name with the other arguments.
+
+    Optimizers get their `betas` as floats: option files say `[0, 0.99]`, which PyTorch refuses since 2.6.
+    """
+    if class_name is not None and class_name.startswith("torch.optim.") and "betas" in kwargs:
+        kwargs["betas"] = tuple(beta if hasattr(beta, "shape") else float(beta) for beta in kwargs["betas"])
     return call_func_by_name(*args, func_name=class_name, **kwargs)
+
+
+def get_module_dir_by_obj_name(obj_name: str) -> str:
+    """The folder of the file of the module that a full name begins with."""
+    module, _ = get_module_from_obj_name(obj_name)
+    return os.path.dirname(inspect.getfile(module))
+
+
+def is_top_level_function(obj: Any) -> bool:
+    """Whether `obj` is a function that its module holds under its own name, so that a name is enough to find it."""
+    if not inspect.isfunction(obj):
+        return False
+    return vars(sys.modules.get(obj.__module__, types)).get(obj.__name__) is obj
+
+
+def get_top_level_function_name(obj: Any) -> str:
+    """The full name of such a function, for `get_obj_by_name`.
+
+    Raises:
+        ValueError: it is no top-level function.
+    """
+    if not is_top_level_function(obj):
+        raise ValueError(f"{obj!r} is no function at the top level of a module")
+    module = obj.__module__
+    if module == "__main__":  # under which another process would find something else
+        module = os.path.splitext(os.path.basename(sys.modules[module].__file__ or "__main__"))[0]
+    return f"{module}.{obj.__name__}"
+
+
+# --- files and addresses
+
+
+def list_dir_recursively_with_ignore(
+    dir_path: str, ignores: list[str] | None = None, add_base_to_relative: bool = False
+) -> list[tuple[str, str]]:
+    """All files below a folder.
+
+    Args:
+        dir_path: the folder.
+        ignores: patterns in the manner of a shell, for names of files and folders to leave out.
+        add_base_to_relative: whether the relative paths begin with the folder's own name.
+
+    Returns:
+        (absolute path, path relative to the folder) of each file.
+
+    Raises:
+        NotADirectoryError: there is no such folder.
+    """
+    if not os.path.isdir(dir_path):
+        raise NotADirectoryError(f"{dir_path} is no folder")
+    base = os.path.abspath(dir_path)
+    start = os.path.dirname(base) if add_base_to_relative else base
+
+    def wanted(names: list[str]) -> list[str]:
+        return sorted(name for name in names if not any(fnmatch.fnmatch(name, pattern) for pattern in ignores or ()))
+
+    found = []
+    for folder, subfolders, files in os.walk(base):
+        subfolders[:] = wanted(subfolders)
+        paths = [os.path.join(folder, name) for name in wanted(files)]
+        found += [(path, os.path.relpath(path, start)) for path in paths]
+    return found
+
+
+def copy_files_and_create_dirs(files: list[tuple[str, str]]) -> None:
+    """Copies files, each given as (from, to), making the folders that are missing."""
+    for source, target in files:
+        os.makedirs(os.path.dirname(os.path.abspath(target)), exist_ok=True)
+        shutil.copyfile(source, target)
+
+
+def is_url(obj: Any, allow_file_urls: bool = False) -> bool:
+    """Whether `obj` is the text of an http(s) address, or with `allow_file_urls` of a file:// one."""
+    return download.is_url(obj, allow_file_urls)
+
+
+def open_url(
+    url: str,
+    cache_dir: str | None = None,
+    num_attempts: int = 10,
+    verbose: bool = True,
+    return_filename: bool = False,
+    cache: bool = True,
+) -> IO[bytes] | str:
+    """Opens a file for reading, whether it is on the disk or on the internet.
+
+    Args:
+        url: path, or http, https or file:// address.
+        cache_dir: where downloads are kept; None is `make_cache_dir_path("downloads")`.
+        num_attempts: how often an address is tried.
+        verbose: whether to print that something is downloaded.
+        return_filename: return the path of the file instead.
+        cache: False keeps the download in memory only.
+
+    Returns:
+        The open file, or its path.
+
+    Raises:
+        OSError: the file cannot be read or had.
+        ValueError: it is another kind of address.
+    """
+    folder = Path(cache_dir or make_cache_dir_path("downloads"))
+    return download.open_url(url, folder, num_attempts, verbose, return_filename, cache)

@@ -1,1 +1,1 @@
-"""The part of `torch_utils` that the sources embedded in NVIDIA network pickles use, written anew."""
+"""The names of NVIDIA's `torch_utils`, written anew: thin modules over `stylegan_ops` and PyTorch."""

@@ -1,22 +1,30 @@
-"""The small functions that the sources embedded in NVIDIA network pickles call."""
+"""The small functions that training scripts and the sources embedded in network pickles call."""
 
 from __future__ import annotations
 
 import functools
+import itertools
+import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence, Sized
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
+import torch.distributed
 from torch import Tensor, nan_to_num
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import Sampler
 
 __all__ = [
+    "InfiniteSampler",
     "assert_shape",
+    "check_ddp_consistency",
     "const_like",
     "constant",
     "copy_params_and_buffers",
+    "ddp_sync",
     "named_params_and_buffers",
     "nan_to_num",
     "params_and_buffers",
@@ -98,15 +106,75 @@ def assert_shape(tensor: Tensor, ref_shape: Sequence[int | Tensor | None]) -> No
             raise AssertionError(f"dimension {dim} of the shape {sizes} is {size} instead of {expected}")
 
 
-def profiled_function(function: Callable[_P, _R]) -> Callable[_P, _R]:
+def profiled_function(fn: Callable[_P, _R]) -> Callable[_P, _R]:
     """Decorator: the function appears under its name in the profiles of `torch.profiler`."""
 
-    @functools.wraps(function)
+    @functools.wraps(fn)
     def profiled(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        with torch.autograd.profiler.record_function(function.__name__):
-            return function(*args, **kwargs)
+        with torch.autograd.profiler.record_function(fn.__name__):
+            return fn(*args, **kwargs)
 
     return profiled
+
+
+class InfiniteSampler(Sampler[int]):
+    """Indices of a data set without end, shuffled, each of several processes getting its own.
+
+    The order is shuffled once, and goes on being shuffled while it is gone through: an index that was just used
+    changes places with one of those used shortly before it. So nothing comes again at once, and no two rounds are
+    alike.
+
+    Args:
+        dataset: anything with a length of at least 1.
+        rank: of this process, which gets every `num_replicas`-th index.
+        num_replicas: number of processes.
+        shuffle: False goes through the data in its order, again and again.
+        seed: of the shuffling; the same in all processes.
+        window_size: how far back an index changes places, relative to the length of the data set, 0 to 1.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        dataset: Sized,
+        rank: int = 0,
+        num_replicas: int = 1,
+        shuffle: bool = True,
+        seed: int = 0,
+        window_size: float = 0.5,
+    ) -> None:
+        if len(dataset) < 1:
+            raise ValueError("InfiniteSampler needs a data set with something in it")
+        if not 0 <= rank < num_replicas:
+            raise ValueError(f"rank has to be one of {num_replicas} processes, not {rank}")
+        if not 0 <= window_size <= 1:
+            raise ValueError(f"window_size has to be from 0 to 1, not {window_size}")
+        super().__init__()  # PyTorch's own no longer takes the data set
+        self.dataset = dataset
+        self.rank = rank
+        self.num_replicas = num_replicas
+        self.shuffle = shuffle
+        self.seed = seed
+        self.window_size = window_size
+
+    def __iter__(self) -> Iterator[int]:
+        """The indices of one process."""
+        return itertools.islice(self._of_all_processes(), self.rank, None, self.num_replicas)
+
+    def _of_all_processes(self) -> Iterator[int]:
+        order = list(range(len(self.dataset)))
+        if not self.shuffle:
+            yield from itertools.cycle(order)
+        random = np.random.RandomState(self.seed)
+        random.shuffle(order)
+        window = round(len(order) * self.window_size)
+        for place in itertools.cycle(range(len(order))):
+            yield order[place]
+            if window > 1:
+                earlier = (place - random.randint(window)) % len(order)
+                order[place], order[earlier] = order[earlier], order[place]
 
 
 def params_and_buffers(module: torch.nn.Module) -> list[Tensor]:
@@ -140,6 +208,38 @@ def copy_params_and_buffers(
         for name, tensor in target:
             if name in source:
                 tensor.copy_(source[name])
+
+
+def ddp_sync(module: torch.nn.Module, sync: bool) -> AbstractContextManager[None]:
+    """For a `with` block around a backward pass: whether a DistributedDataParallel module exchanges its gradients."""
+    if isinstance(module, DistributedDataParallel) and not sync:
+        return module.no_sync()
+    return nullcontext()
+
+
+def check_ddp_consistency(module: torch.nn.Module, ignore_regex: str | None = None) -> None:
+    """Checks that all processes hold the same parameters and buffers; all of them have to call it.
+
+    Args:
+        module: a torch module, the same architecture everywhere.
+        ignore_regex: tensors to leave out, as `<class of the module>.<dotted name>`, matched entirely.
+
+    Raises:
+        AssertionError: in every process, naming the first tensor that is not everywhere the same.
+    """
+    if not torch.distributed.is_initialized():
+        return
+    for name, tensor in named_params_and_buffers(module):
+        full_name = f"{type(module).__name__}.{name}"
+        if ignore_regex is not None and re.fullmatch(ignore_regex, full_name):
+            continue
+        here = nan_to_num(tensor.detach()) if tensor.is_floating_point() else tensor.detach()
+        of_first = here.clone(memory_format=torch.contiguous_format)
+        torch.distributed.broadcast(of_first, src=0)
+        differs = (here != of_first).any().to(torch.int32)
+        torch.distributed.all_reduce(differs, torch.distributed.ReduceOp.MAX)
+        if differs:
+            raise AssertionError(f"{full_name} is not the same in all processes")
 
 
 def print_module_summary(

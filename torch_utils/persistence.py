@@ -37,7 +37,7 @@ _one_text: dict[str, str] = {}  # pickle stores equal texts once only if they ar
 _executing = threading.RLock()
 
 
-def persistent_class(cls: _Class) -> _Class:
+def persistent_class(orig_class: _Class) -> _Class:
     """Decorator: makes instances pickle together with the source of the module that defines their class.
 
     Instances get the read-only properties `init_args` and `init_kwargs`, copies of what the constructor was
@@ -46,19 +46,19 @@ def persistent_class(cls: _Class) -> _Class:
     Raises:
         OSError: the source of the class's module cannot be found, as in an interactive session.
     """
-    if cls in _source_of_class:
-        return cls
-    source = _source_of_module.get(cls.__module__)
+    if orig_class in _source_of_class:
+        return orig_class
+    source = _source_of_module.get(orig_class.__module__)
     if source is None:
         try:
-            source = inspect.getsource(sys.modules[cls.__module__])
+            source = inspect.getsource(sys.modules[orig_class.__module__])
         except (OSError, TypeError) as error:
             raise OSError(
-                f"{cls.__qualname__} cannot be persistent: its module {cls.__module__!r} has no source"
+                f"{orig_class.__qualname__} cannot be persistent: its module {orig_class.__module__!r} has no source"
             ) from error
-    _source_of_class[cls] = _one_text.setdefault(source, source)
+    _source_of_class[orig_class] = _one_text.setdefault(source, source)
 
-    construct = cls.__init__  # type: ignore[misc]
+    construct = orig_class.__init__  # type: ignore[misc]
 
     @functools.wraps(construct)
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -75,8 +75,8 @@ def persistent_class(cls: _Class) -> _Class:
         "init_kwargs": property(_init_kwargs, doc="Keyword arguments of the constructor."),
     }
     for name, value in attributes.items():
-        setattr(cls, name, value)
-    return cls
+        setattr(orig_class, name, value)
+    return orig_class
 
 
 def is_persistent(obj: object) -> bool:

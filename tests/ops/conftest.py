@@ -1,6 +1,7 @@
 """Golden cases of single operators, and the compiled kernels.
 
-Tests that take `golden_case` run once for each case of the files that the module names in `GOLDEN`.
+Tests that take `golden_case` run once for each case of the files that the module names in `GOLDEN`, or of those
+operators in them that it names in `GOLDEN_OPS`.
 """
 
 from __future__ import annotations
@@ -51,6 +52,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         cases = {}
         for file in (files,) if isinstance(files, str) else files:
             cases |= _cases(file)
+        ops = getattr(metafunc.module, "GOLDEN_OPS", None)  # None: all of the files
+        cases = {name: case for name, case in cases.items() if ops is None or case.op in ops}
+        assert cases
         metafunc.parametrize("golden_case", cases.values(), ids=cases.keys())
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
@@ -192,3 +194,53 @@ def test_print_module_summary(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(RuntimeError):
         misc.print_module_summary(net, [torch.zeros(5, 1), 2.0])
     assert not net._forward_hooks and not net.first._forward_pre_hooks
+
+
+def take(sampler: misc.InfiniteSampler, count: int) -> list[int]:
+    return list(itertools.islice(iter(sampler), count))
+
+
+def test_sampler_without_shuffling_goes_round() -> None:
+    assert take(misc.InfiniteSampler([0] * 3, shuffle=False), 8) == [0, 1, 2, 0, 1, 2, 0, 1]
+    assert take(misc.InfiniteSampler([0] * 3, rank=1, num_replicas=2, shuffle=False), 4) == [1, 0, 2, 1]
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 100])
+def test_sampler_shuffles_again_and_again(size: int) -> None:
+    whole = take(misc.InfiniteSampler(range(size), seed=3), 40 * size)
+    assert take(misc.InfiniteSampler(range(size), seed=3), 40 * size) == whole
+    counts = np.bincount(whole, minlength=size)
+    assert counts.min() > 20 and counts.max() < 60  # nothing is left out or preferred for long
+    last_use: dict[int, int] = {}
+    for place, index in enumerate(whole):
+        assert place - last_use.get(index, -size) > size // 2 - (size < 3)  # the window is half a round
+        last_use[index] = place
+    if size == 100:
+        assert take(misc.InfiniteSampler(range(size), seed=4), 100) != whole[:100]
+        assert whole[:100] != whole[100:200] != whole[200:300]
+
+
+def test_sampler_shares_out_one_order() -> None:
+    whole = take(misc.InfiniteSampler(range(10), seed=1), 60)
+    parts = [take(misc.InfiniteSampler(range(10), rank, 3, seed=1), 20) for rank in range(3)]
+    assert [index for together in zip(*parts, strict=True) for index in together] == whole
+
+
+def test_sampler_feeds_a_data_loader() -> None:
+    data = torch.arange(6)
+    loader = torch.utils.data.DataLoader(data, sampler=misc.InfiniteSampler(data), batch_size=4)  # type: ignore[arg-type]
+    batches = list(itertools.islice(loader, 3))
+    assert torch.cat(batches).tolist() == take(misc.InfiniteSampler(data), 12)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"dataset": []}, "something in it"),
+        ({"rank": 2, "num_replicas": 2}, "rank has to be one of 2 processes, not 2"),
+        ({"window_size": 2}, "window_size has to be from 0 to 1"),
+    ],
+)
+def test_sampler_refuses(arguments: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        misc.InfiniteSampler(**{"dataset": [1], **arguments})

@@ -1,4 +1,1 @@
-"""The operators of `stylegan_ops` under the names and signatures that embedded sources call.
-
-StyleGAN3's `filtered_lrelu` is not among them yet.
-"""
+"""The operators of `stylegan_ops` under the names and signatures that embedded sources and scripts call."""

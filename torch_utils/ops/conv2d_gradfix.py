@@ -2,17 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from torch import conv2d, conv_transpose2d
-
-__all__ = ["conv2d", "conv_transpose2d", "enabled", "no_weight_gradients"]
+import torch
+from torch import Tensor
 
 enabled = False  # training scripts set it; nothing depends on it
+weight_gradients_disabled = False  # whether a `no_weight_gradients` block is open
 
 
 @contextmanager
 def no_weight_gradients(disable: bool = True) -> Iterator[None]:
-    """Does nothing: autograd computes the weights' gradients only where they are asked for."""
-    yield
+    """Does nothing beyond `weight_gradients_disabled`.
+
+    Inside, scripts call `torch.autograd.grad` for images or latents, and PyTorch computes the gradients of weights
+    only where they are asked for.
+    """
+    global weight_gradients_disabled
+    before = weight_gradients_disabled
+    weight_gradients_disabled = before or disable
+    try:
+        yield
+    finally:
+        weight_gradients_disabled = before
+
+
+def conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+) -> Tensor:
+    """`torch.nn.functional.conv2d`."""
+    return torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
+
+
+def conv_transpose2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    output_padding: int | Sequence[int] = 0,
+    groups: int = 1,
+    dilation: int | Sequence[int] = 1,
+) -> Tensor:
+    """`torch.nn.functional.conv_transpose2d`."""
+    return torch.conv_transpose2d(input, weight, bias, stride, padding, output_padding, groups, dilation)
