@@ -24,6 +24,8 @@ from refine.config import RunConfig
 from refine.errors import UserError
 from refine.loading import LoadedNetwork, load_gan, load_teacher
 from refine.pickles import NetworkPickle
+from refine.precision import autocast
+from refine.preflight import Preflight, preflight
 from refine.probe import Probe
 from refine.run_dir import RunDir
 from refine.state import load_state, load_weights, read_state, state_of
@@ -98,6 +100,12 @@ def make_trainer(config: RunConfig, gan: LoadedNetwork, teacher: LoadedNetwork, 
     denoiser, fake = (copy.deepcopy(teacher.network).to(device) for _ in range(2))
     select_layers(generator, config.train_layers, bridge.img_resolution)
     return Trainer(config, generator, generator_ema, denoiser, fake, bridge, device)
+
+
+def preflight_of(trainer: Trainer) -> Preflight:
+    """The trial of a trainer's pair, in the precision that it will be trained in."""
+    with autocast(trainer.precision, trainer.device):
+        return preflight(trainer.generator, trainer.teacher, trainer.bridge, seed=trainer.config.seed)
 
 
 def shape_of(loaded: LoadedNetwork) -> Shape:
@@ -206,6 +214,7 @@ class Run:
             stack.enter_context(logging_redirect_tqdm([log]))
             stack.enter_context(self.signals_noted())
             if progress.step == 0 and progress.warmup_nimg == 0:
+                self.try_pair()
                 self.save_images("fakes_init.png")
                 self.save_snapshot()
                 self.take_metrics()
@@ -231,6 +240,12 @@ class Run:
                 self.say(f"Stopped by {cause}; go on with --resume={state}")
                 raise KeyboardInterrupt
         return self.run_dir.snapshot_path(progress.cur_nimg)
+
+    def try_pair(self) -> None:
+        """Says what the teacher makes of the generator's images, so that a hopeless pair is noticed at once."""
+        if self.config.preflight and distributed.is_first():
+            for line in preflight_of(self.trainer).lines():
+                self.say(line)
 
     def warm_up(self) -> None:
         """Fits the fake score to the generator as it is, with a line now and then."""

@@ -9,7 +9,7 @@ import torch
 from gaussian import GaussianDenoiser
 from gaussian_scenes import SceneDenoiser, SceneGenerator, scenes
 
-from refine import load_gan, load_teacher
+from refine import RunConfig, load_gan, load_teacher, refine
 from refine.bridge import Bridge, resize_matrix
 from refine.diffusion import heun_sample
 from refine.preflight import CANDIDATES, SAMPLER, SIGMAS, _zoomed, denoising_losses, preflight
@@ -163,3 +163,12 @@ def test_zooms():
     assert _zoomed(1.25)(x).shape == (1, 3, 20, 20) and torch.equal(_zoomed(1.25)(x)[:, :, 2:-2, 2:-2], x)
     assert torch.equal(_zoomed(1.0)(x), x)
     assert all(candidate.correct(x).shape[1] == 3 for candidate in CANDIDATES.values())
+
+
+def test_a_run_begins_with_it(fixture_path, tmp_path):
+    pair = {"gan": "sg2ada/b_cond16.pkl", "teacher": "edm/s4_sid_ddpmpp_cond16.pkl"}
+    files = {name: str(fixture_path(path)) for name, path in pair.items()}
+    config = RunConfig(**files, outdir=str(tmp_path), batch=8, kimg=0.008, warmup_kimg=0, device="cpu")
+    log = (refine(config).parent / "log.txt").read_text().splitlines()
+    report = next(index for index, line in enumerate(log) if line.startswith("Preflight: "))
+    assert log[report + 1].split() == ["sigma", "0.1", "0.4", "1.5", "6"]

@@ -33,7 +33,7 @@ def pair(fixture_path):
 
 
 def config(pair, tmp_path, **changes):
-    sizes = {"batch": 8, "kimg": 0.048, "warmup_kimg": 0.016, "tick_kimg": 0.016, "snap_ticks": 2}
+    sizes = {"batch": 8, "kimg": 0.048, "warmup_kimg": 0.016, "tick_kimg": 0.016, "snap_ticks": 2, "preflight": False}
     rates = {"glr": 1e-3, "flr": 1e-3, "ema_halflife_kimg": 0.02}
     return RunConfig(**pair, outdir=str(tmp_path / "runs"), device="cpu", **(sizes | rates | changes))
 
