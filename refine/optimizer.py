@@ -35,7 +35,7 @@ class Optimizer:
         self.clip_grad = clip_grad
         self.adam = torch.optim.Adam(self.parameters, lr=1.0, betas=betas, eps=1e-8)
         device = self.parameters[0].device.type if self.parameters else "cpu"
-        self.scaler = torch.amp.GradScaler(device, enabled=scale_loss)
+        self.scaler = torch.amp.GradScaler(device, init_scale=2.0**8, enabled=scale_loss)
 
     def zero_grad(self) -> None:
         """Forgets gradients."""

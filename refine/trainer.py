@@ -137,10 +137,10 @@ class Trainer:
         fit_fake = config.share_forward and self.objective.needs_fake
         self.generator_optimizer.zero_grad()
         self.fake_optimizer.zero_grad()
-        w_sum = torch.zeros(self.generator.w_dim, device=self.device)
+        w_sums = []
         for draws, seeds in self._micro_batches("generator", step):
             drawn = self._draw_images(draws, seeds)
-            w_sum += drawn.w.detach().sum(0)
+            w_sums.append(drawn.w.detach().sum(0))
             if fit_fake:
                 self._fake_backward(drawn.seen, draws, seeds)
             loss = self.objective.generator_loss(self._scores(drawn.seen, draws, seeds), config.weighting).sum()
@@ -157,7 +157,7 @@ class Trainer:
             total_nimg=config.kimg * 1000,
         )
         self._apply("generator", self.generator_optimizer, lr)
-        self._move_w_avg(w_sum)
+        self._move_w_avg(torch.stack(w_sums).sum(0))
 
     def _draw_images(self, draws: Draws, seeds: Seeds) -> Drawn:
         ws = self.generator.mapping(draws.z, draws.c)

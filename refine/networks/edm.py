@@ -96,32 +96,33 @@ class PreconditionedDenoiser(nn.Module):
             force_fp32: no half precision, whatever use_fp16 says.
 
         Returns:
-            Estimates of E[x0 | x0 + sigma n = x], [N, C, R, R] float32.
+            Estimates of E[x0 | x0 + sigma n = x], [N, C, R, R], in the precision of the parameters (float32).
 
         Raises:
             ValueError: class_labels of another width than label_dim.
         """
-        x = x.to(torch.float32)
-        sigma = torch.as_tensor(sigma, device=x.device).to(torch.float32).reshape(-1, 1, 1, 1)
-        labels = self._labels(class_labels, x.device)
+        dtype = next(self.model.parameters()).dtype
+        x = x.to(dtype)
+        sigma = torch.as_tensor(sigma, device=x.device).to(dtype).reshape(-1, 1, 1, 1)
+        labels = self._labels(class_labels, x.device, dtype)
         if augment_labels is not None:
-            augment_labels = augment_labels.to(torch.float32)
+            augment_labels = augment_labels.to(dtype)
         half = self.use_fp16 and not force_fp32 and x.device.type == "cuda"
 
         c_skip, c_out, c_in, c_noise = self.preconditioning(sigma)
-        model_input = (c_in * x).to(torch.float16 if half else torch.float32)
+        model_input = (c_in * x).to(torch.float16 if half else dtype)
         raw = self.model(model_input, c_noise.flatten(), labels, augment_labels)
         # iDDPM networks also predict a variance, in further channels that no sampler here needs.
-        return c_skip * x + c_out * raw[:, : self.img_channels].to(torch.float32)
+        return c_skip * x + c_out * raw[:, : self.img_channels].to(dtype)
 
-    def _labels(self, class_labels: Tensor | None, device: torch.device) -> Tensor | None:
+    def _labels(self, class_labels: Tensor | None, device: torch.device, dtype: torch.dtype) -> Tensor | None:
         if self.label_dim == 0:
             return None
         if class_labels is None:
-            return torch.zeros([1, self.label_dim], device=device)
+            return torch.zeros([1, self.label_dim], device=device, dtype=dtype)
         if class_labels.shape[-1] != self.label_dim:
             raise ValueError(f"class labels have width {class_labels.shape[-1]}, the network wants {self.label_dim}")
-        return class_labels.to(torch.float32).reshape(-1, self.label_dim)
+        return class_labels.to(dtype).reshape(-1, self.label_dim)
 
 
 class EDMPrecond(PreconditionedDenoiser):

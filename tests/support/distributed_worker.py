@@ -1,0 +1,82 @@
+"""What one of several processes does in tests/test_distributed.py."""
+
+from __future__ import annotations
+
+import copy
+import sys
+import time
+from datetime import timedelta
+
+import torch
+
+from refine import distributed, load_gan, load_teacher
+from refine.averages import Averages
+from refine.bridge import Bridge
+from refine.config import RunConfig
+from refine.errors import UserError
+from refine.trainer import Trainer
+
+
+def train(gan: str, teacher: str, out: str) -> None:
+    """A few float64 steps on the golden pair; the first process saves what came of them."""
+    with distributed.processes():
+        generator, denoiser = load_gan(gan).network.double(), load_teacher(teacher).network.double()
+        config = RunConfig(
+            gan="g", teacher="t", batch=7, batch_gpu=None, glr=1e-3, flr=1e-3, kimg=1.0, clip_grad=5.0,
+            noise_mode="const", fake_dropout=False, fake_steps=2, ema_halflife_kimg=0.05,
+        )  # fmt: skip
+        bridge = Bridge(denoiser.img_resolution, denoiser.label_dim)
+        networks = [generator, copy.deepcopy(generator), denoiser, copy.deepcopy(denoiser)]
+        networks[0].requires_grad_(True)
+        trainer = Trainer(config, *networks, bridge, torch.device("cpu"))
+        for _ in range(2):
+            trainer.warm_up_step()
+        for _ in range(3):
+            trainer.step()
+        means = trainer.averages.means()
+        if distributed.is_first():
+            weights = {
+                f"{name}.{key}": value
+                for name in ("generator", "generator_ema", "fake")
+                for key, value in getattr(trainer, name).state_dict().items()
+            }
+            torch.save({"weights": weights, "means": means}, out)
+
+
+def collectives() -> None:
+    """Every function once, against what it must give."""
+    with distributed.processes() as place:
+        rank, size = place.rank, place.size
+        assert (distributed.rank(), distributed.size()) == (rank, size) and distributed.is_first() == (rank == 0)
+        tensors = [torch.full([2, 2], float(rank + 1)), torch.tensor(10.0 * rank)]
+        distributed.sum_in_place(tensors)
+        assert tensors[0].eq(sum(range(1, size + 1))).all() and tensors[1] == 10 * sum(range(size))
+        assert distributed.gather(("x", rank)) == [("x", r) for r in range(size)]
+        assert distributed.broadcast(f"from {rank}") == "from 0"
+        assert distributed.any_process(rank == size - 1) and not distributed.any_process(False)
+        shares = distributed.gather(distributed.share(7))
+        assert [i for share in shares for i in range(7)[share]] == list(range(7))
+        averages = Averages()
+        averages.add("a", torch.full([rank + 1], float(rank)))
+        averages.add_by_band("b", torch.tensor([float(rank)]), torch.tensor([0.05 if rank == 0 else 2.0]))
+        assert averages.means() == {"a": 2 / 3, "b": 0.5, "b/sigma_0_0.1": 0.0, "b/sigma_1.5_6": 1.0}
+        distributed.barrier()
+
+
+def lost() -> None:
+    """The last process ends without a word; the first one says what it was waiting for."""
+    with distributed.processes(timeout=timedelta(seconds=3)) as place:
+        distributed.barrier()
+        if place.rank:
+            time.sleep(60)
+            return
+        try:
+            with distributed.phase("the drill"):
+                distributed.barrier()
+        except UserError as error:
+            print(error, flush=True)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    {"train": train, "collectives": collectives, "lost": lost}[sys.argv[1]](*sys.argv[2:])
