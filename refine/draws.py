@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from refine import augment
 from refine.noise_levels import Distribution
 from refine.streams import stream_generator
 
@@ -27,6 +28,7 @@ class Draws:
         noise: [N, C, R, R] at the teacher's resolution.
         fake_sigma: noise levels at which the fake score is fitted [N].
         fake_noise: [N, C, R, R].
+        augmentation: of the images that the fake score is fitted to [N, 8], see `augment.PARAMETERS`.
     """
 
     z: Tensor
@@ -35,6 +37,7 @@ class Draws:
     noise: Tensor
     fake_sigma: Tensor
     fake_noise: Tensor
+    augmentation: Tensor
 
     def part(self, which: slice) -> Draws:
         """Those of some of the images."""
@@ -55,6 +58,7 @@ class DrawShape:
         c_dim: classes; 0 = unconditional.
         img_channels: of the noise.
         img_resolution: of the noise, the teacher's.
+        augment_p: probability of each augmentation.
     """
 
     batch: int
@@ -62,6 +66,7 @@ class DrawShape:
     c_dim: int
     img_channels: int
     img_resolution: int
+    augment_p: float = 0.0
 
 
 def draw(shape: DrawShape, sigma: Distribution, fake_sigma: Distribution, seed: int, stream: str, step: int) -> Draws:
@@ -94,6 +99,7 @@ def draw(shape: DrawShape, sigma: Distribution, fake_sigma: Distribution, seed: 
         noise=torch.randn(pixels, generator=source("noise")),
         fake_sigma=levels("fake_sigma", fake_sigma),
         fake_noise=torch.randn(pixels, generator=source("fake_noise")),
+        augmentation=augment.draw(shape.batch, shape.augment_p, source("augmentation")),
     )
 
 

@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from refine import distributed, pickles, zoo
+from refine import augment, distributed, pickles, zoo
 from refine.averages import Averages
 from refine.bridge import Shape, make_bridge
 from refine.config import RunConfig
@@ -96,6 +96,12 @@ def make_trainer(config: RunConfig, gan: LoadedNetwork, teacher: LoadedNetwork, 
     bridge = make_bridge(shape_of(gan), shape_of(teacher), config.resample, config.class_map)
     if config.anchor and bridge.img_resolution == shape_of(gan).img_resolution:
         raise UserError("--anchor holds detail that the teacher cannot see, and this one sees all: leave it out.")
+    map_augment = getattr(getattr(teacher.network, "model", None), "map_augment", None)
+    if config.fake_augment and getattr(map_augment, "in_features", 0) != augment.NUM_LABELS:
+        raise UserError(
+            f"--fake-augment needs a teacher that was trained with EDM's {augment.NUM_LABELS} augmentation labels, and "
+            f"{teacher.pickle.path} was not: leave it out."
+        )
     generator, generator_ema = (copy.deepcopy(gan.network).to(device) for _ in range(2))
     denoiser, fake = (copy.deepcopy(teacher.network).to(device) for _ in range(2))
     select_layers(generator, config.train_layers, bridge.img_resolution)
@@ -234,7 +240,8 @@ class Run:
                     self.tick()
                 if self.saved_nimg != progress.cur_nimg:
                     self.save()
-            if self.stopping or self.should_stop():
+            self.should_stop()  # somebody may have asked for it while the last snapshot was saved
+            if self.stopping:
                 state = self.save_state()
                 cause = signal.Signals(self.stop_signal).name if self.stop_signal else "another process"
                 self.say(f"Stopped by {cause}; go on with --resume={state}")

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from refine import detail, distributed
+from refine import augment, detail, distributed
 from refine.averages import Averages
 from refine.bridge import Bridge
 from refine.config import RunConfig
@@ -94,6 +94,7 @@ class Trainer:
             c_dim=generator.c_dim,
             img_channels=generator.img_channels,
             img_resolution=bridge.img_resolution,
+            augment_p=config.fake_augment,
         )
 
     # -- phases ---------------------------------------------------------------------------------------
@@ -169,8 +170,10 @@ class Trainer:
         return generator.synthesis(ws, noise_mode=self.config.noise_mode, force_fp32=self.precision != "fp16")
 
     def _fake_backward(self, images: Tensor, draws: Draws, seeds: Seeds) -> None:
-        x0, labels = images.detach(), self.bridge.labels(draws.c)
-        augment_labels = None
+        x0, labels, augment_labels = images.detach(), self.bridge.labels(draws.c), None
+        if self.config.fake_augment:
+            x0 = augment.transform(x0, draws.augmentation)
+            augment_labels = augment.labels(draws.augmentation)
         sigma = draws.fake_sigma
         x_t = x0 + sigma.reshape(-1, 1, 1, 1) * draws.fake_noise
         self.fake.train(self.config.fake_dropout)

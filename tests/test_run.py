@@ -182,6 +182,152 @@ def test_signal_to_a_real_process(pair, tmp_path):
     assert f"Resuming from {state}" in result.stdout
 
 
+def scripted(values):
+    """A metric whose values are given: one for each snapshot, or a function to call."""
+    remaining = list(values)
+
+    def measure(network, snapshot_name):
+        value = remaining.pop(0)
+        value = value() if callable(value) else value
+        return [{"results": {"fid50k_full": value}, "metric": "fid50k_full", "snapshot_pkl": snapshot_name}]
+
+    return measure
+
+
+LARGE = {"batch": 1000, "batch_gpu": 8, "warmup_kimg": 0.0, "tick_kimg": 1.0, "snap_ticks": 1}  # one step a kimg
+
+
+@pytest.fixture
+def quick_steps(monkeypatch):
+    """Steps that only count."""
+
+    def step(self):
+        self.progress.step += 1
+        self.progress.cur_nimg += self.config.batch
+
+    monkeypatch.setattr(run.Trainer, "step", step)
+
+
+def test_metrics_best_snapshot_and_stopping(pair, tmp_path, quick_steps):
+    values = [5.0, 4.0, 3.0, 3.5, 3.2, 3.3, 3.4, 2.0]
+    options = config(pair, tmp_path, kimg=20, stop_if_worse=2, **LARGE)
+    snapshot = run.refine(options, measure=scripted(values))
+    assert snapshot.name == "network-snapshot-000006.pkl"
+    rows = RunDir(snapshot.parent).metric_rows("fid50k_full")
+    assert [row["results"]["fid50k_full"] for row in rows] == values[:7]
+    assert [row["snapshot_pkl"] for row in rows] == [f"network-snapshot-{kimg:06d}.pkl" for kimg in range(7)]
+    best = snapshot.parent / "network-best.pkl"
+    assert best.resolve().name == "network-snapshot-000002.pkl"
+    assert "rose for 2 snapshots in a row" in (snapshot.parent / "log.txt").read_text()
+
+
+def test_interrupted_metric_is_the_only_loss(pair, tmp_path, quick_steps):
+    """Ctrl-C while a metric is computed: the snapshot and its state are there, and the run goes on from them."""
+    interrupt = lambda: signal.raise_signal(signal.SIGINT)  # noqa: E731
+    options = config(pair, tmp_path, kimg=4, **LARGE)
+    with pytest.raises(KeyboardInterrupt):
+        run.refine(options, measure=scripted([5.0, 4.0, interrupt]))
+    state = find_state("latest", options.outdir)
+    assert state.name == "training-state-000002.pt" and (state.parent / "network-snapshot-000002.pkl").exists()
+    assert "metrics of network-snapshot-000002.pkl were interrupted" in (state.parent / "log.txt").read_text()
+    run.refine(options, resume=state, measure=scripted([3.0, 2.0]))
+    rows = RunDir(state.parent).metric_rows("fid50k_full")
+    assert [row["results"]["fid50k_full"] for row in rows] == [5, 4, 3, 2]
+
+
+def test_metrics_newer_than_the_state_are_measured_again(pair, tmp_path, quick_steps):
+    options = config(pair, tmp_path, kimg=3, **LARGE)
+    snapshot = run.refine(options, measure=scripted([5.0, 4.0, 3.0, 2.0]))
+    (snapshot.parent / "training-state-000003.pt").unlink()
+    state = find_state(str(snapshot.parent), "")
+    run.refine(options, resume=state, measure=scripted([1.0]))
+    assert [row["results"]["fid50k_full"] for row in RunDir(snapshot.parent).metric_rows("fid50k_full")] == [5, 4, 3, 1]
+
+
+def test_rising():
+    assert run.rising([1, 2, 3], 2) and not run.rising([1, 2, 3], 3)
+    assert not run.rising([1, 3, 2], 1) and not run.rising([3, 3, 3], 2) and not run.rising([], 1)
+
+
+def test_best_without_links(tmp_path, monkeypatch):
+    def refuse(*args):
+        raise OSError("no privilege")
+
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    folder = RunDir(tmp_path)
+    for content in (b"one", b"two"):
+        (tmp_path / "network-snapshot-000001.pkl").write_bytes(content)
+        folder.link_best(tmp_path / "network-snapshot-000001.pkl")
+        assert (tmp_path / "network-best.pkl").read_bytes() == content
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_ticks_lie_on_a_grid_that_no_interruption_shifts(pair, tmp_path, quick_steps):
+    """Stopped between two ticks, a run still saves where it would have saved."""
+    options = config(pair, tmp_path, kimg=6, **(LARGE | {"tick_kimg": 2.0}))
+    original = run.Run.start_bar
+
+    def stop_at_3(self, *args):
+        original(self, *args)
+        update = self.bar.update
+        self.bar.update = lambda n: (update(n), self.trainer.progress.cur_nimg == 3000 and signal.raise_signal(15))
+
+    run.Run.start_bar = stop_at_3
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run.refine(options)
+    finally:
+        run.Run.start_bar = original
+    state = find_state("latest", options.outdir)
+    assert state.name == "training-state-000003.pt"
+    run.refine(options, resume=state)
+    snapshots = sorted(p.name for p in state.parent.glob("network-snapshot-*.pkl"))
+    assert snapshots == [f"network-snapshot-{kimg:06d}.pkl" for kimg in (0, 2, 4, 6)]
+
+
+def test_full_disk(pair, tmp_path):
+    """One sentence, and what was saved before is still good."""
+    script = (
+        "import resource, sys; sys.argv[0] = 'refine.py'\n"
+        "from refine import run\n"
+        "original = run.Run.save\n"
+        "def save(self):\n"
+        "    original(self)\n"
+        "    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+        "run.Run.save = save\n"
+        "from refine.cli import main; main()\n"
+    )
+    options = ["--batch=8", "--kimg=0.1", "--warmup-kimg=0.008", "--tick-kimg=0.016", "--snap-ticks=1", "--device=cpu"]
+    files = [f"--gan={pair['gan']}", f"--teacher={pair['teacher']}", f"--outdir={tmp_path}"]
+    result = subprocess.run([sys.executable, "-c", script, *files, *options], capture_output=True, text=True, cwd=ROOT)
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert "Cannot write" in result.stderr and "choose a disk" in result.stderr
+    state = find_state("latest", tmp_path)
+    assert run_state.read_state(state)["progress"]["cur_nimg"] == 16
+    pickles.load(state.parent / "network-snapshot-000000.pkl")
+    assert not list(state.parent.glob(".refine-*"))
+
+
+def test_started_from_the_weights_of_another_run(pair, tmp_path):
+    first = run.refine(config(pair, tmp_path))
+    state = find_state(str(first.parent), "")
+    second = run.refine(config(pair, tmp_path, init=str(state), kimg=0.008, glr=1e-9))
+    assert second.parent != first.parent
+    moved, start = weights(second), weights(first)
+    assert torch.allclose(moved["G"]["synthesis.b8.conv0.weight"], start["G"]["synthesis.b8.conv0.weight"], atol=1e-6)
+    continued = find_state(str(second.parent), "")
+    assert run.refine(run.resumed_config(continued, {"kimg": 0.016}), resume=continued) == second
+    state.unlink()
+    with pytest.raises(UserError):
+        run.refine(run.resumed_config(continued, {"kimg": 0.024}), resume=continued)
+
+
+def test_memory_that_does_not_suffice(pair):
+    options = config(pair, Path("."), batch=8, batch_gpu=4)
+    with pytest.raises(UserError, match="for 4 images at once: try --batch-gpu=2"), run.memory_advice(options):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+
 def test_killed_at_any_moment(pair, tmp_path):
     """The newest state under its final name is complete, and no half-written snapshot has one."""
     options = ["--batch=8", "--kimg=1000", "--warmup-kimg=0.008", "--tick-kimg=0.008", "--snap-ticks=1", "--device=cpu"]
