@@ -40,7 +40,8 @@ h3 { margin: 0 0 .3rem; font-size: 1rem }
 .soft, .none, figcaption, .card p { color: var(--soft); font-size: .875rem; margin: .2rem 0 }
 .warnings { margin: 1rem 0; padding: .6rem 1rem .6rem 2rem; color: var(--warn); background: var(--warnbg);
   border-radius: .5rem }
-.grid2 { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 22rem), 1fr)); gap: 1rem; margin: 1rem 0 }
+.grid2 { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 22rem), 1fr)); gap: 1rem;
+  margin: 1rem 0 }
 .card { padding: .8rem; background: var(--card); border: 1px solid var(--line); border-radius: .5rem; min-width: 0 }
 .scroll { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap }
