@@ -22,6 +22,7 @@ from refine.averages import Averages
 from refine.bridge import Shape, make_bridge
 from refine.config import RunConfig
 from refine.errors import UserError
+from refine.events import EventWriter
 from refine.loading import LoadedNetwork, load_gan, load_teacher
 from refine.pickles import NetworkPickle
 from refine.precision import autocast
@@ -210,6 +211,7 @@ class Run:
         self.stop_signal: int | None = None
         self.saved_nimg: int | None = None
         self.measuring = self.stopping = self.worse = False
+        self.events = EventWriter(run_dir.path, self.start_time)
         self.bar: Any = None
 
     def train(self) -> Path:
@@ -218,6 +220,7 @@ class Run:
         self.say(f"Run directory: {self.run_dir.path}")
         with ExitStack() as stack:
             stack.enter_context(logging_redirect_tqdm([log]))
+            stack.callback(self.events.close)
             stack.enter_context(self.signals_noted())
             if progress.step == 0 and progress.warmup_nimg == 0:
                 self.try_pair()
@@ -295,7 +298,9 @@ class Run:
         if distributed.is_first():
             values |= self.probe.measure(self.trainer.generator) | resources(self.trainer.device)
             self.say(tick_line(tick, values, progress.num_nonfinite))
-            self.run_dir.add_stats(tick_row(tick, values, progress.num_nonfinite) | {"timestamp": now})
+            row = tick_row(tick, values, progress.num_nonfinite)
+            self.run_dir.add_stats(row | {"timestamp": now})
+            self.events.add(row, progress.cur_nimg, now)
         if tick.number % config.snap_ticks == 0:
             self.save()
         self.start_tick()
@@ -368,6 +373,8 @@ class Run:
         for row in rows if distributed.is_first() else ():
             self.run_dir.add_metric(row)
             self.say(" ".join(f"{name} {value:.6g}" for name, value in row["results"].items()))
+            results = {f"Metrics/{name}": value for name, value in row["results"].items()}
+            self.events.add(results, self.trainer.progress.cur_nimg, time.time())
         self.worse = distributed.broadcast(self._judge(rows) if distributed.is_first() else False)
 
     def _judge(self, rows: Sequence[dict[str, Any]]) -> bool:

@@ -29,7 +29,7 @@ LAYERS = (
         "precision",
     }
     | {"bridge", "detail", "objectives", "augment", "preflight"},
-    {"config", "train_layers", "probe", "state", "run_dir", "status", "metrics", "report", "trainer"},
+    {"config", "train_layers", "probe", "events", "state", "run_dir", "status", "metrics", "report", "trainer"},
     {"loading", "describe"},
     {"run", "inspect", "assets"},
     {"cli"},
