@@ -27,11 +27,12 @@ LAYERS = (
         "averages",
         "optimizer",
         "precision",
+        "seeds",
     }
     | {"bridge", "detail", "objectives", "augment", "preflight"},
     {"config", "train_layers", "probe", "events", "state", "run_dir", "status", "metrics", "report", "trainer"},
     {"loading", "describe"},
-    {"run", "inspect", "assets"},
+    {"run", "inspect", "assets", "generate", "blend"},
     {"cli"},
 )
 LEVEL = {component: level for level, layer in enumerate(LAYERS) for component in layer}

@@ -1,0 +1,110 @@
+"""Images by seed, as StyleGAN's own scripts make them: the same seed is the same latent everywhere."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from refine.errors import UserError
+
+MAX_SEED = 2**32 - 1
+MAX_SEEDS = 1_000_000
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """`0-3,40` -> 0, 1, 2, 3, 40.
+
+    Raises:
+        UserError: it is something else, or a seed beyond 2^32 - 1, which NumPy does not take.
+    """
+    seeds: list[int] = []
+    for part in text.split(","):
+        found = re.fullmatch(r"\s*(\d{1,10})\s*(?:-\s*(\d{1,10})\s*)?", part, flags=re.ASCII)
+        if not found:
+            raise UserError(f"Seeds must be numbers and ranges such as 0-35,40, not {text!r}.")
+        first, last = int(found[1]), int(found[2] or found[1])
+        if not first <= last <= MAX_SEED:
+            raise UserError(f"The range of seeds {part.strip()} must rise and end by {MAX_SEED}.")
+        if last - first >= MAX_SEEDS - len(seeds):
+            raise UserError(f"{text!r} are more than {MAX_SEEDS:,} seeds: generate them in parts.")
+        seeds += range(first, last + 1)
+    return tuple(seeds)
+
+
+def latent(seed: int, z_dim: int) -> Tensor:
+    """Z [1, z_dim] in float32: NumPy's legacy normal numbers, drawn in float64 as StyleGAN's scripts do."""
+    return torch.from_numpy(np.random.RandomState(seed).randn(1, z_dim).astype(np.float32))
+
+
+def label(c_dim: int, class_index: int | None) -> Tensor:
+    """C [1, c_dim], one-hot; without a class, zeros.
+
+    Raises:
+        UserError: there is no such class.
+    """
+    c = torch.zeros(1, c_dim)
+    if class_index is not None:
+        if not 0 <= class_index < c_dim:
+            raise UserError(f"This generator has classes 0 to {c_dim - 1}, not {class_index}.")
+        c[0, class_index] = 1
+    return c
+
+
+def class_of(generator: Any, class_index: int | None) -> int | None:
+    """The class to generate: what was asked for, None where the generator has no classes.
+
+    Raises:
+        UserError: the generator has classes, and none was chosen or it lacks the chosen one.
+    """
+    if not generator.c_dim:
+        return None
+    if class_index is None:
+        count = generator.c_dim
+        raise UserError(f"This generator has {count} classes: choose one with --class=0 to {count - 1}.")
+    label(generator.c_dim, class_index)
+    return class_index
+
+
+def images_of(
+    generator: Any,
+    seeds: Sequence[int],
+    class_index: int | None = None,
+    truncation_psi: float = 1.0,
+    noise_mode: str = "const",
+    device: torch.device | str = "cpu",
+) -> Iterator[Tensor]:
+    """One image [1, C, H, W] in float32 on the CPU, nominally in [-1, 1], for each seed.
+
+    Args:
+        generator: on `device`.
+        seeds: of the latents; with `noise_mode="random"` also of the noise.
+        class_index: None is the label of zeros.
+        truncation_psi: 1 is the full distribution, 0 the average image.
+        noise_mode: `const`, `random` or `none`.
+        device: where the generator is.
+    """
+    for seed in seeds:
+        z = latent(seed, generator.z_dim).to(device)
+        c = label(generator.c_dim, class_index).to(device)
+        if noise_mode == "random":
+            torch.manual_seed(seed)
+        with torch.no_grad():
+            image = generator(z, c, truncation_psi=truncation_psi, noise_mode=noise_mode)
+        yield image.float().cpu()
+
+
+def to_picture(image: Tensor) -> Image.Image:
+    """An image [1, C, H, W] in [-1, 1], C = 1 or 3, as 8-bit pixels: x * 127.5 + 128, clamped, truncated."""
+    pixels: Any = (image[0].permute(1, 2, 0) * 127.5 + 128).clamp(0, 255).to(torch.uint8).numpy()
+    return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+
+
+def squared_difference(one: Tensor, other: Tensor) -> float:
+    """Mean squared difference of two images in [-1, 1], both clamped to it, in grey levels of 255."""
+    return float(((one.clamp(-1, 1) - other.clamp(-1, 1)) * 127.5).double().square().mean())
