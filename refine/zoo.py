@@ -29,7 +29,7 @@ class ZooEntry:
         name: What `--gan`, `--teacher` and `resolve` accept; for networks with and without `.pkl`.
         kind: "generator", "denoiser", "fid-reference" (mean and covariance of detector features) or "detector".
         family: Architecture: "stylegan2", "stylegan3", "stylegan-xl", "edm", "edm2"; "inception" for what belongs to
-            the FID.
+            the FID, "vgg" for the detector of precision, recall and path length.
         resolution: Image side in pixels; None where it means nothing.
         licence: None if not known: its publisher's page tells.
         url: Where it is downloaded from; None for a file that needs no download.
@@ -211,6 +211,7 @@ ENTRIES: tuple[ZooEntry, ...] = (
         size=95_607_719,
         sha256="f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4",
     ),
+    ZooEntry("vgg16.pt", "detector", "vgg", None, None, url=f"{_ADA}/metrics/vgg16.pt"),
     ZooEntry(
         "inception-2015-12-05.pkl", "detector", "inception", None, None,
         url=f"{_NGC}/stylegan3/versions/1/files/metrics/inception-2015-12-05.pkl",

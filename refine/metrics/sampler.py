@@ -1,0 +1,196 @@
+"""The generator's images for a metric: what is drawn for image number i depends on the seed and on i alone.
+
+Latents and labels come in blocks of 64 from (seed, stream, block), noise from (seed, stream, i). So batches of any
+size, and any number of processes, see the same images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from refine.bridge import resize
+from refine.errors import UserError
+from refine.metrics.detectors import exact_convolutions
+from refine.streams import stream_generator, stream_seed
+
+BLOCK = 64
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What labels are drawn from: those of a data set's images, each as likely as the other.
+
+    Attributes:
+        counts: images of each class [K] int64; None where labels are vectors.
+        vectors: [N, dim] float32; None where labels are classes.
+    """
+
+    counts: np.ndarray | None = None
+    vectors: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, raw_labels: np.ndarray) -> Labels:
+        """Classes [N] or vectors [N, dim] of a data set's images."""
+        return cls(counts=np.bincount(raw_labels)) if raw_labels.ndim == 1 else cls(vectors=raw_labels)
+
+    @classmethod
+    def uniform(cls, num_classes: int) -> Labels:
+        """Every class as likely as the other."""
+        return cls(counts=np.ones(num_classes, dtype=np.int64))
+
+    @property
+    def dim(self) -> int:
+        """Width of a label."""
+        return len(self.counts) if self.counts is not None else self.vectors.shape[1] if self.vectors is not None else 0
+
+    def rows(self, numbers: Tensor) -> Tensor:
+        """Labels [N, dim] for uniform numbers [N] in [0, 1)."""
+        if self.counts is not None:
+            ends = torch.from_numpy(np.cumsum(self.counts))
+            classes = torch.searchsorted(ends, (numbers * int(ends[-1])).long(), right=True)
+            return torch.nn.functional.one_hot(classes, len(ends)).float()
+        assert self.vectors is not None
+        return torch.from_numpy(self.vectors)[(numbers * len(self.vectors)).long()]
+
+
+def draw_latents(indices: range, width: int, seed: int, stream: str = "metric latents") -> Tensor:
+    """Standard normal [len(indices), width] float32 on the CPU."""
+    return _from_blocks(indices, lambda block: torch.randn(BLOCK, width, generator=_block(seed, stream, block)))
+
+
+def draw_uniform(indices: range, seed: int, stream: str) -> Tensor:
+    """Uniform on [0, 1), [len(indices)] float64 on the CPU."""
+    return _from_blocks(
+        indices, lambda block: torch.rand(BLOCK, generator=_block(seed, stream, block), dtype=torch.float64)
+    )
+
+
+def draw_labels(indices: range, labels: Labels | None, c_dim: int, seed: int) -> Tensor:
+    """Labels [len(indices), c_dim]; of width 0 for an unconditional generator, uniform without `labels`."""
+    if c_dim == 0:
+        return torch.zeros(len(indices), 0)
+    return (labels or Labels.uniform(c_dim)).rows(draw_uniform(indices, seed, "metric labels"))
+
+
+def _block(seed: int, stream: str, block: int) -> torch.Generator:
+    return stream_generator(seed, stream, block)
+
+
+def _from_blocks(indices: range, draw: Any) -> Tensor:
+    if not len(indices):
+        return draw(0)[:0]
+    blocks = range(indices[0] // BLOCK, indices[-1] // BLOCK + 1)
+    drawn = torch.cat([draw(block) for block in blocks])
+    first = indices[0] - blocks[0] * BLOCK
+    return drawn[first : first + len(indices)]
+
+
+# -- noise --------------------------------------------------------------------------------------------
+
+
+def noise_inputs(generator: torch.nn.Module) -> list[torch.nn.Module]:
+    """The layers that add noise, in their order in the network."""
+    return [module for module in generator.modules() if isinstance(module._buffers.get("noise_const"), Tensor)]
+
+
+def draw_noise(generator: torch.nn.Module, indices: Sequence[int], seed: int, stream: str) -> list[Tensor]:
+    """For each layer of `noise_inputs`, noise [len(indices), 1, R, R] on its device."""
+    layers = [module.noise_const for module in noise_inputs(generator)]
+    rows: list[list[Tensor]] = [[] for _ in layers]
+    for index in indices if layers else ():
+        draw = torch.Generator(layers[0].device).manual_seed(stream_seed(seed, stream, index))
+        for row, const in zip(rows, layers, strict=True):
+            row.append(torch.randn(const.shape, generator=draw, device=const.device))
+    return [torch.stack(row)[:, None] for row in rows]
+
+
+@contextmanager
+def with_noise(generator: torch.nn.Module, noise: Sequence[Tensor]) -> Iterator[None]:
+    """Lets `noise_mode="const"` add that noise, an image's own for each image of the batch."""
+    layers = noise_inputs(generator)
+    previous = [layer._buffers["noise_const"] for layer in layers]
+    try:
+        for layer, value in zip(layers, noise, strict=True):
+            layer._buffers["noise_const"] = value
+        yield
+    finally:
+        for layer, stored in zip(layers, previous, strict=True):
+            layer._buffers["noise_const"] = stored
+
+
+# -- images -------------------------------------------------------------------------------------------
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Images [N, C, H, W] in [-1, 1] as the suite stores them: x * 127.5 + 128, clamped and truncated."""
+    return (images * 127.5 + 128).clamp(0, 255).to(torch.uint8)
+
+
+def for_detector(images: Tensor) -> Tensor:
+    """Grey images as RGB; others as they are."""
+    return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Draws a generator's images by their number.
+
+    Attributes:
+        generator: in evaluation mode.
+        device: where it lies.
+        labels: what labels are drawn from; None: uniform.
+        seed: of everything that is drawn.
+        noise_mode: `random`, `const` or `none`.
+        truncation_psi: 1: none.
+        resolution: images are reduced to it; None: as they are drawn.
+        resample: the filter for that.
+    """
+
+    generator: Any
+    device: torch.device
+    labels: Labels | None = None
+    seed: int = 0
+    noise_mode: str = "random"
+    truncation_psi: float = 1.0
+    resolution: int | None = None
+    resample: str = "lanczos"
+
+    def __post_init__(self) -> None:
+        c_dim = int(self.generator.c_dim)
+        if self.labels is not None and c_dim and self.labels.dim != c_dim:
+            raise UserError(
+                f"The reference has labels of width {self.labels.dim} and the generator {c_dim}: give the data set that "
+                "it was trained on, or one without labels."
+            )
+
+    @torch.no_grad()
+    def images(self, indices: range) -> Tensor:
+        """Images number i for each of the indices, uint8 [N, C, R, R].
+
+        Raises:
+            UserError: one of them is not finite.
+        """
+        z = draw_latents(indices, self.generator.z_dim, self.seed).to(self.device)
+        c = draw_labels(indices, self.labels, int(self.generator.c_dim), self.seed).to(self.device)
+        images = self._draw(z, c, indices)
+        if not torch.isfinite(images).all():
+            raise UserError("The generator draws images that are not finite: take an earlier snapshot.")
+        if self.resolution is not None:
+            images = resize(images.float(), self.resolution, self.resample)
+        return to_uint8(images)
+
+    def _draw(self, z: Tensor, c: Tensor, indices: range) -> Tensor:
+        arguments = {"truncation_psi": self.truncation_psi, "noise_mode": self.noise_mode}
+        if self.noise_mode == "random" and noise_inputs(self.generator):
+            noise = draw_noise(self.generator, indices, self.seed, "metric noise")
+            with exact_convolutions(), with_noise(self.generator, noise):
+                return self.generator(z, c, **arguments | {"noise_mode": "const"})
+        with exact_convolutions():
+            return self.generator(z, c, **arguments)
