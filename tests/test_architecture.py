@@ -32,7 +32,7 @@ LAYERS = (
     | {"bridge", "detail", "objectives", "augment", "preflight"},
     {"config", "train_layers", "probe", "events", "state", "run_dir", "status", "metrics", "report", "trainer"},
     {"loading", "describe"},
-    {"run", "inspect", "assets", "generate", "blend"},
+    {"run", "inspect", "metrics.__main__", "assets", "generate", "blend"},
     {"cli"},
 )
 LEVEL = {component: level for level, layer in enumerate(LAYERS) for component in layer}
@@ -87,8 +87,12 @@ def nodes_at_once(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def component(module: str) -> str:
-    """`refine.pickles.reader` -> `pickles`; the package itself -> the empty string."""
-    return module.split(".")[1] if "." in module else ""
+    """`refine.pickles.reader` -> `pickles`; the package itself -> the empty string.
+
+    What `python -m refine.metrics` runs, `refine.metrics.__main__`, stands above the package that it lies in.
+    """
+    parts = module.split(".")
+    return ".".join(parts[1:]) if parts[-1] == "__main__" else parts[1] if len(parts) > 1 else ""
 
 
 def violations(root: Path) -> list[str]:

@@ -14,15 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from refine.metrics.options import MetricOptions
+    from refine.metrics.reference import Teacher
     from refine.metrics.registry import MetricSpec, parse_metric, parse_metrics
-    from refine.metrics.suite import Teacher, make_measure
+    from refine.metrics.suite import make_measure
 
 _HOME = {
     "MetricOptions": "options",
     "MetricSpec": "registry",
     "parse_metric": "registry",
     "parse_metrics": "registry",
-    "Teacher": "suite",
+    "Teacher": "reference",
     "make_measure": "suite",
 }
 __all__ = ["MetricOptions", "MetricSpec", "Teacher", "make_measure", "parse_metric", "parse_metrics"]

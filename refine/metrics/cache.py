@@ -31,6 +31,11 @@ def key_of(what: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
+def exists(key: str) -> bool:
+    """Whether something is kept under that key."""
+    return (directory() / f"{key}.npz").is_file()
+
+
 def load(key: str) -> dict[str, np.ndarray] | None:
     """The arrays kept under that key; None if there are none, or they cannot be read."""
     path = directory() / f"{key}.npz"
@@ -44,14 +49,16 @@ def load(key: str) -> dict[str, np.ndarray] | None:
         return None
 
 
-def store(key: str, arrays: Mapping[str, np.ndarray]) -> None:
-    """Keeps arrays under a key, complete or not at all; where that is impossible, says so and goes on."""
+def store(key: str, arrays: Mapping[str, np.ndarray]) -> bool:
+    """Keeps arrays under a key, complete or not at all; where that is impossible, says so and returns False."""
     try:
         directory().mkdir(parents=True, exist_ok=True)
         with atomic_write(directory() / f"{key}.npz") as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]
+        return True
     except (UserError, OSError) as error:
         log.warning(f"The reference's features are not kept for the next time: {error}")
+        return False
 
 
 def remembered_sha256(path: Path, compute: Callable[[], str]) -> str:

@@ -171,8 +171,8 @@ class ImageDataset:
         array = np.ascontiguousarray(array[None] if array.ndim == 2 else array.transpose(2, 0, 1))
         if self.image_shape not in (None, array.shape):
             raise UserError(
-                f"{self._full(raw_index)} is {_describe(array.shape)} and the first image {_describe(self.image_shape)}: "
-                "all images must be alike."
+                f"{self._full(raw_index)} is {_describe(array.shape)} and the first image "
+                f"{_describe(self.image_shape)}: all images must be alike."
             )
         return array
 

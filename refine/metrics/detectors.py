@@ -129,8 +129,8 @@ def load_detector(spec: str, device: torch.device | str = "cpu", *, trust: bool 
         start = file.read(2)
     if start[:1] == b"\x80":
         raise UserError(
-            f"The detector {resolved.path} is a pickle, and Refine loads TorchScript: give {INCEPTION}, which holds the "
-            "same network."
+            f"The detector {resolved.path} is a pickle, and Refine loads TorchScript: give {INCEPTION}, which "
+            "holds the same network."
         )
     try:
         with warnings.catch_warnings():
@@ -146,7 +146,7 @@ def load_detector(spec: str, device: torch.device | str = "cpu", *, trust: bool 
 @contextmanager
 def exact_convolutions() -> Iterator[None]:
     """Float32 on a GPU means float32 here, not its 10-bit relative."""
-    settings = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    settings: Any = (torch.backends.cudnn, torch.backends.cuda.matmul)
     previous = [setting.allow_tf32 for setting in settings]
     for setting in settings:
         setting.allow_tf32 = False

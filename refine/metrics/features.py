@@ -41,9 +41,7 @@ class Tap:
     keep: str = "moments"
 
 
-def collect(
-    images: Images, numbers: range, taps: Sequence[Tap], batch: int, title: str
-) -> dict[Tap, Any]:
+def collect(images: Images, numbers: range, taps: Sequence[Tap], batch: int, title: str) -> dict[Tap, Any]:
     """Sends images through detectors.
 
     Args:
@@ -87,6 +85,15 @@ def collect(
         else np.concatenate([part[tap] for part in parts if part[tap] is not None])
         for tap in taps
     }
+
+
+def collect_rows(values: Callable[[range, int], Iterator[Tensor]], numbers: range, batch: int, title: str) -> Any:
+    """The concatenated values [len(numbers)] of all processes, at all of them."""
+    mine = numbers[distributed.share(len(numbers))]
+    parts = at_all(
+        lambda: [part.float().cpu().numpy() for part in with_progress(values(mine, batch), len(mine), title)]
+    )
+    return np.concatenate([row for part in parts for row in part])
 
 
 def _joined(rows: list[np.ndarray]) -> np.ndarray | None:

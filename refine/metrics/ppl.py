@@ -94,5 +94,6 @@ def path_distances(
 def trimmed_mean(distances: np.ndarray) -> float:
     """The mean of what lies between the 1st percentile, rounded down, and the 99th, rounded up."""
     distances = np.asarray(distances)
-    lowest, highest = (np.percentile(distances, q, method=m) for q, m in ((1, "lower"), (99, "higher")))
+    lowest = np.percentile(distances, 1, method="lower")
+    highest = np.percentile(distances, 99, method="higher")
     return float(distances[(distances >= lowest) & (distances <= highest)].astype(np.float64).mean())

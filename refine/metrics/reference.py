@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import logging
-import re
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from refine import pickles
 from refine.diffusion import Denoiser, HeunOptions, heun_sample
-from refine.errors import UserError
 from refine.metrics import cache
 from refine.metrics.dataset import ImageDataset
 from refine.metrics.detectors import Detector
@@ -24,8 +21,6 @@ from refine.metrics.features import Tap, at_first, collect
 from refine.metrics.moments import Moments
 from refine.metrics.registry import MetricSpec
 from refine.metrics.sampler import Labels, draw_labels, draw_latents, to_uint8
-
-log = logging.getLogger("refine")
 
 
 @dataclass(frozen=True)
@@ -55,6 +50,7 @@ class Reference(ABC):
         num_channels: of its images; None if not known.
         labels: what the generator's labels are drawn from; None: uniform.
         suffix: goes on the names of metrics.
+        dimension: of its features, where they are there already.
         ddof: of covariances, as whoever made the reference divides them.
     """
 
@@ -64,6 +60,7 @@ class Reference(ABC):
     num_channels: int | None = None
     labels: Labels | None = None
     suffix: str = ""
+    dimension: int | None = None
     ddof: int = 0
 
     def check(self, spec: MetricSpec, detector: Detector) -> None:  # noqa: B027
@@ -71,6 +68,13 @@ class Reference(ABC):
 
         Raises:
             UserError: and what can.
+        """
+
+    def prepare(self, wanted: Sequence[tuple[Tap, MetricSpec]]) -> None:  # noqa: B027
+        """Computes what several metrics will want of the same images in one go.
+
+        Raises:
+            UserError: its images cannot be read.
         """
 
     @abstractmethod
@@ -91,6 +95,9 @@ class _ImageReference(Reference):
 
     batch: int
 
+    def __init__(self) -> None:
+        self._in_memory: dict[str, dict[str, np.ndarray]] = {}  # moments, and what the cache would not take
+
     @abstractmethod
     def _identity(self, spec: MetricSpec) -> dict[str, Any]:
         """What decides which images these are."""
@@ -102,29 +109,56 @@ class _ImageReference(Reference):
     @abstractmethod
     def _images(self, spec: MetricSpec, numbers: range, batch: int) -> Iterator[Tensor]: ...
 
+    def prepare(self, wanted: Sequence[tuple[Tap, MetricSpec]]) -> None:
+        """See `Reference.prepare`."""
+        missing: dict[str, dict[Tap, MetricSpec]] = {}
+        for tap, spec in wanted:
+            key = self._key(tap, spec)
+            if key not in self._in_memory and not at_first(lambda key=key: cache.exists(key)):  # type: ignore[misc]
+                images = cache.key_of({**self._identity(spec), "count": len(self._numbers(spec))})
+                missing.setdefault(images, {})[tap] = spec
+        for specs in missing.values():
+            self._compute(specs)
+
     def get(self, tap: Tap, spec: MetricSpec) -> Any:
         """See `Reference.get`; kept in the cache."""
-        numbers = self._numbers(spec)
-        key = cache.key_of(
+        key = self._key(tap, spec)
+        arrays = self._in_memory.get(key)
+        if arrays is None:
+            arrays = at_first(lambda: cache.load(key))
+        if arrays is None:
+            arrays = self._compute({tap: spec})[tap]
+        if tap.keep == "moments":
+            self._in_memory[key] = arrays
+            return Moments(int(arrays["count"]), arrays["mean"], arrays["scatter"])
+        return arrays["rows"]
+
+    def _key(self, tap: Tap, spec: MetricSpec) -> str:
+        return cache.key_of(
             {
                 **self._identity(spec),
-                "count": len(numbers),
+                "count": len(self._numbers(spec)),
                 "detector": tap.detector.sha256,
                 "output": tap.output,
                 "keep": tap.keep,
             }
         )
-        arrays = at_first(lambda: cache.load(key))
-        if arrays is None:
-            title = f"reference {self.name}"
-            value = collect(lambda n, b: self._images(spec, n, b), numbers, [tap], self.batch, title)[tap]
+
+    def _compute(self, specs: Mapping[Tap, MetricSpec]) -> dict[Tap, dict[str, np.ndarray]]:
+        """All taps of the same images in one go, into the cache."""
+        spec = next(iter(specs.values()))
+        title = f"reference {self.name}"
+        values = collect(lambda n, b: self._images(spec, n, b), self._numbers(spec), list(specs), self.batch, title)
+        computed = {}
+        for tap, value in values.items():
             arrays = {"rows": value}
             if tap.keep == "moments":
                 arrays = {"count": np.int64(value.count), "mean": value.mean, "scatter": value.scatter}
-            at_first(lambda: cache.store(key, arrays))
-        if tap.keep == "moments":
-            return Moments(int(arrays["count"]), arrays["mean"], arrays["scatter"])
-        return arrays["rows"]
+            key = self._key(tap, specs[tap])
+            if not at_first(lambda key=key, arrays=arrays: cache.store(key, arrays)):  # type: ignore[misc]
+                self._in_memory[key] = arrays
+            computed[tap] = arrays
+        return computed
 
 
 class DatasetReference(_ImageReference):
@@ -144,6 +178,7 @@ class DatasetReference(_ImageReference):
         Raises:
             UserError: it is none.
         """
+        super().__init__()
         plain = ImageDataset(path)
         self.mirror, self.batch, self.workers = mirror, batch, workers
         self.plain, self.mirrored = plain, ImageDataset(path, xflip=True) if mirror else plain
@@ -189,6 +224,7 @@ class TeacherReference(_ImageReference):
             num_images: how many; None: as many as the metric takes of the generator.
             batch: images drawn at once.
         """
+        super().__init__()
         self.teacher, self.device, self.seed, self.num_images, self.batch = teacher, device, seed, num_images, batch
         self.name = Path(teacher.spec).name
         self.resolution = int(teacher.network.img_resolution)
@@ -222,11 +258,10 @@ class TeacherReference(_ImageReference):
 
     def _images(self, spec: MetricSpec, numbers: range, batch: int) -> Iterator[Tensor]:
         network: Any = self.teacher.network
-        labels, shape = self._labels(), (self.num_channels, self.resolution, self.resolution)
-        width = int(np.prod([int(n or 0) for n in shape]))
+        labels, shape = self._labels(), (int(network.img_channels), *2 * (int(network.img_resolution),))
         for first in range(0, len(numbers), batch):
             part = numbers[first : first + batch]
-            latents = draw_latents(part, width, self.seed, "teacher latents").reshape(len(part), *shape)
+            latents = draw_latents(part, math.prod(shape), self.seed, "teacher latents").reshape(len(part), *shape)
             c = draw_labels(part, labels, int(network.label_dim), self.seed)
             images = heun_sample(
                 network, latents.to(self.device), c.to(self.device) if network.label_dim else None, self.options
@@ -238,85 +273,3 @@ class TeacherReference(_ImageReference):
             return None
         classes = np.asarray(self.teacher.class_map, np.int64)
         return Labels(counts=np.bincount(classes, minlength=int(self.teacher.network.label_dim)))
-
-
-class StatisticsReference(Reference):
-    """Mean and covariance of a data set's features in an .npz file, as EDM publishes them or `save_reference` writes.
-
-    EDM's hold `mu` [D] and `sigma` [D, D], the latter divided by the number of images minus 1. Ours have `num_images`
-    too, and what they were made with; and where they were asked for, features and labels.
-    """
-
-    kind = "statistics"
-
-    def __init__(self, path: Path, *, name: str | None = None, resolution: int | None = None) -> None:
-        """Reads the file.
-
-        Args:
-            path: the .npz file.
-            name: what to call it; None: its file's name.
-            resolution: of the images, where it is known from elsewhere.
-
-        Raises:
-            UserError: it is no such file.
-        """
-        self.path, self.name = path, name or path.name
-        try:
-            with np.load(path, allow_pickle=False) as npz:
-                arrays = dict(npz)
-            mean, sigma = np.asarray(arrays["mu"], np.float64), np.asarray(arrays["sigma"], np.float64)
-        except KeyError as error:
-            raise UserError(f"The reference {path} has no entry {error}: give an .npz with mu and sigma.") from error
-        except Exception as error:  # zipfile, NumPy's header parser, and object arrays
-            raise UserError(f"The reference {path} is no .npz file of numbers, or damaged: get it anew.") from error
-        if mean.ndim != 1 or sigma.shape != 2 * mean.shape or not (np.isfinite(mean).all() and np.isfinite(sigma).all()):
-            raise UserError(
-                f"The reference {path} has a mu {list(mean.shape)} and a sigma {list(sigma.shape)}, which are no mean "
-                "and covariance: get it anew."
-            )
-        self.sha256 = pickles.file_sha256(path)
-        self.num_images = int(arrays["num_images"]) if "num_images" in arrays else None
-        self.ddof = int(arrays["ddof"]) if "ddof" in arrays else 1
-        self.detector_sha256 = str(arrays["detector_sha256"]) if "detector_sha256" in arrays else None
-        self.features = arrays.get("features")
-        # Without the number of images it does not matter which one is put in: it is divided out again.
-        self._moments = Moments.from_covariance(mean, sigma, self.num_images or 2**31, ddof=1)
-        in_name = re.search(r"(\d+)x\1(?!\d)", self.name)
-        self.resolution = (
-            resolution or (int(arrays["resolution"]) if "resolution" in arrays else None)
-        ) or (int(in_name[1]) if in_name else None)
-        self.num_channels = int(arrays["num_channels"]) if "num_channels" in arrays else None
-        if "label_counts" in arrays:
-            self.labels = Labels(counts=arrays["label_counts"].astype(np.int64))
-        elif "label_vectors" in arrays:
-            self.labels = Labels(vectors=arrays["label_vectors"].astype(np.float32))
-
-    def check(self, spec: MetricSpec, detector: Detector) -> None:
-        """See `Reference.check`."""
-        if spec.kind in ("kid", "pr") and self.features is None:
-            raise UserError(
-                f"The reference {self.path} has a mean and a covariance and no features, which {spec.name} needs: give "
-                "the data set with --data, or measure the FID only."
-            )
-        if not spec.full:
-            raise UserError(
-                f"The reference {self.path} stands for a whole data set, and {spec.name} takes its first images: ask "
-                f"for {spec.name}_full."
-            )
-        if self.detector_sha256 is not None and self.detector_sha256 != detector.sha256:
-            raise UserError(
-                f"The reference {self.path} was made with another detector (sha256 {self.detector_sha256[:16]}...) than "
-                f"{detector.path} ({detector.sha256[:16]}...): give that one with --detector, or another reference."
-            )
-
-    def get(self, tap: Tap, spec: MetricSpec) -> Any:
-        """See `Reference.get`."""
-        if tap.keep == "moments":
-            return self._moments
-        assert self.features is not None, "checked before"
-        rows = self.features[: spec.max_real]
-        return rows.astype(np.float16 if tap.keep == "half" else np.float32)
-
-    def provenance(self, spec: MetricSpec) -> dict[str, Any]:
-        """See `Reference.provenance`."""
-        return {"kind": self.kind, "name": self.name, "sha256": self.sha256, "num_images": self.num_images}

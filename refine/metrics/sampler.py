@@ -102,7 +102,7 @@ def noise_inputs(generator: torch.nn.Module) -> list[torch.nn.Module]:
 
 def draw_noise(generator: torch.nn.Module, indices: Sequence[int], seed: int, stream: str) -> list[Tensor]:
     """For each layer of `noise_inputs`, noise [len(indices), 1, R, R] on its device."""
-    layers = [module.noise_const for module in noise_inputs(generator)]
+    layers: list[Any] = [module.noise_const for module in noise_inputs(generator)]
     rows: list[list[Tensor]] = [[] for _ in layers]
     for index in indices if layers else ():
         draw = torch.Generator(layers[0].device).manual_seed(stream_seed(seed, stream, index))
@@ -166,8 +166,8 @@ class Sampler:
         c_dim = int(self.generator.c_dim)
         if self.labels is not None and c_dim and self.labels.dim != c_dim:
             raise UserError(
-                f"The reference has labels of width {self.labels.dim} and the generator {c_dim}: give the data set that "
-                "it was trained on, or one without labels."
+                f"The reference has labels of width {self.labels.dim} and the generator {c_dim}: give the data set "
+                "that it was trained on, or one without labels."
             )
 
     @torch.no_grad()

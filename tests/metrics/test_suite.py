@@ -1,0 +1,424 @@
+"""Options and networks to rows: names, provenance, references, caches, errors."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from refine import zoo
+from refine.diffusion import heun_sample
+from refine.errors import UserError
+from refine.metrics import MetricOptions, Teacher, cache, choices, features, make_measure
+from refine.metrics.dataset import ImageDataset
+from refine.metrics.detectors import Detector
+from refine.metrics.fid import fid
+from refine.metrics.moments import Moments
+from refine.metrics.reference import TeacherReference
+from refine.metrics.registry import parse_metric
+from refine.metrics.sampler import Sampler, to_uint8
+from refine.metrics.statistics import StatisticsReference
+from refine.metrics.suite import Suite
+
+CPU = torch.device("cpu")
+Row = dict[str, Any]
+
+
+def rows_of(generator: Any, teacher: Teacher | None = None, **options: Any) -> list[Row]:
+    measure = make_measure(MetricOptions(**options), generator, CPU, teacher)
+    return list(measure(generator, "network-snapshot-000004.pkl"))
+
+
+@pytest.fixture
+def teacher(denoiser: Any) -> Teacher:
+    return Teacher(denoiser, "teachers/own.pkl", "ab" * 32)
+
+
+# -- rows ---------------------------------------------------------------------------------------------
+
+
+def test_a_row(generator: Any, data: str, detectors: dict[str, str]) -> None:
+    (row,) = rows_of(generator, metrics=("fid100_full",), data=data, **detectors)
+    keys = ["results", "metric", "total_time", "total_time_str", "num_gpus", "snapshot_pkl", "timestamp"]
+    assert list(row) == [*keys, "provenance"]
+    assert row["metric"] == "fid100_full" and list(row["results"]) == ["fid100_full"]
+    assert row["num_gpus"] == 1 and row["snapshot_pkl"] == "network-snapshot-000004.pkl"
+    assert json.loads(json.dumps(row)) == row
+    about = row["provenance"]
+    assert about["detector"]["name"] == "tiny_inception_s.pt" and len(about["detector"]["sha256"]) == 64
+    assert about["detector"]["note"] == "not a known official detector"
+    assert about["reference"]["kind"] == "data" and about["reference"]["num_images"] == 256
+    assert (about["num_images"], about["seed"], about["resize"], about["truncation_psi"]) == (100, 0, None, 1.0)
+    assert "does not compare with 50k" in about["note"] and "precision" in about
+
+
+def test_values_are_those_of_the_parts(
+    generator: Any, data: str, detectors: dict[str, str], inception: Detector
+) -> None:
+    """The FID of a row, put together by hand from images, features and moments."""
+    (row,) = rows_of(generator, metrics=("fid100_full",), data=data, seed=3, **detectors)
+    dataset = ImageDataset(data)
+    real = inception.features(torch.from_numpy(np.stack([dataset.image(i) for i in range(256)])))
+    generated = inception.features(Sampler(generator, CPU, seed=3).images(range(100)))
+    expected = fid(Moments.of(real), Moments.of(generated)).value
+    assert row["results"]["fid100_full"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_all_metrics_at_once_are_those_one_by_one(generator: Any, data: str, detectors: dict[str, str]) -> None:
+    names = ("fid100_full", "kid100_full", "pr1k3_full", "is100", "ppl2_wend20", "fid80", "fdd100_full")
+    together = rows_of(generator, metrics=names, data=data, **detectors)
+    assert [row["metric"] for row in together] == list(names)
+    for name, row in zip(names, together, strict=True):
+        (alone,) = rows_of(generator, metrics=(name,), data=data, **detectors)
+        assert alone["results"] == pytest.approx(row["results"], rel=1e-6)
+    results = {name: value for row in together for name, value in row["results"].items()}
+    assert {"pr1k3_full_precision", "pr1k3_full_recall", "is100_mean", "is100_std", "ppl2_wend20"} <= results.keys()
+    assert together[2]["provenance"]["detector"]["name"] == "tiny_vgg_s.pt"
+    assert together[5]["provenance"]["reference"]["num_images"] == 80
+    assert results["fdd100_full"] == results["fid100_full"]
+
+
+@pytest.mark.parametrize("batch", [1, 7, 64])
+def test_batches_of_any_size_give_the_same_values(
+    generator: Any, data: str, detectors: dict[str, str], batch: int
+) -> None:
+    names = ("fid70_full", "kid70_full", "is70", "ppl2_wend8")
+    expected = {
+        k: v for row in rows_of(generator, metrics=names, data=data, **detectors) for k, v in row["results"].items()
+    }
+    rows = rows_of(generator, metrics=names, data=data, batch=batch, **detectors)
+    found = {name: value for row in rows for name, value in row["results"].items()}
+    tolerances = {"ppl2_wend8": 3e-3}  # a difference over 1e-8: see the README of the fixtures
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value, rel=tolerances.get(name, 1e-4), abs=1e-4), name
+
+
+def test_several_ranges_of_latents(generator: Any, data: str, detectors: dict[str, str]) -> None:
+    (row,) = rows_of(generator, metrics=("fid80_full",), data=data, fid_seeds=3, **detectors)
+    values = dict(row["results"])
+    ranges = [values[f"fid80_full_seeds{first}-{first + 79}"] for first in (0, 80, 160)]
+    assert next(iter(values)) == "fid80_full" and values["fid80_full"] == ranges[0]
+    assert values["fid80_full_min_of_3"] == min(ranges) and len(set(ranges)) == 3 and len(values) == 5
+    (single,) = rows_of(generator, metrics=("fid80_full",), data=data, **detectors)
+    assert single["results"] == {"fid80_full": pytest.approx(ranges[0], rel=1e-9)}
+
+
+def test_fewer_images_than_dimensions_are_said(generator: Any, data: str, detectors: dict[str, str]) -> None:
+    (row,) = rows_of(generator, metrics=("fid40_full",), data=data, **detectors)
+    assert row["provenance"]["warning"].startswith("40 images for 48 dimensions")
+    assert 0 <= row["provenance"]["rounding_error"] < 1e-6
+
+
+# -- labels -------------------------------------------------------------------------------------------
+
+
+def test_labels_of_the_data_that_do_not_fit(
+    conditional: Any, data: str, detectors: dict[str, str], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="32 pixels and the generator draws 16"):
+        rows_of(conditional, metrics=("fid20_full",), data=data, **detectors)
+    half = small_copy(data, tmp_path, labels=lambda i: i % 4)
+    with pytest.raises(UserError, match="labels of width 4 and the generator 5"):
+        rows_of(conditional, metrics=("fid20_full",), data=half, **detectors)
+    (row,) = rows_of(
+        conditional, metrics=("fid20_full",), data=small_copy(data, tmp_path, lambda i: i % 5), **detectors
+    )
+    assert row["metric"] == "fid20_full"
+
+
+def small_copy(data: str, folder: Path, labels: Callable[[int], int] | None, size: int = 16, count: int = 60) -> str:
+    """The first images at 16 pixels, in a folder of their own."""
+    from PIL import Image
+
+    target = folder / f"copy{len(list(folder.iterdir()))}"
+    target.mkdir()
+    dataset = ImageDataset(data)
+    for i in range(count):
+        Image.fromarray(dataset.image(i).transpose(1, 2, 0)).resize((size, size)).save(target / f"{i:03d}.png")
+    if labels:
+        pairs = [[f"{i:03d}.png", labels(i)] for i in range(count)]
+        (target / "dataset.json").write_text(json.dumps({"labels": pairs}))
+    return str(target)
+
+
+# -- references ---------------------------------------------------------------------------------------
+
+
+def test_smaller_reference_reduces_images_and_names_the_metric(
+    generator: Any, data: str, detectors: dict[str, str], tmp_path: Path
+) -> None:
+    small = small_copy(data, tmp_path, None)
+    fid_row, is_row = rows_of(generator, metrics=("fid60_full", "is60"), data=small, **detectors)
+    assert list(fid_row["results"]) == ["fid60_full_at16"] and fid_row["metric"] == "fid60_full_at16"
+    assert fid_row["provenance"]["resize"] == "lanczos to 16"
+    assert is_row["metric"] == "is60" and is_row["provenance"]["resize"] is None
+
+
+def test_teacher_as_reference(generator: Any, teacher: Teacher, detectors: dict[str, str], inception: Detector) -> None:
+    options = {"metrics": ("fid60_full", "kid60_full"), "ref": "teacher", "ref_images": 20, **detectors}
+    fid_row, kid_row = rows_of(generator, teacher, **options)
+    assert list(fid_row["results"]) == ["fid60_full_at16_teacher"] and kid_row["metric"] == "kid60_full_at16_teacher"
+    about = fid_row["provenance"]["reference"]
+    assert (about["kind"], about["num_images"], about["sha256"]) == ("teacher", 20, "ab" * 32)
+    assert "not the data set's" in fid_row["provenance"]["note"]
+    # By hand: Heun samples of the same latents.
+    reference = TeacherReference(teacher, CPU, seed=0, num_images=20)
+    spec = parse_metric("fid60_full")
+    images = torch.cat(list(reference._images(spec, range(20), 20)))
+    from refine.metrics.sampler import draw_latents
+
+    latents = draw_latents(range(20), 3 * 16 * 16, 0, "teacher latents").reshape(20, 3, 16, 16)
+    assert torch.equal(images, to_uint8(heun_sample(teacher.network, latents)))
+    generated = inception.features(Sampler(generator, CPU, resolution=16).images(range(60)))
+    expected = fid(Moments.of(inception.features(images)), Moments.of(generated)).value
+    assert fid_row["results"]["fid60_full_at16_teacher"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_auto_takes_data_then_the_zoo_then_the_teacher(
+    denoiser: Any, data: str, inception: Detector, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    own = Teacher(denoiser, "own.pkl", "0" * 64)
+    found = choices.choose_reference(MetricOptions(data=data), {"m": inception}, CPU, own)
+    assert found.kind == "data"
+    with caplog.at_level(logging.INFO, logger="refine"):
+        found = choices.choose_reference(MetricOptions(), {"m": inception}, CPU, own)
+    assert found.kind == "teacher" and "for want of data" in caplog.text
+    with pytest.raises(UserError, match="nothing to compare with"):
+        choices.choose_reference(MetricOptions(), {"m": inception}, CPU, None)
+    with pytest.raises(UserError, match="name it with --teacher"):
+        choices.choose_reference(MetricOptions(ref="teacher"), {"m": inception}, CPU, None)
+
+
+@pytest.mark.parametrize(
+    ("spec", "pixels", "expected"),
+    [
+        ("edm-cifar10-cond", 32, "cifar10-32x32.npz"),
+        ("edm-ffhq-64x64-uncond-ve.pkl", 64, "ffhq-64x64.npz"),
+        ("edm-imagenet.pkl", 64, "imagenet-64x64.npz"),
+        ("baseline-imagenet-64x64-cond-adm", 64, "imagenet-64x64-baseline.npz"),
+        ("baseline-cifar10-32x32-uncond-vp", 32, "cifar10-32x32.npz"),
+        ("https://example.org/edm/pretrained/edm-afhqv2-64x64-uncond-vp.pkl", 64, "afhqv2-64x64.npz"),
+        ("edm2-img64-s-1073741-0.075", 64, None),
+        ("edm-ffhq.pkl", 128, None),  # a file of that name, but not that network
+        ("own.pkl", 64, None),
+        ("ffhq.pkl", 1024, None),
+    ],
+)
+def test_statistics_of_the_teachers_data(spec: str, pixels: int, expected: str | None) -> None:
+    class Network:
+        img_resolution = pixels
+
+    entry = choices.statistics_for(Teacher(Network(), spec, ""))  # type: ignore[arg-type]
+    assert (entry.name if entry else None) == expected
+    assert entry is None or (entry.kind == "fid-reference" and entry.resolution == pixels)
+
+
+def test_every_edm_teacher_of_the_zoo_has_statistics() -> None:
+    for entry in zoo.ENTRIES:
+        if entry.family == "edm":
+
+            class Network:
+                img_resolution = entry.resolution
+
+            assert choices.statistics_for(Teacher(Network(), entry.name, "")), entry.name  # type: ignore[arg-type]
+
+
+def npz(path: Path, **arrays: Any) -> str:
+    np.savez(path, **arrays)
+    return str(path)
+
+
+def test_statistics_of_edm(
+    generator: Any, data: str, detectors: dict[str, str], inception: Detector, tmp_path: Path
+) -> None:
+    """Mu and sigma with n - 1, as EDM publishes them, give the distance with n - 1."""
+    dataset = ImageDataset(data)
+    real = inception.features(torch.from_numpy(np.stack([dataset.image(i) for i in range(256)]))).double().numpy()
+    path = npz(tmp_path / "own-32x32.npz", mu=real.mean(axis=0), sigma=np.cov(real, rowvar=False))
+    (row,) = rows_of(generator, metrics=("fid100_full",), ref=path, **detectors)
+    generated = Moments.of(inception.features(Sampler(generator, CPU).images(range(100))))
+    expected = fid(Moments.of(real), generated, ddof=1).value
+    assert row["results"]["fid100_full"] == pytest.approx(expected, rel=1e-6)
+    assert row["provenance"]["covariance"] == "n-1" and row["provenance"]["reference"]["kind"] == "statistics"
+    for name, says in (("kid100_full", "no features"), ("pr1k3_full", "no features"), ("fid100", "fid100_full")):
+        with pytest.raises(UserError, match=says) as caught:
+            rows_of(generator, metrics=(name,), ref=path, **detectors)
+        assert path in str(caught.value)
+
+
+def test_statistics_at_fewer_pixels(generator: Any, detectors: dict[str, str], tmp_path: Path) -> None:
+    path = npz(tmp_path / "own-16x16.npz", mu=np.zeros(48), sigma=np.eye(48))
+    (row,) = rows_of(generator, metrics=("fid60_full",), ref=path, **detectors)
+    assert row["metric"] == "fid60_full_at16"
+
+
+@pytest.mark.parametrize(
+    ("arrays", "says"),
+    [
+        ({"mu": np.zeros(7), "sigma": np.eye(7)}, "dimension 7 and the detector"),
+        ({"mu": np.zeros(48), "sigma": np.eye(47)}, "no mean and covariance"),
+        ({"mu": np.full(48, np.nan), "sigma": np.eye(48)}, "no mean and covariance"),
+        ({"mean": np.zeros(48)}, "no entry"),
+        ({"mu": np.zeros(48), "sigma": np.array([{}], dtype=object)}, "no .npz file of numbers"),
+        (None, "no .npz file of numbers"),
+    ],
+)
+def test_unusable_statistics(
+    generator: Any, detectors: dict[str, str], tmp_path: Path, arrays: dict[str, Any] | None, says: str
+) -> None:
+    path = tmp_path / "reference.npz"
+    if arrays is None:
+        path.write_bytes(b"PK\x03\x04 truncated")
+    else:
+        npz(path, **arrays)
+    with pytest.raises(UserError, match=says) as caught:
+        rows_of(generator, metrics=("fid60_full",), ref=str(path), **detectors)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+# -- cache --------------------------------------------------------------------------------------------
+
+
+def test_features_of_a_reference_are_kept_by_content(
+    generator: Any, data: str, detectors: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    titles: list[str] = []
+    original = features.with_progress
+
+    def spy(batches: Any, total: int, title: str) -> Any:
+        titles.append(title)
+        return original(batches, total, title)
+
+    monkeypatch.setattr(features, "with_progress", spy)
+    options: dict[str, Any] = {"metrics": ("fid40_full", "kid40_full"), **detectors}
+    first = rows_of(generator, data=data, **options)
+    assert [t for t in titles if t.startswith("reference")] == ["reference dataset_s32"]  # one pass for both metrics
+    elsewhere = tmp_path / "renamed.zip"
+    elsewhere.write_bytes(Path(data).read_bytes())
+    titles.clear()
+    again = rows_of(generator, data=str(elsewhere), **options)
+    assert [row["results"] for row in again] == [row["results"] for row in first]
+    assert not [t for t in titles if t.startswith("reference")]
+    # Another detector, and damage, mean computing anew.
+    rows_of(generator, metrics=("fid40_full",), data=data, detector=detectors["vgg"])
+    assert "reference dataset_s32" in titles
+    titles.clear()
+    kept = sorted(cache.directory().glob("*.npz"))
+    assert len(kept) == 3
+    for path in kept:
+        path.write_bytes(path.read_bytes()[:100])
+    assert [row["results"] for row in rows_of(generator, data=data, **options)] == [row["results"] for row in first]
+    assert "reference dataset_s32" in titles
+
+
+def test_a_changed_data_set_is_another(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    calls: list[int] = []
+
+    def compute() -> str:
+        calls.append(1)
+        return path.read_text()
+
+    for text, expected_calls in (("one", 1), ("one", 1), ("three", 2)):
+        if not path.exists() or path.read_text() != text:
+            path.write_text(text)
+            os.utime(path, ns=(0, len(calls)))
+        assert cache.remembered_sha256(path, compute) == text
+        assert len(calls) == expected_calls
+
+
+@pytest.mark.skipif(os.name == "nt", reason="permissions of folders")
+def test_a_cache_that_cannot_be_written_is_no_obstacle(
+    generator: Any, data: str, detectors: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path / "file/cache"))
+    rows = rows_of(generator, metrics=("fid40_full", "kid40_full"), data=data, **detectors)
+    assert all(np.isfinite(value) for row in rows for value in row["results"].values())
+
+
+# -- what goes wrong ----------------------------------------------------------------------------------
+
+
+def test_ctrl_c_goes_through_and_nothing_is_kept(
+    generator: Any, data: str, detectors: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure = make_measure(MetricOptions(metrics=("fid100_full",), data=data, **detectors), generator, CPU)
+    drawn: list[int] = []
+    original = Sampler.images
+
+    def interrupted(self: Sampler, indices: range) -> torch.Tensor:
+        drawn.append(len(indices))
+        if len(drawn) == 2:
+            raise KeyboardInterrupt
+        return original(self, indices)
+
+    monkeypatch.setattr(Sampler, "images", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        measure(generator, "network-snapshot-000000.pkl")
+    monkeypatch.undo()
+    assert len(measure(generator, "network-snapshot-000000.pkl")) == 1
+
+
+def test_fdd_needs_a_detector_of_ones_own(generator: Any, data: str) -> None:
+    with pytest.raises(UserError, match="give it with --detector"):
+        rows_of(generator, metrics=("fdd50k_full",), data=data)
+
+
+def test_detectors_by_metric(detectors: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    specs = [parse_metric(name) for name in ("fid50k_full", "pr50k3_full", "ppl2_wend")]
+
+    def chosen(**options: str) -> list[str]:
+        return [Path(p).name for p in choices.detector_specs(specs, MetricOptions(**options)).values()]  # type: ignore[arg-type]
+
+    assert chosen() == ["inception-2015-12-05.pt", "vgg16.pt", "vgg16.pt"]
+    assert chosen(detector="a.pt") == ["a.pt", "a.pt", "vgg16.pt"]
+    assert chosen(detector="a.pt", vgg="b.pt") == ["a.pt", "b.pt", "b.pt"]
+    assert chosen(vgg="b.pt") == ["inception-2015-12-05.pt", "b.pt", "b.pt"]
+    monkeypatch.setenv("REFINE_DETECTOR", "env.pt")
+    assert chosen() == ["env.pt", "env.pt", "vgg16.pt"]
+
+
+def test_suite_is_tried_out_when_it_is_made(generator: Any, data: str, detectors: dict[str, str]) -> None:
+    """The tiny VGG has no class probabilities: said before anything is measured."""
+    with pytest.raises(UserError, match=r"tiny_vgg_s\.pt cannot be called with no_output_bias=True"):
+        options = MetricOptions(metrics=("is100",), data=data, detector=detectors["vgg"])
+        Suite.build(options, generator, CPU, None)
+
+
+def test_exported_reference(generator: Any, data: str, detectors: dict[str, str], tmp_path: Path) -> None:
+    from refine.metrics.statistics import save_reference
+
+    names = ("fid100_full", "kid100_full", "pr1k3_full")
+    only = {"detector": detectors["detector"]}
+    expected = rows_of(generator, metrics=names, data=data, **only)
+    suite = Suite.build(MetricOptions(metrics=names, data=data, **only), generator, CPU, None)
+    assert suite.reference is not None
+    path = tmp_path / "exported.npz"
+    detector = suite.detectors["fid100_full"]
+    save_reference(path, suite.reference, detector, suite.specs[0], features=True)
+    found = rows_of(generator, metrics=names, ref=str(path), **only)
+    for a, b in zip(expected, found, strict=True):
+        assert b["results"] == pytest.approx(a["results"], rel=1e-9)
+        assert b["provenance"].get("covariance") == a["provenance"].get("covariance")
+    loaded = StatisticsReference(path)
+    assert loaded.labels is not None and suite.reference.labels is not None
+    np.testing.assert_array_equal(loaded.labels.counts, suite.reference.labels.counts)
+    assert (loaded.resolution, loaded.num_channels, loaded.num_images) == (32, 3, 256)
+    with np.load(path, allow_pickle=False) as arrays:  # what EDM's tools read
+        assert arrays["mu"].shape == (48,) and arrays["sigma"].shape == (48, 48)
+        np.testing.assert_allclose(
+            arrays["sigma"], np.cov(arrays["features"].astype(np.float64), rowvar=False), atol=1e-9
+        )
+    with pytest.raises(UserError, match="another detector"):
+        rows_of(generator, metrics=("fid100_full",), ref=str(path), detector=detectors["vgg"])
+    save_reference(path, suite.reference, detector, suite.specs[0], features=False)
+    with pytest.raises(UserError, match="no features"):
+        rows_of(generator, metrics=("kid100_full",), ref=str(path), **only)
