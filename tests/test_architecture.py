@@ -89,10 +89,11 @@ def nodes_at_once(node: ast.AST) -> Iterator[ast.AST]:
 def component(module: str) -> str:
     """`refine.pickles.reader` -> `pickles`; the package itself -> the empty string.
 
-    What `python -m refine.metrics` runs, `refine.metrics.__main__`, stands above the package that it lies in.
+    The command of a package, `refine.metrics.__main__`, may have a place of its own above it.
     """
-    parts = module.split(".")
-    return ".".join(parts[1:]) if parts[-1] == "__main__" else parts[1] if len(parts) > 1 else ""
+    parts = module.split(".")[1:]
+    whole = ".".join(parts)
+    return whole if whole in LEVEL else parts[0] if parts else ""
 
 
 def violations(root: Path) -> list[str]:
