@@ -105,7 +105,7 @@ def main(
 
 
 def _choose_operators(mode: str, device: str) -> None:
-    from refine.run import choose_device
+    from refine.setup import choose_device
     from stylegan_ops import select
     from stylegan_ops.build import BuildError
 
@@ -128,7 +128,7 @@ def _describe(config: Any, trust_pickle: bool) -> None:
     """What `--dry-run` prints: both networks, how they are joined, and all options. Touches nothing."""
     from refine.bridge import Shape, make_bridge
     from refine.loading import load_gan, load_teacher
-    from refine.run import shape_of
+    from refine.setup import shape_of
 
     shapes: list[Shape] = []
     for title, load, spec in (("Generator", load_gan, config.gan), ("Teacher", load_teacher, config.teacher)):

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import logging
-import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -17,9 +15,8 @@ import torch
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from refine import augment, distributed, pickles, zoo
+from refine import distributed, pickles, zoo
 from refine.averages import Averages
-from refine.bridge import Shape, make_bridge
 from refine.config import RunConfig
 from refine.errors import UserError
 from refine.events import EventWriter
@@ -29,10 +26,11 @@ from refine.precision import autocast
 from refine.preflight import Preflight, preflight
 from refine.probe import Probe
 from refine.run_dir import RunDir
+from refine.setup import choose_device, lasting, make_trainer, run_name, would_use_cuda
+from refine.signals import StopRequest
 from refine.state import load_state, load_weights, read_state, state_of
 from refine.status import Tick, format_time, resources, tick_line, tick_row
 from refine.streams import stream_generator
-from refine.train_layers import select_layers
 from refine.trainer import Trainer
 
 log = logging.getLogger("refine")
@@ -64,12 +62,12 @@ def refine(
         UserError: the pair does not fit, a file cannot be read or written, or the state is not of these options.
         KeyboardInterrupt: the run was stopped by a signal; its state is saved.
     """
-    with distributed.processes("nccl" if _would_use_cuda(config.device) else "gloo") as place:
+    with distributed.processes("nccl" if would_use_cuda(config.device) else "gloo") as place:
         device = choose_device(config.device, place.local_rank if place.size > 1 else None)
         if place.size > config.batch:
             raise UserError(f"--batch={config.batch} leaves nothing for some of the {place.size} processes: raise it.")
         gan, teacher = load_gan(config.gan, trust=trust), load_teacher(config.teacher, trust=trust)
-        config = replace(config, gan=_lasting(config.gan), teacher=_lasting(config.teacher))
+        config = replace(config, gan=lasting(config.gan), teacher=lasting(config.teacher))
         files = {"gan": gan.pickle.path, "teacher": teacher.pickle.path}
         trainer = make_trainer(config, gan, teacher, device)
         if config.init is not None:
@@ -88,67 +86,10 @@ def refine(
         return Run(config, trainer, run_dir, gan.pickle, hashes, probe, measure).train()
 
 
-def make_trainer(config: RunConfig, gan: LoadedNetwork, teacher: LoadedNetwork, device: torch.device) -> Trainer:
-    """Copies of the networks, joined by a bridge, on the device.
-
-    Raises:
-        UserError: the pair does not fit.
-    """
-    bridge = make_bridge(shape_of(gan), shape_of(teacher), config.resample, config.class_map)
-    if config.anchor and bridge.img_resolution == shape_of(gan).img_resolution:
-        raise UserError("--anchor holds detail that the teacher cannot see, and this one sees all: leave it out.")
-    map_augment = getattr(getattr(teacher.network, "model", None), "map_augment", None)
-    if config.fake_augment and getattr(map_augment, "in_features", 0) != augment.NUM_LABELS:
-        raise UserError(
-            f"--fake-augment needs a teacher that was trained with EDM's {augment.NUM_LABELS} augmentation labels, and "
-            f"{teacher.pickle.path} was not: leave it out."
-        )
-    generator, generator_ema = (copy.deepcopy(gan.network).to(device) for _ in range(2))
-    denoiser, fake = (copy.deepcopy(teacher.network).to(device) for _ in range(2))
-    select_layers(generator, config.train_layers, bridge.img_resolution)
-    return Trainer(config, generator, generator_ema, denoiser, fake, bridge, device)
-
-
 def preflight_of(trainer: Trainer) -> Preflight:
     """The trial of a trainer's pair, in the precision that it will be trained in."""
     with autocast(trainer.precision, trainer.device):
         return preflight(trainer.generator, trainer.teacher, trainer.bridge, seed=trainer.config.seed)
-
-
-def shape_of(loaded: LoadedNetwork) -> Shape:
-    """What the bridge has to know of a network."""
-    network: Any = loaded.network
-    num_classes = network.c_dim if loaded.architecture.role == "generator" else network.label_dim
-    return Shape(int(network.img_resolution), int(network.img_channels), int(num_classes))
-
-
-def choose_device(name: str, index: int | None = None) -> torch.device:
-    """The device meant by `auto`, `cpu`, `cuda` or `mps`; of several GPUs the one with that index.
-
-    Raises:
-        UserError: this machine does not have it.
-    """
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        name = next(kind for kind, is_there in available.items() if is_there)
-    if not available[name]:
-        raise UserError(f"--device={name} is not available to PyTorch here; --device=auto takes what is there.")
-    if name != "cuda" or index is None:
-        return torch.device(name)
-    if index >= torch.cuda.device_count():
-        raise UserError(
-            f"Process {index} of this machine has no GPU: there are {torch.cuda.device_count()}; "
-            f"start torchrun with --nproc_per_node={torch.cuda.device_count()}."
-        )
-    torch.cuda.set_device(index)
-    return torch.device("cuda", index)
-
-
-def run_name(config: RunConfig, gan: LoadedNetwork, teacher: LoadedNetwork) -> str:
-    """`<gan>-<teacher>-<objective>-batch<N>[-desc]`, from the names of the files."""
-    names = [pickle.path.stem for pickle in (gan.pickle, teacher.pickle)]
-    parts = [*names, config.objective, f"batch{config.batch}", *([config.desc] if config.desc else [])]
-    return "-".join("".join(c if c.isalnum() or c in "._-" else "_" for c in part) for part in parts)
 
 
 def resumed_config(state: Path, changes: dict[str, Any]) -> RunConfig:
@@ -168,16 +109,6 @@ def rising(values: Sequence[float], patience: int) -> bool:
     """Whether each of the last `patience` values is above the one before it."""
     last = list(values)[-patience - 1 :]
     return len(last) == patience + 1 and all(a < b for a, b in itertools.pairwise(last))
-
-
-def _would_use_cuda(device: str) -> bool:
-    return device in ("auto", "cuda") and torch.cuda.is_available()
-
-
-def _lasting(spec: str) -> str:
-    """A path that also holds from another folder; URLs and zoo names as they are."""
-    path = Path(spec).expanduser()
-    return str(path.resolve()) if path.is_file() else spec
 
 
 def _new_folder(config: RunConfig, gan: LoadedNetwork, teacher: LoadedNetwork) -> Path | None:
@@ -208,9 +139,9 @@ class Run:
         self.start_time = self.tick_start_time = time.time()
         self.tick_start_nimg = trainer.progress.cur_nimg
         self.maintenance_seconds = 0.0
-        self.stop_signal: int | None = None
+        self.stop = StopRequest()
         self.saved_nimg: int | None = None
-        self.measuring = self.stopping = self.worse = False
+        self.stopping = self.worse = False
         self.events = EventWriter(run_dir.path, self.start_time)
         self.bar: Any = None
 
@@ -221,7 +152,7 @@ class Run:
         with ExitStack() as stack:
             stack.enter_context(logging_redirect_tqdm([log]))
             stack.callback(self.events.close)
-            stack.enter_context(self.signals_noted())
+            stack.enter_context(self.stop.listening())
             if progress.step == 0 and progress.warmup_nimg == 0:
                 self.try_pair()
                 self.save_images("fakes_init.png")
@@ -246,8 +177,7 @@ class Run:
             self.should_stop()  # somebody may have asked for it while the last snapshot was saved
             if self.stopping:
                 state = self.save_state()
-                cause = signal.Signals(self.stop_signal).name if self.stop_signal else "another process"
-                self.say(f"Stopped by {cause}; go on with --resume={state}")
+                self.say(f"Stopped by {self.stop.name}; go on with --resume={state}")
                 raise KeyboardInterrupt
         return self.run_dir.snapshot_path(progress.cur_nimg)
 
@@ -325,7 +255,7 @@ class Run:
     def should_stop(self) -> bool:
         """Whether any process was told to stop, or the metric says so; the same answer at all of them."""
         with distributed.phase(f"step {self.trainer.progress.step}"):
-            self.stopping = distributed.any_process(self.stop_signal is not None)
+            self.stopping = distributed.any_process(self.stop.number is not None)
         return self.stopping or self.worse
 
     # -- what is written ------------------------------------------------------------------------------
@@ -361,7 +291,7 @@ class Run:
         if self.measure is None or self.should_stop():
             return
         path = self.run_dir.snapshot_path(self.trainer.progress.cur_nimg)
-        self.measuring = True
+        self.stop.urgent = True
         try:
             with distributed.phase(f"metrics of {path.name}"):
                 rows = self.measure(self.trainer.generator_ema, path.name)
@@ -369,7 +299,7 @@ class Run:
             self.say(f"The metrics of {path.name} were interrupted and are not recorded")
             return
         finally:
-            self.measuring = False
+            self.stop.urgent = False
         for row in rows if distributed.is_first() else ():
             self.run_dir.add_metric(row)
             self.say(" ".join(f"{name} {value:.6g}" for name, value in row["results"].items()))
@@ -413,26 +343,6 @@ class Run:
         if distributed.is_first():
             log.info(line)
             self.run_dir.log(line)
-
-    @contextmanager
-    def signals_noted(self) -> Iterator[None]:
-        """Ctrl-C and SIGTERM end the loop after the step in hand; a second one ends the process."""
-
-        def note(number: int, frame: Any) -> None:
-            self.stop_signal = number
-            for which, handler in previous.items():
-                signal.signal(which, handler)
-            if self.measuring:
-                raise KeyboardInterrupt
-
-        previous = {which: signal.getsignal(which) for which in (signal.SIGINT, signal.SIGTERM)}
-        for which in previous:
-            signal.signal(which, note)
-        try:
-            yield
-        finally:
-            for which, handler in previous.items():
-                signal.signal(which, handler)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Components of refine/, from the bottom up. Each may import its own layer and those below, without circles.
 # The package itself offers names of the product lazily: importing a light component never loads a heavy one.
 LAYERS = (
-    {"errors", "files", "download", "command_line", "distributed"},
+    {"errors", "files", "download", "command_line", "distributed", "signals"},
     {
         "pickles",
         "networks",
@@ -31,7 +31,7 @@ LAYERS = (
     }
     | {"bridge", "detail", "objectives", "augment", "preflight"},
     {"config", "train_layers", "probe", "events", "state", "run_dir", "status", "metrics", "report", "trainer"},
-    {"loading", "describe"},
+    {"loading", "describe", "setup"},
     {"run", "inspect", "metrics.__main__", "assets", "generate", "blend"},
     {"cli"},
 )

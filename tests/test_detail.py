@@ -13,7 +13,7 @@ from refine.bridge import Bridge
 from refine.config import RunConfig
 from refine.detail import anchor_loss, high_pass
 from refine.probe import Probe
-from refine.run import make_trainer
+from refine.setup import make_trainer
 
 CPU = torch.device("cpu")
 

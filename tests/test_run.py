@@ -15,7 +15,7 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from refine import cli, load_gan, pickles, run, status
+from refine import cli, load_gan, pickles, run, setup, status
 from refine import state as run_state
 from refine.config import RunConfig
 from refine.errors import UserError
@@ -406,7 +406,7 @@ def test_wrong_states(pair, tmp_path):
         run.resumed_config(state, {"batch": 16})
     assert run.resumed_config(state, {"batch": 8, "kimg": 2.0}).kimg == 2.0
     content = run_state.read_state(state)
-    trainer_of = lambda: run.make_trainer(  # noqa: E731
+    trainer_of = lambda: setup.make_trainer(  # noqa: E731
         config(pair, tmp_path), load_gan(pair["gan"]), run.load_teacher(pair["teacher"]), torch.device("cpu")
     )
     with pytest.raises(UserError, match="--teacher is not the file"):
@@ -438,8 +438,8 @@ def test_grid():
 def test_device_that_is_not_there(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="--device=cuda is not available"):
-        run.choose_device("cuda")
-    assert run.choose_device("cpu").type == "cpu"
+        setup.choose_device("cuda")
+    assert setup.choose_device("cpu").type == "cpu"
 
 
 def test_times():

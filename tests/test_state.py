@@ -8,7 +8,7 @@ import torch
 from refine import load_gan, load_teacher, pickles
 from refine.config import RunConfig
 from refine.errors import UserError
-from refine.run import make_trainer
+from refine.setup import make_trainer
 from refine.state import load_state, load_weights, read_state, state_of
 
 CPU = torch.device("cpu")

@@ -1,0 +1,85 @@
+"""What a run is made of: device, networks and names, from its options."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from refine import augment
+from refine.bridge import Shape, make_bridge
+from refine.config import RunConfig
+from refine.errors import UserError
+from refine.loading import LoadedNetwork
+from refine.train_layers import select_layers
+from refine.trainer import Trainer
+
+
+def choose_device(name: str, index: int | None = None) -> torch.device:
+    """The device meant by `auto`, `cpu`, `cuda` or `mps`; of several GPUs the one with that index.
+
+    Raises:
+        UserError: this machine does not have it.
+    """
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(kind for kind, is_there in available.items() if is_there)
+    if not available[name]:
+        raise UserError(f"--device={name} is not available to PyTorch here; --device=auto takes what is there.")
+    if name != "cuda" or index is None:
+        return torch.device(name)
+    if index >= torch.cuda.device_count():
+        raise UserError(
+            f"Process {index} of this machine has no GPU: there are {torch.cuda.device_count()}; "
+            f"start torchrun with --nproc_per_node={torch.cuda.device_count()}."
+        )
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
+
+
+def would_use_cuda(device: str) -> bool:
+    """Whether `choose_device` gives a CUDA device."""
+    return device in ("auto", "cuda") and torch.cuda.is_available()
+
+
+def make_trainer(config: RunConfig, gan: LoadedNetwork, teacher: LoadedNetwork, device: torch.device) -> Trainer:
+    """Copies of the networks, joined by a bridge, on the device.
+
+    Raises:
+        UserError: the pair does not fit.
+    """
+    bridge = make_bridge(shape_of(gan), shape_of(teacher), config.resample, config.class_map)
+    if config.anchor and bridge.img_resolution == shape_of(gan).img_resolution:
+        raise UserError("--anchor holds detail that the teacher cannot see, and this one sees all: leave it out.")
+    map_augment = getattr(getattr(teacher.network, "model", None), "map_augment", None)
+    if config.fake_augment and getattr(map_augment, "in_features", 0) != augment.NUM_LABELS:
+        raise UserError(
+            f"--fake-augment needs a teacher that was trained with EDM's {augment.NUM_LABELS} augmentation labels, and "
+            f"{teacher.pickle.path} was not: leave it out."
+        )
+    generator, generator_ema = (copy.deepcopy(gan.network).to(device) for _ in range(2))
+    denoiser, fake = (copy.deepcopy(teacher.network).to(device) for _ in range(2))
+    select_layers(generator, config.train_layers, bridge.img_resolution)
+    return Trainer(config, generator, generator_ema, denoiser, fake, bridge, device)
+
+
+def shape_of(loaded: LoadedNetwork) -> Shape:
+    """What the bridge has to know of a network."""
+    network: Any = loaded.network
+    num_classes = network.c_dim if loaded.architecture.role == "generator" else network.label_dim
+    return Shape(int(network.img_resolution), int(network.img_channels), int(num_classes))
+
+
+def run_name(config: RunConfig, gan: LoadedNetwork, teacher: LoadedNetwork) -> str:
+    """`<gan>-<teacher>-<objective>-batch<N>[-desc]`, from the names of the files."""
+    names = [pickle.path.stem for pickle in (gan.pickle, teacher.pickle)]
+    parts = [*names, config.objective, f"batch{config.batch}", *([config.desc] if config.desc else [])]
+    return "-".join("".join(c if c.isalnum() or c in "._-" else "_" for c in part) for part in parts)
+
+
+def lasting(spec: str) -> str:
+    """A path that also holds from another folder; URLs and zoo names as they are."""
+    path = Path(spec).expanduser()
+    return str(path.resolve()) if path.is_file() else spec
