@@ -11,10 +11,13 @@ from refine.classes import class_notes
 from refine.config import RunConfig
 from refine.loading import LoadedNetwork, load_gan, load_teacher
 from refine.memory import Memory, estimate_memory, format_bytes
-from refine.run import choose_device, make_trainer, preflight_of, run_name, shape_of
+from refine.run import preflight_of
+from refine.setup import choose_device, make_trainer, run_name, shape_of
 
 
-def describe_run(config: RunConfig, *, trust: bool = False, with_preflight: bool = False, num_processes: int = 1) -> str:
+def describe_run(
+    config: RunConfig, *, trust: bool = False, with_preflight: bool = False, num_processes: int = 1
+) -> str:
     """The text, ready to be printed.
 
     Args:
@@ -33,12 +36,9 @@ def describe_run(config: RunConfig, *, trust: bool = False, with_preflight: bool
     seen = "as they are"
     if bridge.img_resolution < shapes[0].img_resolution:
         seen = f"reduced to {bridge.img_resolution}x{bridge.img_resolution} ({bridge.resample})"
-    lines.append(
-        f"Bridge    The teacher sees the generator's images {seen}, {'with' if bridge.label_dim else 'without'} classes."
-    )
-    lines += class_notes(
-        gan.pickle, teacher.pickle, shapes[0].num_classes, shapes[1].num_classes, config.class_map
-    )
+    classes = "with" if bridge.label_dim else "without"
+    lines.append(f"Bridge    The teacher sees the generator's images {seen}, {classes} classes.")
+    lines += class_notes(gan.pickle, teacher.pickle, shapes[0].num_classes, shapes[1].num_classes, config.class_map)
     parameters = list(trainer.generator.parameters())
     trained = sum(p.numel() for p in parameters if p.requires_grad)
     lines.append(f"Trained   {trained:,} of {sum(p.numel() for p in parameters):,} parameters ({config.train_layers})")
@@ -58,8 +58,8 @@ def plan_lines(config: RunConfig, gan: LoadedNetwork, teacher: LoadedNetwork, me
     size = gan.pickle.path.stat().st_size
     where = Path(config.outdir) / f"NNNNN-{run_name(config, gan, teacher)}"
     return [
-        f"Plan      {config.kimg:g} kimg in {steps:,} steps of {config.batch} images, after {config.warmup_kimg:g} kimg "
-        f"of warm-up ({warm_up:,} steps)",
+        f"Plan      {config.kimg:g} kimg in {steps:,} steps of {config.batch} images, after "
+        f"{config.warmup_kimg:g} kimg of warm-up ({warm_up:,} steps)",
         f"          a status line every {config.tick_kimg:g} kimg; a snapshot every {snap_kimg:g} kimg, "
         f"{snapshots} of {format_bytes(size)} each, and two states of {format_bytes(memory.state)}",
         f"          {format_bytes(snapshots * size + 2 * memory.state)} in {where}",

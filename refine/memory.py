@@ -16,6 +16,7 @@ from torch import Tensor
 
 from refine.config import RunConfig
 from refine.trainer import Trainer
+from stylegan_ops import select
 
 FLOAT = 4  # bytes
 
@@ -50,8 +51,10 @@ class Memory:
         parts = (("weights", self.parameters), ("gradients", self.gradients), ("Adam", self.adam))
         counted = ", ".join(f"{name} {format_bytes(size)}" for name, size in parts)
         return [
-            f"Memory    about {format_bytes(self.total)}: {counted} (counted); activations of {self.images} images "
-            f"{format_bytes(self.activations)} (measured on one, in float32; bf16 and fp16 take less)"
+            f"Memory    about {format_bytes(self.total)}, besides what PyTorch itself takes",
+            f"          {counted} (counted)",
+            f"          activations of {self.images} images {format_bytes(self.activations)} (measured on one, in "
+            "float32; bf16 and fp16 take less)",
         ]
 
 
@@ -66,7 +69,12 @@ def estimate_memory(trainer: Trainer, config: RunConfig, num_processes: int = 1)
     generators = 2 + (config.anchor > 0)
     generator, fake, teacher = (_count(n.parameters()) for n in (trainer.generator, trainer.fake, trainer.teacher))
     trained = _count(p for n in (trainer.generator, trainer.fake) for p in n.parameters() if p.requires_grad)
-    of_generator, of_fake = _activations(trainer)
+    mode = select.mode()
+    select.set_mode("off")  # nothing is to be built for this; kernels keep no more than plain PyTorch
+    try:
+        of_generator, of_fake = _activations(trainer)
+    finally:
+        select.set_mode(mode)
     # One forward pass for both updates holds the generator's activations while the fake score has its own.
     per_image = of_generator + of_fake if config.share_forward else max(of_generator, of_fake)
     images = config.batch_gpu or -(-config.batch // num_processes)

@@ -17,6 +17,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from refine import distributed, pickles, zoo
 from refine.averages import Averages
+from refine.classes import class_notes
 from refine.config import RunConfig
 from refine.errors import UserError
 from refine.events import EventWriter
@@ -26,7 +27,7 @@ from refine.precision import autocast
 from refine.preflight import Preflight, preflight
 from refine.probe import Probe
 from refine.run_dir import RunDir
-from refine.setup import choose_device, lasting, make_trainer, run_name, would_use_cuda
+from refine.setup import choose_device, lasting, make_trainer, run_name, shape_of, would_use_cuda
 from refine.signals import StopRequest
 from refine.state import load_state, load_weights, read_state, state_of
 from refine.status import Tick, format_time, resources, tick_line, tick_row
@@ -70,6 +71,10 @@ def refine(
         config = replace(config, gan=lasting(config.gan), teacher=lasting(config.teacher))
         files = {"gan": gan.pickle.path, "teacher": teacher.pickle.path}
         trainer = make_trainer(config, gan, teacher, device)
+        num_classes = (shape_of(gan).num_classes, shape_of(teacher).num_classes)
+        for note in class_notes(gan.pickle, teacher.pickle, *num_classes, config.class_map):
+            if resume is None and distributed.is_first():
+                log.info(note)
         if config.init is not None:
             files["init"] = zoo.resolve(config.init).path
             config = replace(config, init=str(files["init"].resolve()))

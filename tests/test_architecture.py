@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Components of refine/, from the bottom up. Each may import its own layer and those below, without circles.
 # The package itself offers names of the product lazily: importing a light component never loads a heavy one.
 LAYERS = (
-    {"errors", "files", "download", "command_line", "distributed", "signals"},
+    {"errors", "files", "download", "command_line", "distributed", "signals", "presets"},
     {
         "pickles",
         "networks",
@@ -29,10 +29,11 @@ LAYERS = (
         "precision",
         "seeds",
     }
-    | {"bridge", "detail", "objectives", "augment", "preflight"},
-    {"config", "train_layers", "probe", "events", "state", "run_dir", "status", "metrics", "report", "trainer"},
+    | {"bridge", "detail", "objectives", "augment", "preflight", "classes"},
+    {"config", "train_layers", "probe", "events", "state", "run_dir", "status", "metrics", "report", "trainer"}
+    | {"memory"},
     {"loading", "describe", "setup"},
-    {"run", "inspect", "metrics.__main__", "assets", "generate", "blend"},
+    {"run", "inspect", "metrics.__main__", "assets", "generate", "blend", "dry_run"},
     {"cli"},
 )
 LEVEL = {component: level for level, layer in enumerate(LAYERS) for component in layer}
