@@ -33,7 +33,7 @@ LAYERS = (
     {"config", "train_layers", "probe", "events", "state", "run_dir", "status", "metrics", "report", "trainer"}
     | {"memory"},
     {"loading", "describe", "setup"},
-    {"run", "inspect", "metrics.__main__", "assets", "generate", "blend", "dry_run"},
+    {"run", "inspect", "metrics.__main__", "assets", "generate", "blend", "export", "dry_run"},
     {"cli"},
 )
 LEVEL = {component: level for level, layer in enumerate(LAYERS) for component in layer}
@@ -227,7 +227,7 @@ def test_every_imported_package_is_a_declared_dependency() -> None:
     assert dependencies
     declared = {re.split(r"[<>=]", line)[0] for line in re.findall(r'"([^"]+)"', dependencies[1])}
     declared |= {"PIL"} if "pillow" in declared else set()
-    optional = {"tensorboard", "safetensors", "onnx", "sklearn"}
+    optional = {"tensorboard", "safetensors", "onnx", "onnxruntime", "sklearn"}
     for package in sorted(OURS):
         for path in (ROOT / package).rglob("*.py"):
             tops = {name.split(".")[0] for name in imports(path, ROOT)} - OURS - set(sys.stdlib_module_names)

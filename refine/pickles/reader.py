@@ -7,6 +7,7 @@ allow-list of globals, each of which becomes an inert class (`records`).
 from __future__ import annotations
 
 import hashlib
+import io
 import pickle
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -154,6 +155,11 @@ def load(path: str | Path, *, trust: bool = False) -> NetworkPickle:
         raise PickleError(f"{path} is damaged or no network pickle ({reason}); download it again") from error
     foreign = tuple(f"{module}.{name}" for module, name in scan.globals if allowed_record(module, name) is None)
     return NetworkPickle(root, scan.protocol, path, trust, foreign)
+
+
+def inert(value: Any) -> Any:
+    """A value as records: what reading a pickle of it would give."""
+    return _InertUnpickler(io.BytesIO(pickle.dumps(value, protocol=4)), trust=False).load()
 
 
 def _scan(path: Path, file: BinaryIO, size: int) -> PickleScan:

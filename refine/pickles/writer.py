@@ -54,6 +54,15 @@ def save(
         PickleError: a tensor is missing, unknown, or of another shape.
         UserError: the file cannot be written.
     """
+    with atomic_write(path) as file:
+        write(network_pickle, file, tensors)
+    warn_of_code(network_pickle, path)
+
+
+def write(
+    network_pickle: NetworkPickle, file: BinaryIO, tensors: Mapping[str, Mapping[str, torch.Tensor]] | None = None
+) -> None:
+    """`save` into an open file, without a word about embedded source; see there."""
     root = _dict_like(network_pickle.root, dict(network_pickle.root))
     new_data: dict[int, torch.Tensor] = {}
     for key, values in (tensors or {}).items():
@@ -64,12 +73,10 @@ def save(
         if any(id(tensor.storage) in elsewhere for tensor in named_tensors(record).values()):
             record = root[key] = unshared(record)
         new_data |= _new_data(named_tensors(record), values, key)
-    with atomic_write(path) as file:
-        dump(root, file, network_pickle.protocol, new_data)
-    _warn_of_code(network_pickle, path)
+    dump(root, file, network_pickle.protocol, new_data)
 
 
-def _warn_of_code(network_pickle: NetworkPickle, path: str | Path) -> None:
+def warn_of_code(network_pickle: NetworkPickle, path: str | Path) -> None:
     """One line where the written pickle carries what a plain `pickle.load` would run and nobody vouches for."""
     unknown = {o.source_sha256 for o in network_pickle.persistent_objects()} - KNOWN_SOURCES.keys()
     carried = [f"{len(unknown)} embedded source{'s' if len(unknown) > 1 else ''}"] if unknown else []

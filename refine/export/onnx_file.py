@@ -1,0 +1,100 @@
+"""ONNX: the generator as a graph. Inputs z, c and truncation_psi, output image; the noise is the stored one."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import onnxruntime
+import torch
+from torch import Tensor
+
+from refine.errors import UserError
+from refine.export.probe import Probe
+from refine.loading import LoadedNetwork
+
+OPSET = 18
+
+
+class _Graph(torch.nn.Module):
+    """The generator with truncation as arithmetic, so that psi can stay an input."""
+
+    def __init__(self, generator: Any) -> None:
+        super().__init__()
+        self.generator = generator
+
+    def forward(self, z: Tensor, c: Tensor, truncation_psi: Tensor) -> Tensor:
+        w_avg = self.generator.mapping.w_avg
+        ws = w_avg + (self.generator.mapping(z, c) - w_avg) * truncation_psi
+        return self.generator.synthesis(ws, noise_mode="const", force_fp32=True)
+
+
+class _UnconditionalGraph(_Graph):
+    def forward(self, z: Tensor, truncation_psi: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(z, z[:, :0], truncation_psi)
+
+
+def write(loaded: LoadedNetwork, file: BinaryIO) -> None:
+    """Writes the graph for batches of any size.
+
+    Raises:
+        UserError: PyTorch cannot export this network.
+    """
+    generator: Any = loaded.network
+    batch = torch.export.Dim("N", min=1)
+    inputs: dict[str, Tensor] = {"z": torch.zeros(2, generator.z_dim)}
+    if generator.c_dim:
+        inputs["c"] = torch.zeros(2, generator.c_dim)
+    shapes: dict[str, Any] = {name: {0: batch} for name in inputs}
+    with _quiet():
+        try:
+            program = torch.onnx.export(
+                (_Graph if generator.c_dim else _UnconditionalGraph)(generator),
+                (*inputs.values(), torch.tensor(1.0)),
+                input_names=[*inputs, "truncation_psi"],
+                output_names=["image"],
+                opset_version=OPSET,
+                dynamo=True,
+                dynamic_shapes={**shapes, "truncation_psi": None},
+            )
+        except Exception as error:  # the exporter's many ways to fail
+            line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise UserError(f"PyTorch {torch.__version__} cannot export this network to ONNX ({line}).") from error
+    assert program is not None
+    file.write(program.model_proto.SerializeToString())
+
+
+def images(path: Path, loaded: LoadedNetwork, probe: Probe) -> Tensor:
+    """What ONNX Runtime computes on the CPU."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3  # errors
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    wanted = {item.name for item in session.get_inputs()}
+
+    def generator(z: Tensor, c: Tensor, psi: float) -> Tensor:
+        # One by one: a batch of another size than the one that was exported with.
+        given = [{"z": one.numpy(), "c": label.numpy()} for one, label in zip(z.split(1), c.split(1), strict=True)]
+        truncation = torch.tensor(psi).numpy()
+        feeds = [{n: v for n, v in {**one, "truncation_psi": truncation}.items() if n in wanted} for one in given]
+        return torch.cat([torch.from_numpy(session.run(["image"], feed)[0]) for feed in feeds])
+
+    return probe.images(generator)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what the exporter says about packages that no generator needs."""
+    logger = logging.getLogger("torch.onnx")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(before)

@@ -1,0 +1,56 @@
+"""safetensors: the generator's tensors under the names of the checkpoint, and nothing that could be executed.
+
+https://github.com/huggingface/safetensors. The header says what the network is: its class and the arguments of its
+constructor, as JSON.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import BinaryIO
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from refine.errors import UserError
+from refine.export.probe import Probe, images_of_network
+from refine.loading import LoadedNetwork
+
+
+def write(loaded: LoadedNetwork, file: BinaryIO) -> None:
+    """Writes the generator's state dict."""
+    tensors = {name: tensor.contiguous().clone() for name, tensor in loaded.network.state_dict().items()}
+    about = {
+        "format": "pt",
+        "class_name": loaded.record.class_name,
+        "architecture": loaded.architecture.name,
+        "init_args": json.dumps(loaded.record.init_args, default=str),
+        "init_kwargs": json.dumps(loaded.record.init_kwargs, default=str),
+        "source": loaded.pickle.path.name,
+    }
+    file.write(safetensors.torch.save(tensors, metadata=about))
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """The tensors of such a file.
+
+    Raises:
+        UserError: it is no such file.
+    """
+    try:
+        return safetensors.torch.load_file(path)
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        raise UserError(f"{path} is no safetensors file that can be read ({error}).") from error
+
+
+def images(path: Path, loaded: LoadedNetwork, probe: Probe) -> Tensor:
+    """What the network computes with the file's tensors."""
+    network = copy.deepcopy(loaded.network)
+    for tensor in network.state_dict().values():
+        tensor.fill_(torch.nan if tensor.is_floating_point() else 0)  # so that nothing of the original remains
+    network.load_state_dict(read(path), strict=True)
+    return probe.images(images_of_network(network))
