@@ -3,6 +3,7 @@
 #include "element.h"
 #include "parallel.h"
 #include "upfirdn2d_plan.h"
+#include "upfirdn2d_small.h"
 
 namespace stylegan_ops {
 namespace {
@@ -277,6 +278,7 @@ void upfirdn2d(const Upfirdn2dArgs& args) {
     if (elements == 0) return;
     const auto plan = make_plan<typename Element::Math>(args);
     expect_writes(args.y, elements * int64_t(sizeof(typename Element::Stored)));
+    if (filter_if_small<Element>(args, plan)) return;
     const int64_t blocks = ceil_div(args.y_height, kRows);
     parallel_blocks(plan.planes * blocks, elements, args.num_threads, [&](int64_t first, int64_t last) {
         RowFilter<Element> filter(args, plan);
