@@ -1,6 +1,6 @@
 """Time `bias_act` and `upfirdn2d` on the CPU: the compiled kernels against the common reference path.
 
-    python benchmarks/ops.py [--rounds=9] [--generator-rounds=5]
+    python benchmarks/ops.py [--rounds=9] [--generator-rounds=5] [--only=layers]
 
 The reference path is what `stylegan_ops.reference` does: zero-stuff, pad, grouped convolution, drop pixels; bias,
 activation, gain and clamp as operators of their own. Everything runs in one process on one thread. Both ways take
@@ -32,6 +32,7 @@ from stylegan_ops.upfirdn2d import setup_filter, upfirdn2d, upsample2d
 # Of each generator: its largest resolutions, channels per resolution, and a batch that fits into memory.
 GENERATORS = {32: ((8, 16, 32), 512 * 32, 16), 256: ((64, 128, 256), 16384, 4), 1024: ((256, 512, 1024), 32768, 1)}
 FILTER = setup_filter([1, 3, 3, 1])
+SHORTEST = 2e-3  # Seconds: what takes less is run several times in its turn, for the clock's sake.
 
 
 def _reference_upfirdn2d(x: Tensor, f: Tensor, *options: Any) -> Tensor:
@@ -50,19 +51,22 @@ def operators_of(operators: Any) -> Iterator[None]:
         yield
 
 
-def cpu_seconds(run: Callable[[], object]) -> float:
+def cpu_seconds(run: Callable[[], object], calls: int = 1) -> float:
     start = time.process_time()
-    run()
-    return time.process_time() - start
+    for _ in range(calls):
+        run()
+    return (time.process_time() - start) / calls
 
 
 def compare(run: Callable[[], object], rounds: int) -> tuple[float, float]:
     """Median seconds of `run` with the kernels, and with the reference's operators."""
+    run()
+    calls = 1 + int(SHORTEST / max(cpu_seconds(run), 1e-6))
     kernels, common = [], []
     for _ in range(rounds + 1):
-        kernels.append(cpu_seconds(run))
+        kernels.append(cpu_seconds(run, calls))
         with operators_of(REFERENCE):
-            common.append(cpu_seconds(run))
+            common.append(cpu_seconds(run, calls))
     return statistics.median(kernels[1:]), statistics.median(common[1:])  # The first round warms up.
 
 
@@ -212,17 +216,25 @@ def compare_activations(rounds: int) -> None:
         )
 
 
+PARTS = {
+    "overhead": compare_overhead,
+    "layers": compare_layers,
+    "activations": compare_activations,
+    "generator": compare_generator,
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9, help="times each layer is run in both ways")
+    parser.add_argument("--only", choices=PARTS, help="this part alone")
     parser.add_argument("--generator-rounds", type=int, default=5, help="times the whole generator is run in both ways")
     options = parser.parse_args()
     torch.set_num_threads(1)
     select.set_mode("on")
-    compare_overhead(options.rounds)
-    compare_layers(options.rounds)
-    compare_activations(options.rounds)
-    compare_generator(options.generator_rounds)
+    for name, part in PARTS.items():
+        if options.only in (None, name):
+            part(options.generator_rounds if name == "generator" else options.rounds)
 
 
 if __name__ == "__main__":

@@ -52,6 +52,11 @@ def parse_factor(factor: Factor, name: str) -> Size:
     Raises:
         ValueError: unless it is one or two whole numbers of at least 1; the message starts with `name`.
     """
+    # Each layer of a network comes by here, hence the short cuts.
+    if type(factor) is int and factor >= 1:
+        return Size(factor, factor)
+    if type(factor) is Size and factor[0] >= 1 and factor[1] >= 1:
+        return factor
     numbers = _integers(factor, name, (1, 2))
     if min(numbers) < 1:
         raise ValueError(f"{name} must be at least 1, not {factor!r}")
@@ -64,6 +69,10 @@ def parse_padding(padding: PaddingLike) -> Padding:
     Raises:
         ValueError: unless it is one, two or four whole numbers.
     """
+    if type(padding) is int:
+        return Padding(padding, padding, padding, padding)
+    if type(padding) is Padding:
+        return padding
     numbers = _integers(padding, "padding", (1, 2, 4))
     if len(numbers) == 4:
         return Padding(*numbers)
@@ -78,12 +87,13 @@ def filter_size(f: Tensor | None) -> Size:
         ValueError: unless it has one or two dimensions and at least one tap.
     """
     if f is None:
-        return Size(1, 1)
+        return ONE
     if not isinstance(f, Tensor):
         raise TypeError(f"f must be a tensor from setup_filter() or None, not {type(f).__name__}")
-    if f.ndim not in (1, 2) or f.numel() == 0:
-        raise ValueError(f"f must have shape [taps] or [height, width], not {list(f.shape)}")
-    return Size(f.shape[-1], f.shape[0])
+    shape = f.shape
+    if len(shape) not in (1, 2) or 0 in shape:
+        raise ValueError(f"f must have shape [taps] or [height, width], not {list(shape)}")
+    return Size(shape[-1], shape[0])
 
 
 def centred_padding(padding: Padding, taps: Size, up: Size = ONE, down: Size = ONE) -> Padding:
@@ -101,14 +111,16 @@ def check_images(x: Tensor) -> None:
     if not isinstance(x, Tensor) or not x.is_floating_point():
         kind = str(x.dtype) if isinstance(x, Tensor) else type(x).__name__
         raise TypeError(f"x must be a floating-point tensor, not {kind}")
-    if x.ndim != 4 or x.shape[1] == 0:
-        raise ValueError(f"x must have shape [N, C, H, W] with C at least 1, not {list(x.shape)}")
+    shape = x.shape
+    if len(shape) != 4 or shape[1] == 0:
+        raise ValueError(f"x must have shape [N, C, H, W] with C at least 1, not {list(shape)}")
 
 
 def check_extent(x: Tensor, taps: Size, up: Size, padding: Padding) -> None:
     """Raise ValueError if the upsampled and padded image is smaller than the window to slide over it."""
-    width = x.shape[3] * up.x + padding.left + padding.right
-    height = x.shape[2] * up.y + padding.top + padding.bottom
+    *_, height, width = x.shape
+    width = width * up.x + padding.left + padding.right
+    height = height * up.y + padding.top + padding.bottom
     if width < taps.x or height < taps.y:
         raise ValueError(
             f"the image is {width} x {height} pixels after upsampling and padding, "
