@@ -17,7 +17,7 @@ from torch import Tensor
 
 from stylegan_ops.reference import ACTIVATIONS
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 DTYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
 ACTS = tuple(ACTIVATIONS)
 VALUE, GRAD, GRAD2 = range(3)
@@ -32,6 +32,7 @@ class BiasActArgs(ctypes.Structure):
         ("dy", ctypes.c_void_p),
         ("ddx", ctypes.c_void_p),
         ("out", ctypes.c_void_p),
+        ("db", ctypes.c_void_p),
         ("numel", ctypes.c_int64),
         ("bias_size", ctypes.c_int64),
         ("bias_step", ctypes.c_int64),
@@ -121,6 +122,7 @@ def bias_act_args(
     gain: float,
     clamp: float,
     num_threads: int = 1,
+    db: Tensor | None = None,
 ) -> bytes:
     """Pack BiasActArgs.
 
@@ -137,6 +139,7 @@ def bias_act_args(
         gain: factor after the activation.
         clamp: limit of the absolute value; negative for none.
         num_threads: how many threads of the CPU may share the work.
+        db: where the sums of the result over all dimensions but `dim` go, like b; for GRAD on the CPU.
     """
     size = 1 if b is None else max(1, x.shape[dim])
     return _BIAS_ACT.pack(
@@ -145,6 +148,7 @@ def bias_act_args(
         0 if dy is None else dy.data_ptr(),
         0 if ddx is None else ddx.data_ptr(),
         out.data_ptr(),
+        0 if db is None else db.data_ptr(),
         x.numel(),
         size,
         # A dimension of size 1 may have any stride, even 0.

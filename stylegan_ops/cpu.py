@@ -47,6 +47,7 @@ def _run_bias_act(
     alpha: float,
     gain: float,
     clamp: float,
+    db: Tensor | None = None,
 ) -> Tensor:
     x = abi.dense(x)
     if b is not None:
@@ -56,7 +57,7 @@ def _run_bias_act(
     if ddx is not None:
         ddx = abi.dense_like(ddx, x)
     out = torch.empty_like(x)
-    args = abi.bias_act_args(order, out, x, b, dy, ddx, dim, act, alpha, gain, clamp, torch.get_num_threads())
+    args = abi.bias_act_args(order, out, x, b, dy, ddx, dim, act, alpha, gain, clamp, torch.get_num_threads(), db)
     if library().stylegan_ops_bias_act(args) != 0:
         raise ValueError(f"the CPU library has no bias_act of order {order} and activation {act}")
     return out
@@ -72,6 +73,14 @@ def bias_act_grad(
 ) -> Tensor:
     """Compute dy * gain * act'(x + b), zero where the clamp holds."""
     return _run_bias_act(abi.GRAD, x, b, dy, None, dim, act, alpha, gain, clamp)
+
+
+def bias_act_grads(
+    dy: Tensor, x: Tensor, b: Tensor, dim: int, act: int, alpha: float, gain: float, clamp: float
+) -> tuple[Tensor, Tensor]:
+    """Compute `bias_act_grad` and its sum over all dimensions but `dim`, in one pass over the memory."""
+    db = torch.empty_like(b, dtype=x.dtype, memory_format=torch.contiguous_format)
+    return _run_bias_act(abi.GRAD, x, b, dy, None, dim, act, alpha, gain, clamp, db), db
 
 
 def bias_act_grad2(
@@ -109,8 +118,11 @@ def upfirdn2d(
     n, c, height, width = x.shape
     y_height = abi.upfirdn2d_size(height, f.shape[0], up_y, down_y, pad_y0, pad_y1)
     y_width = abi.upfirdn2d_size(width, f.shape[-1], up_x, down_x, pad_x0, pad_x1)
-    format = torch.channels_last if abi.is_channels_last(x) else torch.contiguous_format
-    y = torch.empty((n, c, y_height, y_width), dtype=x.dtype, memory_format=format)
+    shape = (n, c, y_height, y_width)
+    if x.is_contiguous():  # The quicker call.
+        y = torch.empty(shape, dtype=x.dtype)
+    else:
+        y = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
     args = abi.upfirdn2d_args(y, x, f, up_x, up_y, down_x, down_y, pad_x0, pad_y0, flip, gain, torch.get_num_threads())
     if library().stylegan_ops_upfirdn2d(args) != 0:
         raise ValueError(f"the CPU library has no upfirdn2d for {x.dtype}")

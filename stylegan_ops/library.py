@@ -64,12 +64,13 @@ def route(x: Tensor, *others: Tensor | None) -> tuple[Any, bool]:
         traced = torch.compiler.is_dynamo_compiling()
         found = _kernels_serve(x.device, x.dtype) if traced else _kernels_for(x) is not None
         return (REGISTERED if found else plain), True
-    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0 or torch.jit.is_tracing():
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0 or torch._C._is_tracing():
         return plain, True
     for tensor in (x, *others):
         if tensor is not None and not (
             (type(tensor) is Tensor or type(tensor) is torch.nn.Parameter)
-            and tensor.device == x.device
+            # Comparing devices takes as long as all the rest.
+            and (tensor.is_cpu and x.is_cpu or tensor.device == x.device)
             and torch._C._has_storage(tensor)  # Not so inside of vmap, or if sparse.
             and not tensor._is_zerotensor()  # Zeros without memory.
             and not tensor.is_neg()  # Memory that holds the negative values.
@@ -96,7 +97,11 @@ _kernels_serve._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _needs_grad(*tensors: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    if torch.is_grad_enabled():
+        for tensor in tensors:
+            if tensor is not None and tensor.requires_grad:
+                return True
+    return False
 
 
 # --- differentiable operators
@@ -107,7 +112,7 @@ def bias_act(x: Tensor, b: Tensor | None, dim: int, act: int, alpha: float, gain
     operators, differentiable = route(x, b)
     if differentiable or not _needs_grad(x, b):
         return operators.bias_act(x, b, dim, act, alpha, gain, clamp)
-    return _BiasAct.apply(x, b, dim, act, alpha, gain, clamp, operators)
+    return _BiasAct.apply(x, b, (dim, act, alpha, gain, clamp), operators)
 
 
 def bias_act_grad(
@@ -117,7 +122,7 @@ def bias_act_grad(
     operators, differentiable = route(x, b, dy)
     if differentiable or not _needs_grad(dy, x, b):
         return operators.bias_act_grad(dy, x, b, dim, act, alpha, gain, clamp)
-    return _BiasActGrad.apply(dy, x, b, dim, act, alpha, gain, clamp, operators)
+    return _BiasActGrad.apply(dy, x, b, (dim, act, alpha, gain, clamp), operators)
 
 
 def bias_act_grad2(ddx: Tensor, dy: Tensor, x: Tensor, b: Tensor | None, *options: Any) -> Tensor:
@@ -133,12 +138,15 @@ def upfirdn2d(x: Tensor, f: Tensor, *options: Any) -> Tensor:
     operators, differentiable = route(x, f)
     if operators is not plain:
         # The kernels' filters are constants of single precision.
-        if _needs_grad(f) or f.dtype == torch.float64 == x.dtype:
+        if _needs_grad(f):
             return plain.upfirdn2d(x, f, *options)
-        f = f if f.dtype == torch.float32 else f.to(torch.float32)
+        if f.dtype != torch.float32:
+            if f.dtype == torch.float64 == x.dtype:
+                return plain.upfirdn2d(x, f, *options)
+            f = f.to(torch.float32)
     if differentiable or not _needs_grad(x):
         return operators.upfirdn2d(x, f, *options)
-    return _Upfirdn2d.apply(x, f, *options, operators)
+    return _Upfirdn2d.apply(x, f, options, operators)
 
 
 _DIFFERENTIABLE = SimpleNamespace(bias_act_grad=bias_act_grad, bias_act_grad2=bias_act_grad2, upfirdn2d=upfirdn2d)
@@ -154,9 +162,13 @@ def _sum_to_bias(dx: Tensor, dim: int) -> Tensor:
 
 def _bias_act_derivative(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     x, b = ctx.saved_tensors
+    if ctx.operators is _DIFFERENTIABLE and ctx.needs_input_grad[1] and not torch.is_grad_enabled():
+        kernels, _ = route(x, b, dy)
+        if hasattr(kernels, "bias_act_grads"):  # Has both in one pass.
+            return kernels.bias_act_grads(dy, x, b, *ctx.options)
     dx = ctx.operators.bias_act_grad(dy, x, b, *ctx.options)
     db = _sum_to_bias(dx, ctx.options[0]) if ctx.needs_input_grad[1] else None
-    return (dx, db, None, None, None, None, None)
+    return (dx, db)
 
 
 def _bias_act_grad_derivative(ctx: Any, ddx: Tensor) -> tuple[Tensor | None, ...]:
@@ -168,12 +180,12 @@ def _bias_act_grad_derivative(ctx: Any, ddx: Tensor) -> tuple[Tensor | None, ...
     if smooth and (ctx.needs_input_grad[1] or ctx.needs_input_grad[2]):
         d2x = ctx.operators.bias_act_grad2(ddx, dy, x, b, *ctx.options)
         d2b = _sum_to_bias(d2x, ctx.options[0]) if ctx.needs_input_grad[2] else None
-    return (ddy, d2x, d2b, None, None, None, None, None)
+    return (ddy, d2x, d2b)
 
 
 def _bias_act_grad2_derivative(ctx: Any, d3x: Tensor) -> tuple[Tensor | None, ...]:
     if plain.DERIVATIVES[abi.ACTS[ctx.options[1]]].second is None:
-        return (None,) * 9
+        return (None,) * 4
     # By plain PyTorch's autograd, in views of the inputs, behind which is whatever these were computed from.
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
@@ -181,7 +193,7 @@ def _bias_act_grad2_derivative(ctx: Any, d3x: Tensor) -> tuple[Tensor | None, ..
         wanted = [t for t in inputs if t is not None and t.requires_grad]
         result = plain.bias_act_grad2(*inputs, *ctx.options)
         grads = iter(torch.autograd.grad(result, wanted, d3x, create_graph=create_graph, allow_unused=True))
-    return (*(next(grads) if t is not None and t.requires_grad else None for t in inputs), *[None] * 5)
+    return tuple(next(grads) if t is not None and t.requires_grad else None for t in inputs)
 
 
 def _upfirdn2d_derivative(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
@@ -189,7 +201,7 @@ def _upfirdn2d_derivative(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         raise NotImplementedError("stylegan_ops::upfirdn2d has no derivative in f; upfirdn2d.upfirdn2d has")
     (f,) = ctx.saved_tensors
     dx = ctx.operators.upfirdn2d(dy, f, *adjoint(ctx.x_shape, dy.shape, f.shape, *ctx.options))
-    return (dx, *[None] * 11)
+    return (dx, None)
 
 
 def adjoint(
@@ -225,53 +237,57 @@ def adjoint(
     )
 
 
+# To autograd, an operator's options are one argument, since it looks at each.
+
+
 class _BiasAct(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, b: Tensor | None, *arguments: Any) -> Tensor:
-        *options, kernels = arguments
-        _remember_bias_act(ctx, (x, b, *options), _DIFFERENTIABLE)
+    def forward(ctx: Any, x: Tensor, b: Tensor | None, options: tuple[Any, ...], kernels: Any) -> Tensor:
+        _remember(ctx, (x, b), options, _DIFFERENTIABLE)
         return kernels.bias_act(x, b, *options)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        return (*_bias_act_derivative(ctx, dy), None)
+        return (*_bias_act_derivative(ctx, dy), None, None)
 
 
 class _BiasActGrad(Function):
     @staticmethod
-    def forward(ctx: Any, dy: Tensor, x: Tensor, b: Tensor | None, *arguments: Any) -> Tensor:
-        *options, kernels = arguments
-        _remember_bias_act(ctx, (dy, x, b, *options), _DIFFERENTIABLE)
+    def forward(ctx: Any, dy: Tensor, x: Tensor, b: Tensor | None, options: tuple[Any, ...], kernels: Any) -> Tensor:
+        _remember(ctx, (dy, x, b), options, _DIFFERENTIABLE)
         return kernels.bias_act_grad(dy, x, b, *options)
 
     @staticmethod
     def backward(ctx: Any, ddx: Tensor) -> tuple[Tensor | None, ...]:
-        return (*_bias_act_grad_derivative(ctx, ddx), None)
+        return (*_bias_act_grad_derivative(ctx, ddx), None, None)
 
 
 class _Upfirdn2d(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, f: Tensor, *arguments: Any) -> Tensor:
-        *options, kernels = arguments
-        _remember_upfirdn2d(ctx, (x, f, *options), _DIFFERENTIABLE)
+    def forward(ctx: Any, x: Tensor, f: Tensor, options: tuple[Any, ...], kernels: Any) -> Tensor:
+        _remember(ctx, (f,), options, _DIFFERENTIABLE)
+        ctx.x_shape = x.shape
         return kernels.upfirdn2d(x, f, *options)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        return (*_upfirdn2d_derivative(ctx, dy), None)
+        return (*_upfirdn2d_derivative(ctx, dy), None, None)
 
 
-def _remember_bias_act(ctx: Any, arguments: tuple[Any, ...], operators: Any) -> None:
-    ctx.save_for_backward(*arguments[:-5])
-    ctx.options = arguments[-5:]
+def _remember(ctx: Any, tensors: tuple[Tensor | None, ...], options: tuple[Any, ...], operators: Any) -> None:
+    ctx.save_for_backward(*tensors)
+    ctx.options = options
     ctx.operators = operators
 
 
-def _remember_upfirdn2d(ctx: Any, arguments: tuple[Any, ...], operators: Any) -> None:
-    x, f, *ctx.options = arguments
-    ctx.save_for_backward(f)
+def _remember_bias_act(ctx: Any, arguments: tuple[Any, ...]) -> None:
+    _remember(ctx, arguments[:-5], arguments[-5:], REGISTERED)
+
+
+def _remember_upfirdn2d(ctx: Any, arguments: tuple[Any, ...]) -> None:
+    x, f, *options = arguments
+    _remember(ctx, (f,), tuple(options), REGISTERED)
     ctx.x_shape = x.shape
-    ctx.operators = operators
 
 
 # --- registration
@@ -287,7 +303,7 @@ def _register(name: str, position: int, derivative: Callable[..., Any], remember
     Args:
         name: of a raw operator.
         position: where x is among its arguments; the result has its dtype and lies in memory like it.
-        derivative: maps (ctx, gradient of the result) to the gradients of all arguments.
+        derivative: maps (ctx, gradient of the result) to the gradients of the tensors among the arguments.
         remember: stores in ctx what `derivative` needs.
     """
 
@@ -304,13 +320,16 @@ def _register(name: str, position: int, derivative: Callable[..., Any], remember
         return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=_memory_format(x))
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        remember(ctx, inputs, REGISTERED)
+        remember(ctx, inputs)
+
+    def differentiate(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        return (*derivative(ctx, gradient), *[None] * len(ctx.options))
 
     for key in ("CPU", "CUDA"):
         _library.impl(name, compute, key)
     qualified = f"stylegan_ops::{name}"
     torch.library.register_fake(qualified, predict, lib=_library)
-    torch.library.register_autograd(qualified, derivative, setup_context=setup_context, lib=_library)
+    torch.library.register_autograd(qualified, differentiate, setup_context=setup_context, lib=_library)
 
 
 def _upfirdn2d_shape(

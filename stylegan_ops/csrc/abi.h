@@ -16,7 +16,7 @@ typedef int64_t sgo_int64;
 #endif
 
 // Raised whenever a struct, an enumeration or the meaning of a member changes; abi.py has the same number.
-#define STYLEGAN_OPS_ABI_VERSION 1
+#define STYLEGAN_OPS_ABI_VERSION 2
 
 enum SgoDtype { SGO_FLOAT64 = 0, SGO_FLOAT32 = 1, SGO_BFLOAT16 = 2, SGO_FLOAT16 = 3 };
 
@@ -46,6 +46,7 @@ struct BiasActArgs {
     const void* dy;   // null unless order >= SGO_GRAD
     const void* ddx;  // null unless order == SGO_GRAD2
     void* out;
+    void* db;  // on the CPU, with SGO_GRAD: the sums of out by bias, unless null
     sgo_int64 numel;
     sgo_int64 bias_size;  // at least 1
     sgo_int64 bias_step;  // at least 1

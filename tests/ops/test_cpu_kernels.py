@@ -84,10 +84,10 @@ def test_header_and_python_number_things_alike():
 def test_packed_bytes_are_the_structs():
     x, b = torch.zeros(2, 3, 4, 5), torch.zeros(3)
     out = torch.empty_like(x)
-    packed = abi.bias_act_args(abi.GRAD2, out, x, b, x, out, 1, 6, 0.25, 1.5, -1.0, 7)
+    packed = abi.bias_act_args(abi.GRAD2, out, x, b, x, out, 1, 6, 0.25, 1.5, -1.0, 7, b)
     s = abi.BiasActArgs.from_buffer_copy(packed)
     assert len(packed) == ctypes.sizeof(s)
-    assert (s.x, s.b, s.dy, s.ddx, s.out) == tuple(t.data_ptr() for t in (x, b, x, out, out))
+    assert (s.x, s.b, s.dy, s.ddx, s.out, s.db) == tuple(t.data_ptr() for t in (x, b, x, out, out, b))
     assert (s.numel, s.bias_size, s.bias_step, s.alpha, s.gain, s.clamp) == (120, 3, 20, 0.25, 1.5, -1.0)
     assert (s.order, s.act, s.dtype, s.num_threads) == (2, 6, 1, 7)
 
@@ -143,6 +143,20 @@ def test_activations_are_accurate_everywhere(act, dtype, tolerance):
 # --- bias_act
 
 
+def check_bias_act_grads(dy, x, b, options):
+    """The derivatives in x and b in one pass: the former is that of its own pass, the latter its sum."""
+    dx, db = cpu.bias_act_grads(dy, x, b, *options)
+    assert torch.equal(dx, cpu.bias_act_grad(dy, x, b, *options))
+    assert db.shape == b.shape
+    assert db.dtype == x.dtype
+    dims = [i for i in range(x.ndim) if i != options[0]]
+    terms = dx.double()
+    expected, scale = (terms.sum(dims), terms.abs().sum(dims)) if dims else (terms, terms.abs())
+    # The terms of dx were rounded, those of db's sum were not.
+    allowed = {torch.float64: 1e-14, torch.float32: 1e-6}.get(x.dtype, torch.finfo(x.dtype).eps)
+    assert ((db.double() - expected).abs() <= allowed * scale + 1e-7).all()
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("act", abi.ACTS)
 def test_bias_act_and_derivatives(act, dtype):
@@ -158,6 +172,8 @@ def test_bias_act_and_derivatives(act, dtype):
         ((5, 7, 3), 2),
         ((0, 3, 4), 1),
         ((), 0),
+        ((3, 1, 5, 50), 1),  # One bias for all, and
+        ((50, 3, 5, 5), 1),  # several runs in a block.
     ]:
         x = (3 * torch.randn(shape, dtype=torch.float64)).to(dtype)
         if len(shape) == 4 and generator.random() < 0.5:
@@ -178,6 +194,8 @@ def test_bias_act_and_derivatives(act, dtype):
                 expected += torch.autograd.grad(dx64, x64, ddx.double())
             else:
                 assert not cpu.bias_act_grad2(ddx, dy, x, b, *options).any()
+            if b is not None:
+                check_bias_act_grads(dy, x, b, options)
             # Whether a value is clamped may be decided by its last bit.
             near = (y64.abs() - clamp).abs() < 1e-5
             for result, correct in zip(results, expected, strict=True):
@@ -315,6 +333,7 @@ def test_results_do_not_depend_on_the_number_of_threads(threads, dtype, format):
             cpu.bias_act(x, b, *options),
             cpu.bias_act_grad(dy, x, b, *options),
             cpu.bias_act_grad2(dy, dy, x, b, *options),
+            *cpu.bias_act_grads(dy, x, b, *options),
             cpu.upfirdn2d(x, torch.outer(taps, taps), 2, 2, 1, 1, 2, 1, 2, 1, False, 4.0),
             cpu.upfirdn2d(x, torch.randn(3, 3, generator=torch.Generator().manual_seed(0)), *[1] * 8, False, 4.0),
             cpu.upfirdn2d(tiny, taps, 1, 1, 1, 1, 2, 1, 2, 1, False, 4.0),

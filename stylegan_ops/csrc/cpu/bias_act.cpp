@@ -1,5 +1,6 @@
 // Bias, activation, gain and clamp, and their first and second derivatives.
 #include <limits>
+#include <vector>
 
 #include "element.h"
 #include "elementary.h"
@@ -163,6 +164,89 @@ void add_bias(const typename Element::Stored* __restrict x, const typename Eleme
     }
 }
 
+// What is needed at a time.
+template <typename T>
+struct Buffers {
+    alignas(64) T z[kBlock], dy[kBlock], ddx[kBlock], result[kBlock];
+};
+
+template <typename T>
+double sum(const T* values, int64_t count) {
+    constexpr int lanes = 16;
+    T sums[lanes] = {};
+    int64_t i = 0;
+    for (; i + lanes <= count; i += lanes) {
+        for (int lane = 0; lane < lanes; ++lane) sums[lane] += values[i + lane];
+    }
+    double total = 0;
+    for (T partial : sums) total += partial;
+    for (; i < count; ++i) total += values[i];
+    return total;
+}
+
+// Have run(begin, count, buffers) compute all elements, and add up what it returns while it is in the cache. Runs of
+// bias_step elements with one bias are summed by one thread each, whatever their number.
+template <typename Element, typename Run>
+void sum_by_bias(const BiasActArgs& args, Run run) {
+    using T = typename Element::Math;
+    const int64_t size = args.bias_size;
+    const int64_t step = size == 1 ? std::max<int64_t>(args.numel, 1) : args.bias_step;
+    const int64_t images = args.numel / (size * step);
+    typename Element::Stored* const db = static_cast<typename Element::Stored*>(args.db);
+    if (step == 1) {
+        // Neighbours have different biases: all of an image's are summed at once, in each of a few parts of the batch.
+        constexpr int64_t kParts = 16;
+        const int64_t parts = std::min(kParts, std::max<int64_t>(images, 1));
+        std::vector<double> sums(size_t(parts * size), 0.0);
+        parallel_blocks(parts, args.numel, args.num_threads, [&](int64_t first, int64_t last) {
+            Buffers<T> buffers;
+            for (int64_t part = first; part < last; ++part) {
+                const int64_t end = images * (part + 1) / parts * size;
+                int64_t channel = 0;
+                for (int64_t begin = images * part / parts * size; begin < end; begin += kBlock) {
+                    const int64_t count = std::min(kBlock, end - begin);
+                    const T* values = run(begin, count, buffers);
+                    for (int64_t left = count; left > 0;) {
+                        const int64_t together = std::min(left, size - channel);
+                        double* const into = sums.data() + part * size + channel;
+                        for (int64_t i = 0; i < together; ++i) into[i] += values[i];
+                        values += together, left -= together;
+                        channel = channel + together == size ? 0 : channel + together;
+                    }
+                }
+            }
+        });
+        for (int64_t channel = 0; channel < size; ++channel) {
+            double total = 0;
+            for (int64_t part = 0; part < parts; ++part) total += sums[size_t(part * size + channel)];
+            db[channel] = Element::store(T(total));
+        }
+        return;
+    }
+    const int64_t runs = images * size, together = std::max<int64_t>(1, kBlock / step);
+    std::vector<double> sums(size_t(runs), 0.0);
+    parallel_blocks((runs + together - 1) / together, args.numel, args.num_threads, [&](int64_t first, int64_t last) {
+        Buffers<T> buffers;
+        for (int64_t block = first; block < last; ++block) {
+            const int64_t begin = block * together, end = std::min(begin + together, runs);
+            if (step <= kBlock) {
+                const T* values = run(begin * step, (end - begin) * step, buffers);
+                for (int64_t i = begin; i < end; ++i, values += step) sums[size_t(i)] = sum(values, step);
+            } else {
+                for (int64_t done = 0; done < step; done += kBlock) {
+                    const int64_t count = std::min(kBlock, step - done);
+                    sums[size_t(begin)] += sum(run(begin * step + done, count, buffers), count);
+                }
+            }
+        }
+    });
+    for (int64_t channel = 0; channel < size; ++channel) {
+        double total = 0;
+        for (int64_t image = 0; image < images; ++image) total += sums[size_t(image * size + channel)];
+        db[channel] = Element::store(T(total));
+    }
+}
+
 template <typename Element>
 void bias_act(const BiasActArgs& args, Apply<typename Element::Math> apply_block) {
     using T = typename Element::Math;
@@ -178,27 +262,36 @@ void bias_act(const BiasActArgs& args, Apply<typename Element::Math> apply_block
     const T alpha = args.act == SGO_LINEAR ? T(1) : T(args.alpha);
     const Factors<T> factors = {alpha, T(args.gain), clamp};
 
+    const auto run = [&](int64_t begin, int64_t count, Buffers<T>& buffers) -> const T* {
+        if (b != nullptr) {
+            add_bias<Element>(x + begin, b, buffers.z, begin, count, args.bias_step, args.bias_size);
+        } else {
+            load<Element>(x + begin, buffers.z, count);
+        }
+        if constexpr (same) {
+            const T* const block_dy = dy == nullptr ? nullptr : dy + begin;
+            const T* const block_ddx = ddx == nullptr ? nullptr : ddx + begin;
+            apply_block(buffers.z, block_dy, block_ddx, out + begin, count, factors);
+            return out + begin;
+        } else {
+            if (dy != nullptr) load<Element>(dy + begin, buffers.dy, count);
+            if (ddx != nullptr) load<Element>(ddx + begin, buffers.ddx, count);
+            apply_block(buffers.z, buffers.dy, buffers.ddx, buffers.result, count, factors);
+            store<Element>(buffers.result, out + begin, count);
+            return buffers.result;
+        }
+    };
     expect_writes(out, args.numel * int64_t(sizeof(Stored)));
+    if (args.db != nullptr) {
+        sum_by_bias<Element>(args, run);
+        return;
+    }
     const int64_t blocks = (args.numel + kBlock - 1) / kBlock;
-    parallel_blocks(blocks, args.numel, args.num_threads, [&](int64_t first_block, int64_t last_block) {
-        alignas(64) T z_buffer[kBlock], dy_buffer[kBlock], ddx_buffer[kBlock], result[kBlock];
-        for (int64_t block = first_block; block < last_block; ++block) {
-            const int64_t begin = block * kBlock, count = std::min(kBlock, args.numel - begin);
-            if (b != nullptr) {
-                add_bias<Element>(x + begin, b, z_buffer, begin, count, args.bias_step, args.bias_size);
-            } else {
-                load<Element>(x + begin, z_buffer, count);
-            }
-            if constexpr (same) {
-                const T* const block_dy = dy == nullptr ? nullptr : dy + begin;
-                const T* const block_ddx = ddx == nullptr ? nullptr : ddx + begin;
-                apply_block(z_buffer, block_dy, block_ddx, out + begin, count, factors);
-            } else {
-                if (dy != nullptr) load<Element>(dy + begin, dy_buffer, count);
-                if (ddx != nullptr) load<Element>(ddx + begin, ddx_buffer, count);
-                apply_block(z_buffer, dy_buffer, ddx_buffer, result, count, factors);
-                store<Element>(result, out + begin, count);
-            }
+    parallel_blocks(blocks, args.numel, args.num_threads, [&](int64_t first, int64_t last) {
+        Buffers<T> buffers;
+        for (int64_t block = first; block < last; ++block) {
+            const int64_t begin = block * kBlock;
+            run(begin, std::min(kBlock, args.numel - begin), buffers);
         }
     });
 }
