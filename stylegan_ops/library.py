@@ -70,7 +70,7 @@ def route(x: Tensor, *others: Tensor | None) -> tuple[Any, bool]:
         if tensor is not None and not (
             (type(tensor) is Tensor or type(tensor) is torch.nn.Parameter)
             # Comparing devices takes as long as all the rest.
-            and (tensor.is_cpu and x.is_cpu or tensor.device == x.device)
+            and ((tensor.is_cpu and x.is_cpu) or tensor.device == x.device)
             and torch._C._has_storage(tensor)  # Not so inside of vmap, or if sparse.
             and not tensor._is_zerotensor()  # Zeros without memory.
             and not tensor.is_neg()  # Memory that holds the negative values.
