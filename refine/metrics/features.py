@@ -60,7 +60,7 @@ def collect(images: Images, numbers: range, taps: Sequence[Tap], batch: int, tit
     """
     mine = numbers[distributed.share(len(numbers))]
 
-    def work() -> dict[Tap, Any]:
+    def work() -> list[Any]:
         kept: dict[Tap, Any] = {tap: MomentsBuilder() if tap.keep == "moments" else [] for tap in taps}
         outputs = {(tap.detector, tap.output) for tap in taps}
         for part in with_progress(images(mine, batch), len(mine), title):
@@ -76,14 +76,14 @@ def collect(images: Images, numbers: range, taps: Sequence[Tap], batch: int, tit
                         kept[tap].add(rows)
                     else:
                         kept[tap].append(rows.to(torch.float16 if tap.keep == "half" else torch.float32).cpu().numpy())
-        return {tap: value.build() if tap.keep == "moments" else _joined(value) for tap, value in kept.items()}
+        return [kept[tap].build() if tap.keep == "moments" else _joined(kept[tap]) for tap in taps]
 
     parts = at_all(work)
     return {
-        tap: merge_all(part[tap] for part in parts)
+        tap: merge_all(values)
         if tap.keep == "moments"
-        else np.concatenate([part[tap] for part in parts if part[tap] is not None])
-        for tap in taps
+        else np.concatenate([value for value in values if value is not None])
+        for tap, values in zip(taps, zip(*parts, strict=True), strict=True)
     }
 
 

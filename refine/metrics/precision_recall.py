@@ -8,12 +8,14 @@ generator's.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 MAX_BLOCK_BYTES = 256 << 20
+CHUNK = 1024  # rows converted at once
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,8 @@ def precision_recall(
 ) -> PrecisionRecall:
     """Precision and recall of two sets of features.
 
-    Distances are computed in blocks of rows: beside one copy of the features in `dtype`, no more than
-    `max_block_bytes` are in use (but at least one row).
+    Distances are computed in blocks of rows: beside one copy of both sets in `dtype`, the distances take no more than
+    `max_block_bytes` (but at least one row's).
 
     Args:
         real: [N, D].
@@ -49,24 +51,36 @@ def precision_recall(
         max_block_bytes: bound on what the distances take.
     """
     sets = [torch.as_tensor(features) for features in (real, generated)]
-    if half:
-        sets = [features.to(torch.float16) for features in sets]
     # Distances do not depend on the origin, and their rounding is smallest when it lies in the middle.
-    origin = sets[0].to(torch.float64 if sets[0].device.type != "mps" else torch.float32).mean(dim=0)
-    x, y = (((features.to(origin.dtype) - origin).to(dtype)).to(device) for features in sets)
+    origin = sum(_float(part).sum(dim=0) for part in sets[0].split(CHUNK)) / len(sets[0])
+    x, y = (_centred(features, origin, half, dtype, device) for features in sets)
     radii_x, radii_y = (_squared_radii(features, nhood_size, max_block_bytes) for features in (x, y))
-    return PrecisionRecall(
-        precision=_share_inside(y, x, radii_x, max_block_bytes), recall=_share_inside(x, y, radii_y, max_block_bytes)
-    )
+    squares = x.square().sum(dim=1)
+    precise = []
+    recalled = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    for rows in _blocks(len(y), len(x), x.element_size(), max_block_bytes):
+        distances = _squared_distances(y[rows], x, squares)
+        precise.append((distances <= radii_x).any(dim=1))
+        recalled |= (distances <= radii_y[rows, None]).any(dim=0)
+    return PrecisionRecall(torch.cat(precise).double().mean().item(), recalled.double().mean().item())
 
 
-def _blocks(num_rows: int, row: int, max_block_bytes: int) -> list[slice]:
-    size = max(max_block_bytes // row, 1)
+def _float(features: Tensor) -> Tensor:
+    return features.to(torch.float32 if features.device.type == "mps" else torch.float64)  # MPS has no float64
+
+
+def _centred(features: Tensor, origin: Any, half: bool, dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    """One copy, made a few rows at a time."""
+    centred = torch.empty(features.shape, dtype=dtype, device=device)
+    for part, target in zip(features.split(CHUNK), centred.split(CHUNK), strict=True):
+        target.copy_(_float(part.to(torch.float16) if half else part) - origin)
+    return centred
+
+
+def _blocks(num_rows: int, num_columns: int, element_size: int, max_block_bytes: int) -> list[slice]:
+    """Rows whose distances to all columns, and the selection among them, take so many bytes."""
+    size = max(max_block_bytes // (4 * num_columns * element_size), 1)
     return [slice(first, min(first + size, num_rows)) for first in range(0, num_rows, size)]
-
-
-def _row_bytes(features: Tensor) -> int:
-    return 4 * len(features) * features.element_size()  # distances, and room for the selection among them
 
 
 def _squared_distances(x: Tensor, y: Tensor, squares_of_y: Tensor) -> Tensor:
@@ -79,15 +93,6 @@ def _squared_radii(x: Tensor, nhood_size: int, max_block_bytes: int) -> Tensor:
     k = min(nhood_size + 1, len(x))
     radii = [
         _squared_distances(x[rows], x, squares).topk(k, largest=False).values[:, -1]
-        for rows in _blocks(len(x), _row_bytes(x), max_block_bytes)
+        for rows in _blocks(len(x), len(x), x.element_size(), max_block_bytes)
     ]
     return torch.cat(radii)
-
-
-def _share_inside(probes: Tensor, x: Tensor, squared_radii: Tensor, max_block_bytes: int) -> float:
-    squares = x.square().sum(dim=1)
-    inside = [
-        (_squared_distances(probes[rows], x, squares) <= squared_radii).any(dim=1)
-        for rows in _blocks(len(probes), _row_bytes(x), max_block_bytes)
-    ]
-    return torch.cat(inside).double().mean().item()
