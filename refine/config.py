@@ -10,6 +10,7 @@ from typing import Any
 
 from refine.bridge import FILTERS
 from refine.errors import UserError
+from refine.metrics.registry import parse_metrics
 from refine.noise_levels import parse_schedule
 from refine.objectives import OBJECTIVES
 from refine.optimizer import LR_DECAYS
@@ -56,6 +57,14 @@ class RunConfig:
         train_layers: `auto` (freeze what the teacher cannot see), `all`, or resolutions such as `4,8,16`.
         resample: filter that reduces the generator's images to the teacher's size, a key of `bridge.FILTERS`.
         class_map: the teacher's class for each class of the generator.
+        metrics: names of `metrics.registry`, `none`, or `auto`: fid50k_full on a GPU, where it can be had.
+        data: StyleGAN data set to compare with, ZIP or folder.
+        ref: what to compare with: `auto`, `data`, `teacher`, or statistics by path, URL or zoo name.
+        detector: TorchScript module that turns images into features; None: the official ones.
+        vgg: the one for precision, recall and path length, where that is another.
+        metric_seed: of the latents, labels and noise that metrics are computed from.
+        fid_seeds: ranges of latents that the FID is computed for; with 3, the minimum is given too, as EDM does.
+        metric_every: snapshots from one measurement to the next; the first and the last one are measured always.
         stop_if_worse: end the run after so many snapshots in a row whose FID rose; None: never.
         precision: of the U-Nets: `auto` (by device), `fp32`, `bf16` or `fp16`.
         device: `auto`, `cpu`, `cuda` or `mps`.
@@ -98,14 +107,23 @@ class RunConfig:
     train_layers: str = "auto"
     resample: str = "lanczos"
     class_map: tuple[int, ...] | None = None
+    metrics: str = "auto"
+    data: str | None = None
+    ref: str = "auto"
+    detector: str | None = None
+    vgg: str | None = None
+    metric_seed: int = 0
+    fid_seeds: int = 1
+    metric_every: int = 1
     stop_if_worse: int | None = None
     precision: str = "auto"
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        for name in ("fake_steps", "batch", "snap_ticks"):
+        for name in ("fake_steps", "batch", "snap_ticks", "fid_seeds", "metric_every"):
             self._require(name, _is_int(self[name]) and self[name] >= 1, "a whole number of at least 1")
-        self._require("seed", _is_int(self.seed) and 0 <= self.seed < 2**31, "a whole number from 0 to 2^31 - 1")
+        for name in ("seed", "metric_seed"):
+            self._require(name, _is_int(self[name]) and 0 <= self[name] < 2**31, "a whole number from 0 to 2^31 - 1")
         if self.batch_gpu is not None:
             divides = _is_int(self.batch_gpu) and self.batch_gpu >= 1 and self.batch % self.batch_gpu == 0
             self._require("batch_gpu", divides, f"a number that divides the batch of {self.batch}")
@@ -134,6 +152,9 @@ class RunConfig:
         parse_schedule(self.sigma)
         parse_schedule(self.fake_sigma)
         parse_train_layers(self.train_layers)
+        if self.metrics != "auto":
+            parse_metrics(self.metrics)
+        self._require("ref", self.ref != "data" or self.data is not None, "something else, or --data given with it")
 
     def __getitem__(self, name: str) -> Any:
         return getattr(self, name)

@@ -46,7 +46,7 @@ def main(**given: Any) -> None:
     from refine import distributed
     from refine.metrics.options import MetricOptions
     from refine.metrics.registry import parse_metrics
-    from refine.run import choose_device
+    from refine.setup import choose_device
 
     options = MetricOptions(
         metrics=parse_metrics(given["metrics"]),

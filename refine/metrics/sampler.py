@@ -125,6 +125,11 @@ def with_noise(generator: torch.nn.Module, noise: Sequence[Tensor]) -> Iterator[
             layer._buffers["noise_const"] = stored
 
 
+def images_at_once(resolution: int) -> int:
+    """How many images a generator draws at once: 4 of 1024 pixels and as many pixels of smaller ones."""
+    return max(4 * 1024**2 // resolution**2, 1)
+
+
 # -- images -------------------------------------------------------------------------------------------
 
 
@@ -179,7 +184,13 @@ class Sampler:
         """
         z = draw_latents(indices, self.generator.z_dim, self.seed).to(self.device)
         c = draw_labels(indices, self.labels, int(self.generator.c_dim), self.seed).to(self.device)
-        images = self._draw(z, c, indices)
+        size = images_at_once(int(self.generator.img_resolution))
+        images = torch.cat(
+            [
+                self._draw(zs, cs, indices[first : first + size])
+                for zs, cs, first in zip(z.split(size), c.split(size), range(0, len(indices), size), strict=True)
+            ]
+        )
         if not torch.isfinite(images).all():
             raise UserError("The generator draws images that are not finite: take an earlier snapshot.")
         if self.resolution is not None:

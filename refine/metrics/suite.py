@@ -24,7 +24,7 @@ from refine.metrics.ppl import path_distances, trimmed_mean
 from refine.metrics.precision_recall import precision_recall
 from refine.metrics.reference import Reference, Teacher
 from refine.metrics.registry import MetricSpec, parse_metric
-from refine.metrics.sampler import Labels, Sampler, draw_labels, draw_latents, draw_noise, draw_uniform, for_detector
+from refine.metrics.sampler import Labels, Sampler, draw_labels, draw_latents, draw_noise, draw_uniform, for_detector, images_at_once
 from refine.status import format_time
 
 # (generator, snapshot's file name) -> rows of metric-<name>.jsonl. All processes call it and get the same rows.
@@ -256,7 +256,8 @@ class Suite:
                 noise = draw_noise(generator, part, options.seed, "path noise")
                 yield path_distances(generator, detector.lpips, (z0, z1), c, t, noise, spec)
 
-        batch = max(options.batch // PAIRS_OF_PATHS, 1)
+        pairs = max(images_at_once(int(generator.img_resolution)) // 2, 1)
+        batch = min(max(options.batch // PAIRS_OF_PATHS, 1), pairs)
         found = collect_rows(distances, range(spec.num_gen), batch, f"paths of {spec.name}")
         if not np.isfinite(found).all():
             raise UserError("The generator draws images that are not finite: take an earlier snapshot.")

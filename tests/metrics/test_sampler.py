@@ -127,7 +127,7 @@ def test_images_are_reduced_before_they_become_uint8(generator: Any) -> None:
 
 def test_images_that_are_not_finite_are_refused(generator: Any) -> None:
     class Broken(torch.nn.Module):
-        z_dim, c_dim = 4, 0
+        z_dim, c_dim, img_resolution = 4, 0, 1
 
         def forward(self, z: torch.Tensor, c: torch.Tensor, **_: Any) -> torch.Tensor:
             return z[:, :3, None, None] * float("nan")
