@@ -107,6 +107,14 @@ RUN_OPTIONS: tuple[tuple[str, tuple[str, ...], Any, str, str], ...] = (
     ("Networks", ("train-layers",), _TEXT, "WHICH", "auto (not what the teacher cannot see), all, or 4,8,16."),
     ("Networks", ("anchor",), _FLOAT, "WEIGHT", "Holds detail that the teacher cannot see."),
     ("Networks", ("resample",), _TEXT, "FILTER", "To the teacher's size: lanczos, bicubic or box."),
+    ("Metrics", ("metrics",), _TEXT, "NAMES", "Such as fid50k_full,pr50k3_full or fid5k_full; none; auto: by device."),
+    ("Metrics", ("data",), _TEXT, "ZIP|DIR", "StyleGAN data set to compare with."),
+    ("Metrics", ("ref",), _TEXT, "auto|teacher|NPZ", "What to compare with: auto is data, statistics or teacher."),
+    ("Metrics", ("detector",), _TEXT, "PATH|URL", "TorchScript module instead of the official Inception."),
+    ("Metrics", ("vgg",), _TEXT, "PATH|URL", "The same instead of the official VGG."),
+    ("Metrics", ("metric-seed",), _INT, "N", "Of latents, labels and noise: the same for every snapshot."),
+    ("Metrics", ("fid-seeds",), _INT, "N", "3: the FID of three ranges of latents and the minimum, as EDM."),
+    ("Metrics", ("metric-every",), _INT, "N", "Measure each N-th snapshot, and the last one."),
     ("Machine", ("precision",), _TEXT, "TYPE", "Of the U-Nets: auto, fp32, bf16 or fp16."),
     ("Machine", ("device",), _TEXT, "NAME", "auto, cpu, cuda or mps."),
     ("Machine", ("seed",), _INT, "N", "Of everything that is drawn."),
@@ -149,9 +157,22 @@ def _option(group: str, *names: str, **settings: Any) -> Callable[..., Any]:
 @_option(
     "Machine", "--gpus", type=_INT, metavar="N", help="How many you expect; `torchrun` starts one process for each."
 )
+@_option(
+    "Metrics", "--trust-detector", is_flag=True, help="Load a detector from the internet that Refine does not know."
+)
+@_option(
+    "Metrics", "--prefetch", is_flag=True, help="Download all that a run needs, try it with the network off, stop."
+)
 @_option("Machine", "--trust-pickle", is_flag=True, help="Run embedded source where Refine has no network of its own.")
 def main(
-    resume: str | None, dry_run: bool, custom_ops: str | None, gpus: int | None, trust_pickle: bool, **given: Any
+    resume: str | None,
+    dry_run: bool,
+    custom_ops: str | None,
+    gpus: int | None,
+    trust_pickle: bool,
+    trust_detector: bool,
+    prefetch: bool,
+    **given: Any,
 ) -> None:
     """Make a pretrained StyleGAN generator better with a pretrained diffusion model, and nothing else.
 
@@ -193,7 +214,13 @@ def main(
             describe_run(config, trust=trust_pickle, with_preflight=with_preflight, num_processes=_num_processes())
         )
         return
-    snapshot = run.refine(config, trust=trust_pickle, resume=state)
+    if prefetch:
+        from refine.measuring import prefetch_for
+
+        for line in prefetch_for(config, trust=trust_pickle, trust_detector=trust_detector):
+            _say(f"Here, and tried out with the network off: {line}")
+        return
+    snapshot = run.refine(config, trust=trust_pickle, trust_detector=trust_detector, resume=state)
     _say(f"Refined generator: {snapshot}")
 
 

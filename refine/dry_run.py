@@ -10,6 +10,7 @@ import torch
 from refine.classes import class_notes
 from refine.config import RunConfig
 from refine.loading import LoadedNetwork, load_gan, load_teacher
+from refine.measuring import metric_names
 from refine.memory import Memory, estimate_memory, format_bytes
 from refine.run import preflight_of
 from refine.setup import choose_device, make_trainer, run_name, shape_of
@@ -62,6 +63,7 @@ def plan_lines(config: RunConfig, gan: LoadedNetwork, teacher: LoadedNetwork, me
         f"{config.warmup_kimg:g} kimg of warm-up ({warm_up:,} steps)",
         f"          a status line every {config.tick_kimg:g} kimg; a snapshot every {snap_kimg:g} kimg, "
         f"{snapshots} of {format_bytes(size)} each, and two states of {format_bytes(memory.state)}",
+        f"          metrics: {', '.join(metric_names(config, choose_device(config.device))) or 'none'}",
         f"          {format_bytes(snapshots * size + 2 * memory.state)} in {where}",
     ]
 

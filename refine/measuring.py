@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from refine import distributed
+from refine import distributed, pickles
 from refine.config import RunConfig
 from refine.errors import UserError
-from refine.loading import LoadedNetwork
+from refine.loading import LoadedNetwork, load_gan, load_teacher
 from refine.metrics.choices import warn_of_recorded_data
 from refine.metrics.dataset import ImageDataset
 from refine.metrics.options import MetricOptions
+from refine.metrics.prefetch import prefetch
 from refine.metrics.reference import Teacher
 from refine.metrics.registry import parse_metrics
 from refine.metrics.suite import make_measure
+from refine.setup import choose_device
 
 log = logging.getLogger("refine")
 
@@ -33,17 +34,16 @@ def asked_for(config: RunConfig) -> bool:
     return config.metrics != "auto" or config.ref != "auto" or any((config.data, config.detector, config.vgg))
 
 
-def metric_options(config: RunConfig, device: torch.device, *, trust_detector: bool = False) -> MetricOptions | None:
-    """What to measure; None: nothing.
-
-    On a CPU, where fifty thousand images take hours, nothing is measured unless somebody asks for it.
-    """
+def metric_names(config: RunConfig, device: torch.device) -> tuple[str, ...]:
+    """What `auto` means on a device: nothing on a CPU, where fifty thousand images take hours, unless asked for."""
     if config.metrics != "auto":
-        names = parse_metrics(config.metrics)
-    elif device.type == "cpu" and not asked_for(config):
-        names = ()
-    else:
-        names = (DEFAULT,)
+        return parse_metrics(config.metrics)
+    return () if device.type == "cpu" and not asked_for(config) else (DEFAULT,)
+
+
+def metric_options(config: RunConfig, device: torch.device, *, trust_detector: bool = False) -> MetricOptions | None:
+    """What to measure and how; None: nothing."""
+    names = metric_names(config, device)
     if not names:
         return None
     return MetricOptions(
@@ -65,7 +65,6 @@ def measure_for(
     gan: LoadedNetwork,
     generator: Any,
     teacher: Teacher,
-    device: torch.device,
     *,
     trust_detector: bool = False,
 ) -> Measure | None:
@@ -77,14 +76,14 @@ def measure_for(
     Args:
         config: the options.
         gan: as loaded.
-        generator: a copy of it on the device.
-        teacher: on the device.
-        device: of the run.
+        generator: a copy of it, on the device of the run.
+        teacher: on that device.
         trust_detector: load a detector from the internet whose digest is not known.
 
     Raises:
         UserError: what the user asked for cannot be measured.
     """
+    device = next(generator.parameters()).device
     options = metric_options(config, device, trust_detector=trust_detector)
     if options is None:
         if config.metrics == "auto":
@@ -120,11 +119,6 @@ def prefetch_for(config: RunConfig, *, trust: bool = False, trust_detector: bool
     Raises:
         UserError: something cannot be had.
     """
-    from refine import pickles
-    from refine.loading import load_gan, load_teacher
-    from refine.metrics.prefetch import prefetch
-    from refine.setup import choose_device
-
     device = choose_device(config.device)
 
     def get() -> list[str]:
@@ -151,12 +145,6 @@ def real_images(data: str, count: int) -> torch.Tensor:
     dataset = ImageDataset(data)
     images = torch.cat([torch.from_numpy(part) for part in dataset.batches(range(min(count, len(dataset))), 16)])
     return (images.float() - 127.5) / 127.5
-
-
-def lasting_data(spec: str | None) -> str | None:
-    """A path to a file or folder that also holds from another folder; anything else as it is."""
-    path = Path(spec).expanduser() if spec else None
-    return str(path.resolve()) if path is not None and path.exists() else spec
 
 
 def _say(line: str, level: int = logging.INFO) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -22,12 +22,14 @@ from refine.config import RunConfig
 from refine.errors import UserError
 from refine.events import EventWriter
 from refine.loading import LoadedNetwork, load_gan, load_teacher
+from refine.measuring import Measure, measure_for, real_images
+from refine.metrics import Teacher
 from refine.pickles import NetworkPickle
 from refine.precision import autocast
 from refine.preflight import Preflight, preflight
 from refine.probe import Probe
 from refine.run_dir import RunDir
-from refine.setup import choose_device, lasting, make_trainer, run_name, shape_of, would_use_cuda
+from refine.setup import choose_device, make_trainer, run_name, shape_of, with_lasting_paths, would_use_cuda
 from refine.signals import StopRequest
 from refine.state import load_state, load_weights, read_state, state_of
 from refine.status import Tick, format_time, resources, tick_line, tick_row
@@ -37,14 +39,17 @@ from refine.trainer import Trainer
 log = logging.getLogger("refine")
 
 GRID_COLUMNS, GRID_ROWS = 10, 6
-RESUMABLE_CHANGES = ("kimg", "tick_kimg", "snap_ticks")  # options that a resumed run may change
-
-# (moving average, snapshot's file name) -> rows of metric-<name>.jsonl; called at every process.
-Measure = Callable[[torch.nn.Module, str], Sequence[dict[str, Any]]]
+# Options that a resumed run may change.
+RESUMABLE_CHANGES = ("kimg", "tick_kimg", "snap_ticks", "metrics", "data", "ref", "detector", "vgg", "metric_every")
 
 
 def refine(
-    config: RunConfig, *, trust: bool = False, resume: Path | None = None, measure: Measure | None = None
+    config: RunConfig,
+    *,
+    trust: bool = False,
+    trust_detector: bool = False,
+    resume: Path | None = None,
+    measure: Measure | None = None,
 ) -> Path:
     """Refines a generator.
 
@@ -53,8 +58,9 @@ def refine(
     Args:
         config: the options.
         trust: run the source embedded in the pickles where Refine has no network of its own.
+        trust_detector: load a detector from the internet whose digest is not known.
         resume: a training state to continue from, in the folder that it lies in.
-        measure: called after each snapshot, the first one being the generator as it came.
+        measure: called after each snapshot, the first one being the generator as it came; None: by the options.
 
     Returns:
         The last snapshot's path.
@@ -68,7 +74,7 @@ def refine(
         if place.size > config.batch:
             raise UserError(f"--batch={config.batch} leaves nothing for some of the {place.size} processes: raise it.")
         gan, teacher = load_gan(config.gan, trust=trust), load_teacher(config.teacher, trust=trust)
-        config = replace(config, gan=lasting(config.gan), teacher=lasting(config.teacher))
+        config = with_lasting_paths(config)
         files = {"gan": gan.pickle.path, "teacher": teacher.pickle.path}
         trainer = make_trainer(config, gan, teacher, device)
         num_classes = (shape_of(gan).num_classes, shape_of(teacher).num_classes)
@@ -81,6 +87,9 @@ def refine(
             load_weights(trainer, files["init"], trust=trust)
         hashes = {name: pickles.file_sha256(path) for name, path in files.items()}
         probe = Probe(trainer.generator, trainer.bridge, config.seed)
+        if measure is None:
+            yardstick = Teacher(trainer.teacher, config.teacher, hashes["teacher"], config.class_map)
+            measure = measure_for(config, gan, trainer.generator_ema, yardstick, trust_detector=trust_detector)
         if resume is None:
             run_dir = RunDir(distributed.broadcast(_new_folder(config, gan, teacher)))
         else:
@@ -161,6 +170,7 @@ class Run:
             if progress.step == 0 and progress.warmup_nimg == 0:
                 self.try_pair()
                 self.save_images("fakes_init.png")
+                self.save_reals()
                 self.save_snapshot()
                 self.take_metrics()
             self.warm_up()
@@ -293,7 +303,7 @@ class Run:
 
         Ctrl-C while this goes on loses this measurement and nothing else.
         """
-        if self.measure is None or self.should_stop():
+        if self.measure is None or not self.metrics_are_due() or self.should_stop():
             return
         path = self.run_dir.snapshot_path(self.trainer.progress.cur_nimg)
         self.stop.urgent = True
@@ -312,6 +322,12 @@ class Run:
             self.events.add(results, self.trainer.progress.cur_nimg, time.time())
         self.worse = distributed.broadcast(self._judge(rows) if distributed.is_first() else False)
 
+    def metrics_are_due(self) -> bool:
+        """Whether this snapshot is one of those to measure; the last one is in any case."""
+        number = self.tick_number() // self.config.snap_ticks
+        at_end = self.trainer.progress.cur_nimg >= self.config.kimg * 1000
+        return number % self.config.metric_every == 0 or at_end
+
     def _judge(self, rows: Sequence[dict[str, Any]]) -> bool:
         """Links the best snapshot by the first FID there is; whether it has risen for too long."""
         name = next((row["metric"] for row in rows if row["metric"].startswith(("fid", "fdd"))), None)
@@ -326,6 +342,12 @@ class Run:
             return False
         self.say(f"{name} rose for {patience} snapshots in a row: stopping; network-best.pkl is the best one")
         return True
+
+    def save_reals(self) -> None:
+        """A grid of the data set, where there is one."""
+        if self.config.data is not None and distributed.is_first():
+            images = real_images(self.config.data, GRID_COLUMNS * GRID_ROWS)
+            self.run_dir.save_images("reals.png", images, GRID_COLUMNS)
 
     @torch.no_grad()
     def save_images(self, name: str) -> None:

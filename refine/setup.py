@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,17 @@ def run_name(config: RunConfig, gan: LoadedNetwork, teacher: LoadedNetwork) -> s
     return "-".join("".join(c if c.isalnum() or c in "._-" else "_" for c in part) for part in parts)
 
 
-def lasting(spec: str) -> str:
-    """A path that also holds from another folder; URLs and zoo names as they are."""
+def lasting(spec: str, *, folders: bool = False) -> str:
+    """A path that also holds from another folder; others as they are. Folders only where one may be meant."""
     path = Path(spec).expanduser()
-    return str(path.resolve()) if path.is_file() else spec
+    return str(path.resolve()) if path.is_file() or (folders and path.is_dir()) else spec
+
+
+def with_lasting_paths(config: RunConfig) -> RunConfig:
+    """The options, such that a run can be resumed from another folder."""
+    changed: dict[str, Any] = {
+        name: lasting(config[name], folders=name == "data")
+        for name in ("gan", "teacher", "data", "ref", "detector", "vgg")
+        if config[name] is not None
+    }
+    return replace(config, **changed)

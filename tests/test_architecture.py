@@ -32,7 +32,7 @@ LAYERS = (
     | {"bridge", "detail", "objectives", "augment", "preflight", "classes"},
     {"config", "train_layers", "probe", "events", "state", "run_dir", "status", "metrics", "report", "trainer"}
     | {"memory"},
-    {"loading", "describe", "setup"},
+    {"loading", "describe", "setup", "measuring"},
     {"run", "inspect", "metrics.__main__", "assets", "generate", "blend", "export", "dry_run"},
     {"cli"},
 )

@@ -74,7 +74,7 @@ def test_help_is_as_documented():
     """After a change of options, refresh it: python refine.py --help > docs/help.txt, and read it."""
     result = CliRunner().invoke(cli.main, ["--help"], prog_name="refine.py", terminal_width=100)
     assert result.output == (ROOT / "docs" / "help.txt").read_text(encoding="utf-8")
-    assert len(result.output.splitlines()) < 80
+    assert len(result.output.splitlines()) < 90
 
 
 def test_every_option_of_a_run_has_a_spelling():

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from refine import cli, pickles
+from refine import cli, measuring, pickles
 
 # For each option, values that make sense alone, and values that do not.
 VALUES: dict[str, tuple[list[str], list[str]]] = {
@@ -51,6 +51,14 @@ VALUES: dict[str, tuple[list[str], list[str]]] = {
     "train-layers": (["auto", "all", "4,8", "16"], ["top", "3", "", "128"]),
     "anchor": (["0", "0.1"], ["-1", "x"]),
     "resample": (["lanczos", "bicubic", "box"], ["nearest"]),
+    "metrics": (["none", "auto", "is20", "fid20_full,kid20_full"], ["fid9x", "fid"]),
+    "data": (["metrics/dataset_s32.zip"], ["nowhere.zip"]),
+    "ref": (["auto", "teacher"], ["nowhere.npz", "data"]),
+    "detector": (["metrics/tiny_inception_s.pt"], ["nowhere.pt"]),
+    "vgg": (["metrics/tiny_vgg_s.pt"], []),
+    "metric-seed": (["0", "3"], ["-1"]),
+    "fid-seeds": (["1", "3"], ["0"]),
+    "metric-every": (["1", "2"], ["0", "x"]),
     "precision": (["auto", "fp32", "bf16"], ["fp8"]),
     "device": (["cpu", "auto"], ["tpu"]),
     "seed": (["0", "7"], ["-1", "x", "4294967296"]),
@@ -83,13 +91,16 @@ def command_line(seed: int, fixtures: Path) -> list[str]:
         good, bad = VALUES[name]
         value = rng.choice(bad if not good or (bad and rng.random() < 0.12) else good)
         path = fixtures / value
-        line.append(f"--{name}={path if value.endswith('.pkl') and path.is_file() else value}")
+        line.append(f"--{name}={path if value.endswith(('.pkl', '.zip', '.pt')) and path.is_file() else value}")
     rng.shuffle(line)
     return [*line, *(["--dry-run"] if rng.random() < 0.4 else [])]
 
 
 def test_every_combination_ends_well(fixture_path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("REFINE_DETECTOR", str(fixture_path("metrics/tiny_inception_s.pt")))
+    monkeypatch.setattr(measuring, "DEFAULT", "fid20_full")  # fifty thousand images are not what is tested here
     monkeypatch.setattr(pickles, "load", lru_cache(pickles.load))  # a fifth of the time, and not what is tested here
     fixtures = fixture_path("sg2ada/b_cond16.pkl").parents[1]
     ends = {0: 0, 2: 0}

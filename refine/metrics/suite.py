@@ -24,7 +24,16 @@ from refine.metrics.ppl import path_distances, trimmed_mean
 from refine.metrics.precision_recall import precision_recall
 from refine.metrics.reference import Reference, Teacher
 from refine.metrics.registry import MetricSpec, parse_metric
-from refine.metrics.sampler import Labels, Sampler, draw_labels, draw_latents, draw_noise, draw_uniform, for_detector, images_at_once
+from refine.metrics.sampler import (
+    Labels,
+    Sampler,
+    draw_labels,
+    draw_latents,
+    draw_noise,
+    draw_uniform,
+    for_detector,
+    images_at_once,
+)
 from refine.status import format_time
 
 # (generator, snapshot's file name) -> rows of metric-<name>.jsonl. All processes call it and get the same rows.
