@@ -47,10 +47,10 @@ def main(
     if out is not None and len(values) > 1:
         raise click.UsageError("--out is for one --alpha; without it, several are measured.")
 
-    from refine import loading, pickles, run, zoo  # torch takes seconds to import
+    from refine import loading, pickles, setup, zoo  # torch takes seconds to import
     from refine.seeds import parse_seeds
 
-    numbers, where = parse_seeds(seeds), run.choose_device(device)
+    numbers, where = parse_seeds(seeds), setup.choose_device(device)
     ends = [pickles.load(zoo.resolve(spec).path, trust=trust_pickle) for spec in (origin, refined)]
     weights = blendable(ends[0], ends[1])
     generator = loading.load_gan(str(ends[1].path), trust=trust_pickle)

@@ -49,12 +49,12 @@ def main(
     if projected_w is not None and compare is not None:
         raise click.UsageError("--compare needs --seeds: a projected w belongs to one generator.")
 
-    from refine import loading, run  # torch takes seconds to import
+    from refine import loading, setup  # torch takes seconds to import
     from refine.files import cannot_write
     from refine.seeds import parse_seeds
 
     numbers = parse_seeds(seeds) if seeds is not None else ()
-    where = run.choose_device(device)
+    where = setup.choose_device(device)
     generators = [
         loading.load_gan(spec, trust=trust_pickle).network.to(where) for spec in (network, compare) if spec is not None
     ]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import pickle
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,15 +15,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from public_names import NAMES, REPOSITORIES, write_stand_ins
 
 import dnnlib
-from refine import load_gan
+from refine import load_gan, pickles
 from torch_utils import persistence
 
 ROOT = Path(__file__).parents[2]
 FIXTURES = ROOT / "tests" / "fixtures"
-GAN, TEACHER = FIXTURES / "sg2ada" / "b_cond16.pkl", FIXTURES / "edm" / "s4_sid_ddpmpp_cond16.pkl"
 TINY = ["--batch=4", "--kimg=0.008", "--warmup-kimg=0.004", "--tick-kimg=0.004", "--glr=1e-3", "--device=cpu"]
 
 # Runs commands in the way of `python -m`, and looks whose modules were used and whether they are as they were.
@@ -50,7 +53,7 @@ for name, module in theirs.items():
 TRUST = """
 from refine import pickles
 from refine.pickles import trusted
-record = pickles.load({gan!r}, trust=True)["G_ema"]
+record = pickles.load("network.pkl", trust=True)["G_ema"]
 try:
     trusted.instantiate(record)
 except pickles.PickleError as error:
@@ -64,43 +67,66 @@ def give_source(meta: dnnlib.EasyDict) -> dnnlib.EasyDict:
     return meta
 
 
-@pytest.mark.parametrize("repository", REPOSITORIES)
-def test_refine_runs_on_their_modules(repository: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And the snapshot that it writes there opens with plain `pickle.load` under our `torch_utils`."""
-    write_stand_ins(repository, tmp_path)
-    shutil.copy(ROOT / "refine.py", tmp_path)
-    for package in ("refine", "stylegan_ops"):
-        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
-    (tmp_path / "watch.py").write_text(WATCH)
-    (tmp_path / "trust.py").write_text(TRUST.format(gan=str(GAN)))
+def commands(heading: str) -> list[str]:
+    """The commands under a heading of docs/drop-in.md."""
+    document = (ROOT / "docs" / "drop-in.md").read_text(encoding="utf-8")
+    (section,) = re.findall(rf"^#+ {re.escape(heading)}\n(.*?)(?=^#|\Z)", document, flags=re.MULTILINE | re.DOTALL)
+    (block,) = re.findall(r"^```\n(.*?)^```", section, flags=re.MULTILINE | re.DOTALL)
+    return block.splitlines()
 
-    commands = [
-        ["refine.inspect", str(GAN)],
-        ["refine.py", f"--gan={GAN}", f"--teacher={TEACHER}", *TINY],
-        ["trust.py"],
-    ]
-    arguments = [part for command in commands for part in ("--", *command)]
-    result = subprocess.run(
-        [sys.executable, "watch.py", ",".join(["torch_utils", *NAMES[repository]]), *arguments],
-        cwd=tmp_path,
-        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert result.returncode == 0, result.stderr
-    (snapshot,) = tmp_path.glob("training-runs/*/network-snapshot-*.pkl")
-    for printed in (
+
+@pytest.mark.parametrize("repository", REPOSITORIES)
+def test_commands_of_the_document(repository: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refine runs on their modules; the snapshot that it writes opens with plain `pickle.load` under ours."""
+    (tmp_path / "refine").symlink_to(ROOT)
+    checkout = tmp_path / repository
+    write_stand_ins(repository, checkout)
+    (checkout / "watch.py").write_text(WATCH)
+    (checkout / "trust.py").write_text(TRUST)
+    shutil.copy(FIXTURES / "sg2ada" / "b_cond16.pkl", checkout / "network.pkl")
+    shutil.copy(FIXTURES / "edm" / "s4_sid_ddpmpp_cond16.pkl", checkout / "teacher.pkl")
+
+    copy, refine, their_own = commands(repository)
+    assert copy.startswith("cp ") and refine.startswith("python refine.py ") and "--network=SNAPSHOT" in their_own
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+    def call(arguments: list[str]) -> str:
+        result = subprocess.run(
+            arguments, cwd=checkout, env=environment, capture_output=True, text=True, timeout=300, check=False
+        )
+        assert result.returncode == 0, result.stderr
+        return result.stdout
+
+    call(shlex.split(copy))
+    to_run = [["refine.inspect", "network.pkl"], [*shlex.split(refine)[1:], *TINY], ["trust.py"]]
+    arguments = [part for command in to_run for part in ("--", *command)]
+    printed = call([sys.executable, "watch.py", ",".join(["torch_utils", *NAMES[repository]]), *arguments])
+    (snapshot,) = checkout.glob("training-runs/*/network-snapshot-*.pkl")
+    for expected in (
         "StyleGAN2 generator (stylegan2-ada-pytorch)",
         str(snapshot.name),
         "NotImplementedError: _reconstruct_persistent_obj of a stand-in",
     ):
-        assert printed in result.stdout
+        assert expected in printed
+    assert_opens_with_plain_pickle(snapshot, monkeypatch)
 
+    (copy,) = commands("Our `torch_utils` and `dnnlib` inside their checkout")
+    call(shlex.split(copy))
+    check = (
+        "import dnnlib, torch_utils.misc, torch_utils.ops.bias_act as ops, torch;"
+        "print(next(iter(torch_utils.misc.InfiniteSampler([1]))), dnnlib.util.format_time(61), torch_utils.__file__);"
+        "print(ops.bias_act(torch.ones(1, 1)).item())"
+    )
+    assert call([sys.executable, "-c", check]).split() == [
+        *("0", "1m", "01s", str(checkout / "torch_utils" / "__init__.py"), "1.0")
+    ]
+
+
+def assert_opens_with_plain_pickle(snapshot: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(persistence, "_import_hooks", [give_source])
     with snapshot.open("rb") as file:
         plain = pickle.load(file)
-    refined, original = load_gan(str(snapshot)).network, load_gan(str(GAN)).network
+    refined, original = load_gan(str(snapshot)).network, load_gan(str(snapshot.parents[2] / "network.pkl")).network
     z = torch.from_numpy(np.random.RandomState(0).randn(3, refined.z_dim).astype(np.float32))
     c = torch.eye(refined.c_dim)[:3]
     expected = refined(z, c, truncation_psi=0.7, noise_mode="const")
@@ -109,3 +135,24 @@ def test_refine_runs_on_their_modules(repository: str, tmp_path: Path, monkeypat
     assert (expected - original(z, c, truncation_psi=0.7, noise_mode="const")).abs().max() > 1e-4
     assert list(plain) == ["training_set_kwargs", "G", "D", "G_ema", "augment_pipe"]
     assert plain["D"](image, c).shape == (3, 1)
+
+
+def test_commands_for_images_blends_and_formats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In their order, on a generator without classes and one that differs from it."""
+    shutil.copy(FIXTURES / "sg2ada" / "a_uncond32.pkl", tmp_path / "network.pkl")
+    network_pickle = pickles.load(tmp_path / "network.pkl")
+    tensors = {name: record.read() + 0.01 for name, record in pickles.named_tensors(network_pickle["G_ema"]).items()}
+    tensors |= {name: tensor - 0.01 for name, tensor in tensors.items() if name.endswith("resample_filter")}
+    pickles.save(network_pickle, tmp_path / "SNAPSHOT", {"G_ema": tensors})
+    monkeypatch.chdir(tmp_path)
+    seen = []
+    for command in commands("Images, blends, other formats"):
+        _, _, module, *arguments = shlex.split(command)
+        module = {"refine.export": "refine.export.__main__"}.get(module, module)
+        done = CliRunner().invoke(importlib.import_module(module).main, arguments)
+        assert done.exit_code == 0, (command, done.output)
+        seen.append(module)
+    assert len(seen) >= 8
+    assert len(list(Path("out").glob("seed*.png"))) == 36
+    back = pickles.named_tensors(pickles.load("back.pkl")["G_ema"])
+    assert all(torch.equal(record.read(), tensors[name]) for name, record in back.items())
