@@ -75,7 +75,9 @@ def commands(heading: str) -> list[str]:
     return block.splitlines()
 
 
-@pytest.mark.parametrize("repository", REPOSITORIES)
+@pytest.mark.parametrize(
+    "repository", [REPOSITORIES[0], *(pytest.param(name, marks=pytest.mark.slow) for name in REPOSITORIES[1:])]
+)
 def test_commands_of_the_document(repository: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Refine runs on their modules; the snapshot that it writes opens with plain `pickle.load` under ours."""
     (tmp_path / "refine").symlink_to(ROOT)
@@ -137,6 +139,8 @@ def assert_opens_with_plain_pickle(snapshot: Path, monkeypatch: pytest.MonkeyPat
     assert plain["D"](image, c).shape == (3, 1)
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
 def test_commands_for_images_blends_and_formats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In their order, on a generator without classes and one that differs from it."""
     shutil.copy(FIXTURES / "sg2ada" / "a_uncond32.pkl", tmp_path / "network.pkl")
