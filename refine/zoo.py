@@ -27,9 +27,11 @@ class ZooEntry:
 
     Attributes:
         name: What `--gan`, `--teacher` and `resolve` accept; for networks with and without `.pkl`.
-        kind: "generator", "denoiser", "fid-reference" (mean and covariance of detector features) or "detector".
+        kind: "generator", "denoiser", "fid-reference" (mean and covariance of detector features), "detector" or
+            "dataset".
         family: Architecture: "stylegan2", "stylegan3", "stylegan-xl", "edm", "edm2"; "inception" for what belongs to
-            the FID, "vgg" for the detector of precision, recall and path length.
+            the FID, "vgg" for the detector of precision, recall and path length, "digits" for what belongs to the
+            built-in pair.
         resolution: Image side in pixels; None where it means nothing.
         licence: None if not known: its publisher's page tells.
         url: Where it is downloaded from; None for a file that needs no download.
@@ -82,6 +84,10 @@ class ResolvedFile:
 NVIDIA_SOURCE_CODE = "NVIDIA Source Code License (non-commercial)"
 CC_BY_NC_SA = "CC BY-NC-SA 4.0"
 
+APACHE = "Apache-2.0"
+UCI_DIGITS = "CC BY 4.0 (UCI; by way of scikit-learn, BSD-3-Clause)"
+_ASSETS = Path(__file__).resolve().parent / "assets"
+
 _CDN = "https://nvlabs-fi-cdn.nvidia.com"
 _NGC = "https://api.ngc.nvidia.com/v2/models/nvidia/research"
 _ADA = f"{_CDN}/stylegan2-ada-pytorch/pretrained"
@@ -117,6 +123,15 @@ def _networks(
 
 
 ENTRIES: tuple[ZooEntry, ...] = (
+    # The built-in pair and what measures it; refine/assets/README.md tells how they were made.
+    ZooEntry("digits", "generator", "stylegan2", 16, APACHE, path=_ASSETS / "digits.pkl"),
+    ZooEntry("edm-digits", "denoiser", "edm", 16, APACHE, path=_ASSETS / "edm-digits.pkl"),
+    ZooEntry("digits-detector.pt", "detector", "digits", None, APACHE, path=_ASSETS / "digits-detector.pt"),
+    *(
+        ZooEntry(f"digits-{split}.{suffix}", kind, "digits", 16, licence, path=_ASSETS / f"digits-{split}.{suffix}")
+        for suffix, kind, licence in (("npz", "fid-reference", APACHE), ("zip", "dataset", UCI_DIGITS))
+        for split in ("train", "selection", "test")
+    ),
     # StyleGAN2-ADA (PyTorch); `cifar10` is class-conditional.
     *_networks(
         "generator", "stylegan2", NVIDIA_SOURCE_CODE, f"{_ADA}/",

@@ -43,7 +43,22 @@ def put_into_cache(cache: Path, url: str, content: bytes = b"cached") -> Path:
 # -- The table ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
+REMOTE = [entry for entry in ENTRIES if entry.url]
+BUILT_IN = [entry for entry in ENTRIES if entry.path]
+
+
+def test_an_entry_has_a_url_or_a_path():
+    assert len(REMOTE) + len(BUILT_IN) == len(ENTRIES)
+
+
+@pytest.mark.parametrize("entry", BUILT_IN, ids=lambda entry: entry.name)
+def test_built_in_entry_is_there(entry: ZooEntry):
+    assert entry.path and entry.path.is_file()
+    assert resolve(entry.name).path == entry.path
+    assert entry.licence and "NC" not in entry.licence
+
+
+@pytest.mark.parametrize("entry", REMOTE, ids=lambda entry: entry.name)
 def test_entry_is_well_formed(entry: ZooEntry):
     assert entry.url
     parts = urlsplit(entry.url)
@@ -67,7 +82,7 @@ def test_size_in_the_name_is_the_resolution(entry: ZooEntry):
 
 
 def test_urls_and_all_spellings_are_unique():
-    urls = [entry.url for entry in ENTRIES]
+    urls = [entry.url for entry in REMOTE]
     assert len(urls) == len(set(urls))
     spellings = [spelling for entry in ENTRIES for spelling in entry.spellings]
     assert len(spellings) == len(set(spellings))
@@ -75,7 +90,7 @@ def test_urls_and_all_spellings_are_unique():
 
 def test_every_spelling_resolves_to_its_entry(cache: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(download, "fetch", lambda url, **expected: Path(url))
-    for entry in ENTRIES:
+    for entry in REMOTE:
         for spelling in (*entry.spellings, str(entry.url)):
             assert resolve(spelling) == zoo.ResolvedFile(Path(str(entry.url)), spelling, entry.url, entry)
 

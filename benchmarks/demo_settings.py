@@ -1,0 +1,115 @@
+"""Tries settings of the demo on the built-in digits pair, and prints a row of docs/demo.md's table for each.
+
+    OMP_NUM_THREADS=1 python benchmarks/demo_settings.py [NAME ...] [--seeds=0,1,2] [--split=selection]
+
+Settings are chosen on the selection split; `--split=test` is for what is published.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import tempfile
+import time
+from typing import Any
+
+import torch
+
+from refine import RunConfig, refine
+from refine.assets.judge import digits_measure
+
+# What all have in common; each row of the table changes some of it.
+COMMON: dict[str, Any] = {
+    "batch": 32,
+    "kimg": 20.0,
+    "tick_kimg": 4.0,
+    "snap_ticks": 100,
+    "glr": 3e-3,
+    "flr": 3e-3,
+    "sigma": "lognormal:0,1.2",
+    "fake_sigma": "lognormal:0,1.2",
+    "warmup_kimg": 2.0,
+    "lr_rampup_kimg": 0.5,
+    "ema_halflife_kimg": 1.0,
+    "ema_rampup": None,
+    "preflight": False,
+    "device": "cpu",
+}
+
+
+def sigmas(text: str) -> dict[str, str]:
+    """One distribution of noise levels for both networks."""
+    return {"sigma": text, "fake_sigma": text}
+
+
+TRIES: dict[str, dict[str, Any]] = {
+    "base": {},
+    "sigma -1.2": sigmas("lognormal:-1.2,1.2"),
+    "sigma 0.6": sigmas("lognormal:0.6,1.2"),
+    "rates 5e-3": {"glr": 5e-3, "flr": 5e-3},
+    "rates 2e-3": {"glr": 2e-3, "flr": 2e-3},
+    "glr 5e-3, flr 2e-3": {"glr": 5e-3, "flr": 2e-3},
+    "ema 2": {"ema_halflife_kimg": 2.0},
+    "no dropout": {"fake_dropout": False},
+    "batch 16": {"batch": 16},
+    "cosine": {"lr_decay": "cosine", "glr": 4e-3, "flr": 4e-3},
+    "two forwards": {"share_forward": False},
+    "no warm-up": {"warmup_kimg": 0.0},
+    "sds": {"objective": "sds"},
+}
+
+
+def run(changes: dict[str, Any], seed: int, split: str, count: int) -> tuple[list[dict[str, float]], float]:
+    """The figures before and after, and the processor seconds of the run without measuring."""
+    measure, spent, found = digits_measure(split, count), 0.0, []
+
+    def timed(generator: torch.nn.Module, snapshot: str) -> list[dict[str, Any]]:
+        nonlocal spent
+        start = time.process_time()
+        rows = measure(generator, snapshot)
+        found.append(
+            {name.split("_")[0]: value for name, value in rows[0]["results"].items()}
+            | {"rarest": min(rows[0]["provenance"]["class_shares"])}
+        )
+        spent += time.process_time() - start
+        return rows
+
+    with tempfile.TemporaryDirectory() as folder:
+        config = RunConfig(gan="digits", teacher="edm-digits", outdir=folder, seed=seed, **(COMMON | changes))
+        start = time.process_time()
+        refine(config, measure=timed)
+        return found, time.process_time() - start - spent
+
+
+def row(name: str, values: dict[str, float], seconds: float | None) -> str:
+    """A line of the table."""
+    cells = [name, f"{values['fid']:.1f}"]
+    cells += [f"{values[key]:.2f}" for key in ("precision", "recall", "coverage", "agreement")]
+    cells += [f"{values['variance']:.1f}", f"{values['rarest']:.3f}", "" if seconds is None else f"{seconds:.0f}"]
+    return f"| {' | '.join(cells)} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", default=list(TRIES), help="rows of the table; default: all")
+    parser.add_argument("--seeds", default="0")
+    parser.add_argument("--split", default="selection", choices=("selection", "test"))
+    parser.add_argument("--samples", type=int, default=5000)
+    parser.add_argument("--kimg", type=float, default=None)
+    args = parser.parse_args()
+    logging.getLogger("refine").setLevel(logging.WARNING)
+    print("| settings | FID | precision | recall | coverage | agreement | variance | rarest class | CPU s |")
+    print("|---|---|---|---|---|---|---|---|---|", flush=True)
+    start_shown = False
+    for name in args.names:
+        for seed in map(int, args.seeds.split(",")):
+            changes = TRIES[name] | ({} if args.kimg is None else {"kimg": args.kimg})
+            figures, seconds = run(changes, seed, args.split, args.samples)
+            if not start_shown:
+                print(row("the generator as it is", figures[0], None))
+                start_shown = True
+            print(row(f"{name}, seed {seed}", figures[-1], seconds), flush=True)
+
+
+if __name__ == "__main__":
+    main()
