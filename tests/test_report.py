@@ -6,7 +6,6 @@ import re
 import shlex
 import subprocess
 import sys
-from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -104,9 +103,9 @@ def rundir(tmp_path):
         folder / "metric-fid5k_full.jsonl", [metric_row("fid5k_full", k, fid5k_full=v) for k, v in fids.items()]
     )
     shares = {0: [0.5, 0.3, 0.2], 20: [0.34, 0.33, 0.33]}
-    digits = [
-        metric_row("digits5k", k, agreement=0.4 + k / 40) | {"details": {"class_shares": v}} for k, v in shares.items()
-    ]
+    where = {"detector": {"name": "digits-detector.pt", "sha256": "ab"}, "num_images": 5000}
+    rows = {kimg: {"provenance": where | {"class_shares": values}} for kimg, values in shares.items()}
+    digits = [metric_row("digits5k", kimg, agreement=0.4 + kimg / 40) | rows[kimg] for kimg in shares]
     write_lines(folder / "metric-digits5k.jsonl", digits)
     for kimg in (0, 20):
         (folder / f"network-snapshot-{kimg:06d}.pkl").touch()
@@ -127,6 +126,7 @@ def test_what_it_says(rundir):
     assert "fid5k_full: 345.68 at 0 kimg" in text  # what a point of the chart says
     # 5 ticks of 12 s, 5 rows of metrics of 30 s, 130 s in all: nothing is left over.
     assert re.search(r"steps\s+1m 00s\s+29%", text) and re.search(r"metrics\s+2m 30s\s+71%", text)
+    assert "digits5k: detector digits-detector.pt, num_images 5000" in text
     assert "0 kimg, 0: 0.5" in text and "20 kimg, 2: 0.33" in text
     assert "left out" not in text and "rose" not in text and "Not finished" not in text
 
@@ -263,6 +263,14 @@ def test_command_repeats_every_option(rundir):
     assert not any(word.startswith("--desc") for word in words)
 
 
+def test_options_that_may_be_none_are_those_of_the_command_line():
+    from refine.cli import main as refine_main
+    from refine.report.read import _MAY_BE_NONE
+
+    numbers = {parameter.name for parameter in refine_main.params if parameter.type.name.endswith("|none")}
+    assert numbers == set(_MAY_BE_NONE)
+
+
 def test_report_of_a_real_run_and_its_command(fixture_path, tmp_path):
     """The command in the report, given to the command line, does the same again."""
     from refine import RunConfig, refine
@@ -270,17 +278,14 @@ def test_report_of_a_real_run_and_its_command(fixture_path, tmp_path):
 
     pair = {"gan": fixture_path("sg2ada/b_cond16.pkl"), "teacher": fixture_path("edm/s4_sid_ddpmpp_cond16.pkl")}
     sizes = {"batch": 8, "kimg": 0.048, "warmup_kimg": 0.016, "tick_kimg": 0.016, "device": "cpu", "glr": 1e-3}
-    config = RunConfig(gan=str(pair["gan"]), teacher=str(pair["teacher"]), outdir=str(tmp_path), **sizes)
-    first = read_run(refine(replace(config)).parent)
+    config = RunConfig(**{n: str(p) for n, p in pair.items()}, outdir=str(tmp_path), ema_rampup=None, **sizes)
+    first = read_run(refine(config).parent)
     text = words(write_report([first.path]))
     assert "Score gap" in text and "Before and after" in text and "Not finished" not in text
-    known = {name for parameter in refine_main.params for name in parameter.opts}
-    options = shlex.split(command(first))[2:]
-    # What the command line does not offer has its default value, and so is the same without being said.
-    result = CliRunner().invoke(refine_main, [word for word in options if word.split("=")[0] in known])
+    result = CliRunner().invoke(refine_main, shlex.split(command(first))[2:])
     assert result.exit_code == 0, result.output
     second = read_run(next(path for path in tmp_path.iterdir() if path.name.startswith("00001-")))
-    assert second.options == first.options
+    assert second.options | {"preset": None} == first.options  # the command line names a preset that it took nothing of
     assert second.series("Score/gap") == first.series("Score/gap")
 
 

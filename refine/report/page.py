@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -145,14 +145,22 @@ def results(run: Run) -> str:
 
 def detectors(run: Run) -> str:
     """With which features and against what the metrics were measured, where their rows say so."""
-    keys = ("detector", "ref", "reference", "data", "num_images", "note")
-    found: dict[str, None] = {}
+    keys = ("detector", "reference", "data", "num_images", "note")
+    found = []
     for name, rows in run.metrics.items():
-        details = {key: value for row in rows[-1:] for part in (row, *subdicts(row)) for key, value in part.items()}
-        told = [f"{key} {details[key]}" for key in keys if isinstance(details.get(key), (str, int, float))]
-        if told:
-            found[f"{name}: {', '.join(told)}"] = None
+        details: dict[str, Any] = {}
+        for row in rows[-1:]:
+            for part in (row, *(value for value in row.values() if isinstance(value, dict))):
+                details |= {key: named(part[key]) for key in keys if named(part.get(key)) is not None}
+        if details:
+            found.append(f"{name}: {', '.join(f'{key} {details[key]}' for key in keys if key in details)}")
     return "".join(f'<p class="soft">{escape(line)}</p>' for line in found)
+
+
+def named(value: Any) -> str | int | float | None:
+    """A plain value, or the name of what a row describes at length."""
+    value = value.get("name") if isinstance(value, dict) else value
+    return value if isinstance(value, (str, int, float)) else None
 
 
 def progress(run: Run) -> str:
@@ -249,11 +257,6 @@ def best_of(name: str, points: Points) -> tuple[float, float]:
 def unique(names: Sequence[str]) -> list[str]:
     """Names, with a number where one occurs again."""
     return [name if name not in names[:i] else f"{name} ({i + 1})" for i, name in enumerate(names)]
-
-
-def subdicts(row: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The dictionaries among the values."""
-    return [value for value in row.values() if isinstance(value, dict)]
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

@@ -174,10 +174,16 @@ def warnings(run: Run) -> list[str]:
     return found
 
 
+# Options that presets give a value, so that having none has to be said.
+_MAY_BE_NONE = ("batch_gpu", "clip_grad", "ema_rampup", "stop_if_worse")
+
+
 def command(run: Run) -> str:
     """The command that repeats the run: every option that it had, the default ones too."""
     words = ["python", "refine.py"]
     for name, value in run.options.items():
+        if value is None and name in _MAY_BE_NONE:
+            value = "none"
         if value is None:
             continue
         if isinstance(value, bool):
