@@ -1,4 +1,7 @@
-"""Two hundred random command lines, sensible and not: each ends in a run or in one clear sentence."""
+"""Two hundred random command lines, sensible and not: each ends in a run or in one clear sentence.
+
+Forty of them in the fast tests, the others in `make test-extra`.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +70,7 @@ VALUES: dict[str, tuple[list[str], list[str]]] = {
     "resume": ([], ["latest", "/nowhere", ""]),
     "kimgs": ([], ["1"]),  # a typo
 }
-NUM_COMBINATIONS = 200
+FAST, ALL = range(40), range(200)
 LENGTH = ["--kimg=0.004", "--warmup-kimg=0.002"]  # a step or two
 
 
@@ -96,7 +99,8 @@ def command_line(seed: int, fixtures: Path) -> list[str]:
     return [*line, *(["--dry-run"] if rng.random() < 0.4 else [])]
 
 
-def test_every_combination_ends_well(fixture_path, tmp_path, monkeypatch):
+@pytest.mark.parametrize("seeds", [FAST, pytest.param(ALL[len(FAST) :], marks=pytest.mark.slow)])
+def test_every_combination_ends_well(seeds, fixture_path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("REFINE_DETECTOR", str(fixture_path("metrics/tiny_inception_s.pt")))
@@ -104,7 +108,7 @@ def test_every_combination_ends_well(fixture_path, tmp_path, monkeypatch):
     monkeypatch.setattr(pickles, "load", lru_cache(pickles.load))  # a fifth of the time, and not what is tested here
     fixtures = fixture_path("sg2ada/b_cond16.pkl").parents[1]
     ends = {0: 0, 2: 0}
-    for seed in range(NUM_COMBINATIONS):
+    for seed in seeds:
         line = command_line(seed, fixtures)
         before = {path.name for path in tmp_path.glob("training-runs/*")}
         result = CliRunner().invoke(cli.main, line, prog_name="refine.py")
@@ -122,7 +126,7 @@ def test_every_combination_ends_well(fixture_path, tmp_path, monkeypatch):
         else:
             assert "Refined generator: " in result.stdout, what
             assert len(new) == 1 and list(new[0].glob("network-snapshot-*.pkl")), what
-    assert min(ends.values()) > NUM_COMBINATIONS / 5  # else one of the two ways is hardly tried
+    assert min(ends.values()) > len(seeds) / 5  # else one of the two ways is hardly tried
 
 
 def test_all_options_are_tried():
