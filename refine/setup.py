@@ -58,7 +58,7 @@ def make_trainer(config: RunConfig, gan: LoadedNetwork, teacher: LoadedNetwork, 
     if config.fake_augment and getattr(map_augment, "in_features", 0) != augment.NUM_LABELS:
         raise UserError(
             f"--fake-augment needs a teacher that was trained with EDM's {augment.NUM_LABELS} augmentation labels, and "
-            f"{teacher.pickle.path} was not: leave it out."
+            f"{teacher.pickle.path} was not: use --fake-augment=0."
         )
     generator, generator_ema = (copy.deepcopy(gan.network).to(device) for _ in range(2))
     denoiser, fake = (copy.deepcopy(teacher.network).to(device) for _ in range(2))
