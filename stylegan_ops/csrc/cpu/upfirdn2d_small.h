@@ -4,7 +4,10 @@
 // input times the vector of its weights. So borders, padding and resampling are all in the weights, which every row of
 // every plane shares. Vertically, outputs are sums of such rows, between rows of zeros for the padding.
 //
-// Some weights are zero, so that an input that is infinite or NaN makes NaN of its whole block.
+// Where neighbouring outputs begin at neighbouring inputs, there is a vector of inputs per tap instead, and weights are
+// zero for what such a vector has of the rows before and behind.
+//
+// Some weights are zero, so that an input that is infinite or NaN makes NaN of whole blocks near it.
 #ifndef STYLEGAN_OPS_CPU_UPFIRDN2D_SMALL_H
 #define STYLEGAN_OPS_CPU_UPFIRDN2D_SMALL_H
 
@@ -36,13 +39,16 @@ struct Block {
     int64_t column;   // The first output.
     int64_t input;    // The first input, and
     int64_t inputs;   // how many there are.
-    int64_t weights;  // Where the first one's vector of weights is.
+    int64_t weights;  // Where the first one's vector of weights is, and
+    int64_t by_tap;   // where the vectors of the taps are, if outputs begin at neighbouring inputs.
+    int64_t base;     // The input that the first output begins at, which may be outside.
 };
 
 template <typename T>
 struct SmallPlan {
     std::vector<Block> blocks;  // The last two may overlap.
     std::vector<T> weights;
+    int64_t taps;      // Vectors of inputs per block, or 0.
     int64_t products;  // The plan is incomplete where they exceed kMostProducts.
 };
 
@@ -52,13 +58,14 @@ constexpr int kLanes = kVectorBytes / int(sizeof(T));
 
 // More columns are quicker one vector of neighbours at a time, and with more rows, planes do not fit into the cache.
 constexpr int64_t kSmallWidth = 32, kSmallHeight = 64;
-// Vectors times numbers for a row; with more, RowFilter is as quick. Filtering 17 columns with four taps has 20.
+// Vectors of weights for a row, twice those by tap; with more, RowFilter is as quick.
 constexpr int64_t kMostProducts = 28;
 
 template <typename T>
 SmallPlan<T> make_small_plan(const Upfirdn2dArgs& args, const Plan<T>& plan, int lanes) {
-    SmallPlan<T> small{{}, {}, 0};
+    SmallPlan<T> small{{}, {}, 0, 0};
     const Axis& axis = plan.x;
+    if (axis.period == 1 && axis.step == 1) small.taps = axis.phases[0].taps;
     for (int64_t begin = 0; begin < args.y_width; begin += lanes) {
         const int64_t column = std::min(begin, args.y_width - lanes);
         // Of the outputs in turn, the phase and the input that its first tap meets.
@@ -74,13 +81,16 @@ SmallPlan<T> make_small_plan(const Upfirdn2dArgs& args, const Plan<T>& plan, int
             first = std::min(first, std::max<int64_t>(base, 0));
             last = std::max(last, std::min(base + phase.taps, args.x_width));
         });
-        const Block block{column, first, std::max<int64_t>(last - first, 0), int64_t(small.weights.size())};
-        small.products += block.inputs;
+        Block block{column, first, std::max<int64_t>(last - first, 0), int64_t(small.weights.size()), 0, 0};
+        small.products += small.taps > 0 ? 2 * small.taps : block.inputs;
         if (small.products > kMostProducts) break;
-        small.weights.resize(small.weights.size() + block.inputs * lanes, T(0));
+        block.by_tap = block.weights + block.inputs * lanes;
+        block.base = column + axis.phases[0].base;
+        small.weights.resize(block.by_tap + small.taps * lanes, T(0));
         for_each_output([&](int lane, const Phase& phase, const std::vector<T>& taps, int64_t base) {
             for (int64_t t = std::max<int64_t>(0, -base); t < std::min(phase.taps, args.x_width - base); ++t) {
                 small.weights[block.weights + (base + t - first) * lanes + lane] = taps[t];
+                if (small.taps > 0) small.weights[block.by_tap + t * lanes + lane] = taps[t];
             }
         });
         small.blocks.push_back(block);
@@ -119,11 +129,11 @@ class SmallFilter {
         const Stored* const x = static_cast<const Stored*>(args_.x) + begin * in;
         Stored* const y = static_cast<Stored*>(args_.y) + begin * out;
         if constexpr (kSame) {
-            filter_rows(x, planes * args_.x_height);
+            filter_rows(x, planes * args_.x_height, begin * in, (plan_.planes - end) * in);
             filter_columns(planes, y);
         } else {
             for (int64_t i = 0; i < planes * in; ++i) inputs_[i] = Element::load(x[i]);
-            filter_rows(inputs_.data(), planes * args_.x_height);
+            filter_rows(inputs_.data(), planes * args_.x_height, 0, 0);
             filter_columns(planes, results_.data());
             for (int64_t i = 0; i < planes * out; ++i) y[i] = Element::store(results_[i]);
         }
@@ -134,35 +144,71 @@ class SmallFilter {
     // Rows that are computed at once, since a single sum would wait for each of its additions.
     static constexpr int kRows = 8;
 
-    void filter_rows(const T* x, int64_t rows) {
+    // All rows of x, with `before` values before them and `behind` values behind them that may be read too.
+    void filter_rows(const T* x, int64_t rows, int64_t before, int64_t behind) {
         const int64_t width = args_.x_width;
         for (const Block& block : small_.blocks) {
-            const T* const weights = small_.weights.data() + block.weights;
-            T* const out = filtered_.data() + block.column;
-            int64_t row = 0;
-            for (; row + kRows <= rows; row += kRows) {
-                typename V::Type s0{}, s1{}, s2{}, s3{}, s4{}, s5{}, s6{}, s7{};
-                // Three pointers, since eight would not leave enough registers, and compilers kept from making more.
-                const T* a = x + row * width + block.input;
-                const T *b = a + 3 * width, *c = a + 6 * width;
-                for (int64_t i = 0; i < block.inputs; ++i, ++a, ++b, ++c) {
-                    __asm__("" : "+r"(a), "+r"(b), "+r"(c));
-                    const typename V::Type w = V::load(weights + i * Lanes);
-                    s0 += w * a[0], s1 += w * a[width], s2 += w * a[2 * width];
-                    s3 += w * b[0], s4 += w * b[width], s5 += w * b[2 * width];
-                    s6 += w * c[0], s7 += w * c[width];
-                }
-                const int64_t* const target = targets_.data() + row;
-                V::store(out + target[0], s0), V::store(out + target[1], s1), V::store(out + target[2], s2);
-                V::store(out + target[3], s3), V::store(out + target[4], s4), V::store(out + target[5], s5);
-                V::store(out + target[6], s6), V::store(out + target[7], s7);
+            int64_t first = 0, last = 0;  // Rows whose vectors of inputs lie where one may read.
+            if (small_.taps > 0) {
+                first = std::clamp<int64_t>(ceil_div(std::max<int64_t>(-block.base - before, 0), width), 0, rows);
+                const int64_t end = block.base + small_.taps - 1 + Lanes - width;  // Of what the last row reads.
+                last = std::max(first, rows - ceil_div(std::max<int64_t>(end - behind, 0), width));
             }
-            for (; row < rows; ++row) {
-                typename V::Type sum{};
-                const T* const a = x + row * width + block.input;
-                for (int64_t i = 0; i < block.inputs; ++i) sum += V::load(weights + i * Lanes) * a[i];
-                V::store(out + targets_[row], sum);
+            sum_inputs(x, block, 0, first);
+            if (small_.taps == 4) {
+                sum_taps<4>(x, block, first, last);
+            } else {
+                sum_taps<0>(x, block, first, last);
             }
+            sum_inputs(x, block, last, rows);
+        }
+    }
+
+    // Most as in filter_columns.
+    template <int Most>
+    void sum_taps(const T* x, const Block& block, int64_t row, int64_t last) {
+        if (row >= last) return;
+        const int64_t taps = Most == 0 ? small_.taps : Most;
+        const T* const weights = small_.weights.data() + block.by_tap;
+        T* const out = filtered_.data() + block.column;
+        const T* from = x + row * args_.x_width + block.base;
+        typename V::Type known[Most == 0 ? 1 : Most];
+        for (int t = 0; t < Most; ++t) known[t] = V::load(weights + t * Lanes);
+        for (; row < last; ++row, from += args_.x_width) {
+            typename V::Type sum{};
+            for (int64_t t = 0; t < taps; ++t) {
+                sum += (Most == 0 ? V::load(weights + t * Lanes) : known[Most == 0 ? 0 : t]) * V::load(from + t);
+            }
+            V::store(out + targets_[row], sum);
+        }
+    }
+
+    void sum_inputs(const T* x, const Block& block, int64_t row, int64_t rows) {
+        const int64_t width = args_.x_width;
+        const T* const weights = small_.weights.data() + block.weights;
+        T* const out = filtered_.data() + block.column;
+        for (; row + kRows <= rows; row += kRows) {
+            typename V::Type s0{}, s1{}, s2{}, s3{}, s4{}, s5{}, s6{}, s7{};
+            // Three pointers, since eight would not leave enough registers, and compilers kept from making more.
+            const T* a = x + row * width + block.input;
+            const T *b = a + 3 * width, *c = a + 6 * width;
+            for (int64_t i = 0; i < block.inputs; ++i, ++a, ++b, ++c) {
+                __asm__("" : "+r"(a), "+r"(b), "+r"(c));
+                const typename V::Type w = V::load(weights + i * Lanes);
+                s0 += w * a[0], s1 += w * a[width], s2 += w * a[2 * width];
+                s3 += w * b[0], s4 += w * b[width], s5 += w * b[2 * width];
+                s6 += w * c[0], s7 += w * c[width];
+            }
+            const int64_t* const target = targets_.data() + row;
+            V::store(out + target[0], s0), V::store(out + target[1], s1), V::store(out + target[2], s2);
+            V::store(out + target[3], s3), V::store(out + target[4], s4), V::store(out + target[5], s5);
+            V::store(out + target[6], s6), V::store(out + target[7], s7);
+        }
+        for (; row < rows; ++row) {
+            typename V::Type sum{};
+            const T* const a = x + row * width + block.input;
+            for (int64_t i = 0; i < block.inputs; ++i) sum += V::load(weights + i * Lanes) * a[i];
+            V::store(out + targets_[row], sum);
         }
     }
 
@@ -236,7 +282,8 @@ bool filter_if_small(const Upfirdn2dArgs& args, const Plan<typename Element::Mat
 template <typename Element>
 bool filter_if_small(const Upfirdn2dArgs& args, const Plan<typename Element::Math>& plan) {
     constexpr int lanes = kLanes<typename Element::Math>;
-    if (!plan.separable || plan.pixel > 1 || args.y_width < lanes / 2 || args.y_width > kSmallWidth) return false;
+    if (!plan.separable || plan.pixel > 1 || args.x_height * args.x_width == 0) return false;
+    if (args.y_width < lanes / 2 || args.y_width > kSmallWidth) return false;
     if (std::max({args.x_height, args.y_height, plan.y.last - plan.y.first}) > kSmallHeight) return false;
     return args.y_width < lanes ? filter_if_small<Element, lanes / 2>(args, plan)
                                 : filter_if_small<Element, lanes>(args, plan);
