@@ -113,8 +113,10 @@ JOINED = """
 import json
 from torch_utils import training_stats
 training_stats.init_multiprocessing(rank, torch.device("cpu"))
-collector = training_stats.Collector(regex="a|only|first|none")
+collector = training_stats.Collector(regex="a|p|q|only|first|none")
 values = torch.randn(3, 11, generator=torch.Generator().manual_seed(5), dtype=torch.float64) + 4
+for name in ("p", "q") if rank == 0 else ("q", "p"):  # each process meets the names in an order of its own
+    training_stats.report(name, 3 if name == "p" else 5)
 rounds = []
 for number in range(3):
     mine = values[number, 4 * rank : 4 + 7 * rank]  # four here, seven there
@@ -133,7 +135,9 @@ print(json.dumps(rounds))
 def test_two_processes_are_as_one(tmp_path: Path) -> None:
     first, second = (json.loads(out) for out in run_joined(JOINED, tmp_path))
     values = torch.randn(3, 11, generator=torch.Generator().manual_seed(5), dtype=torch.float64) + 4
-    collector = Collector(regex="a|only|first|none")
+    collector = Collector(regex="a|p|q|only|first|none")
+    report("p", [3, 3])
+    report("q", [5, 5])
     for number in range(3):
         report("a", values[number])
         report("ignored", 1)
