@@ -1,0 +1,210 @@
+"""The released recipe of Diff-Instruct for a StyleGAN2 generator, written out plainly: what Refine is measured against.
+
+Eager PyTorch in float32 and nothing else. The fake score is fitted to one batch of images, then the generator is moved
+by another (two forward passes of the generator); the moving average is a loop over tensors; Adam is PyTorch's default.
+Convolutions are modulated by the weights of every sample and grouped, resampling filters zero-stuffed images, bias and
+activation are operators of their own, attention is two products with a softmax between: the forms in which the networks
+were published. Modules of Refine's networks only hold the parameters here, none of their code runs.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from stylegan_ops import reference
+
+P_MEAN, P_STD, SIGMA_DATA = -1.2, 1.2, 0.5
+
+
+class Baseline:
+    """Both updates of one step.
+
+    Args:
+        generator: StyleGAN2 of the `skip` architecture.
+        teacher: EDMPrecond around a DDPM++ network.
+        batch: images of each update.
+        lr: of both networks.
+    """
+
+    def __init__(self, generator: Any, teacher: Any, batch: int, lr: float = 1e-5, halflife_nimg: float = 5e5) -> None:
+        self.generator, self.generator_ema = generator.requires_grad_(True), copy.deepcopy(generator)
+        self.teacher, self.fake = teacher.requires_grad_(False), copy.deepcopy(teacher).requires_grad_(True)
+        self.batch, self.beta = batch, 0.5 ** (batch / halflife_nimg)
+        self.generator_optimizer = torch.optim.Adam(self.generator.parameters(), lr=lr, betas=(0.0, 0.999))
+        self.fake_optimizer = torch.optim.Adam(self.fake.parameters(), lr=lr, betas=(0.0, 0.999))
+
+    def draw(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Latents, labels and noise levels."""
+        z = torch.randn(self.batch, self.generator.z_dim)
+        c = torch.eye(max(self.generator.c_dim, 1))[torch.randint(max(self.generator.c_dim, 1), [self.batch])]
+        return z, c, (torch.randn(self.batch, 1, 1, 1) * P_STD + P_MEAN).exp()
+
+    def step(self) -> None:
+        """One update of the fake score, one of the generator, one of the moving average."""
+        z, c, sigma = self.draw()
+        with torch.no_grad():
+            x0 = generate(self.generator, z, c)
+        self.fake_optimizer.zero_grad()
+        denoised = denoise(self.fake, x0 + sigma * torch.randn_like(x0), sigma, c, dropout=True)
+        weight = (sigma**2 + SIGMA_DATA**2) / (sigma * SIGMA_DATA) ** 2
+        (weight * (denoised - x0) ** 2).sum().mul(1 / self.batch).backward()
+        _apply(self.fake_optimizer)
+
+        z, c, sigma = self.draw()
+        self.generator_optimizer.zero_grad()
+        x0 = generate(self.generator, z, c)
+        with torch.no_grad():
+            x_t = x0 + sigma * torch.randn_like(x0)
+            gradient = denoise(self.fake, x_t, sigma, c) - denoise(self.teacher, x_t, sigma, c)
+        (gradient * x0).sum().mul(1 / self.batch).backward()
+        _apply(self.generator_optimizer)
+
+        with torch.no_grad():
+            for average, live in zip(self.generator_ema.parameters(), self.generator.parameters(), strict=True):
+                average.copy_(live.lerp(average, self.beta))
+
+
+def _apply(optimizer: torch.optim.Optimizer) -> None:
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                torch.nan_to_num(parameter.grad, nan=0, posinf=1e5, neginf=-1e5, out=parameter.grad)
+    optimizer.step()
+
+
+# --- generator
+
+
+def generate(generator: Any, z: Tensor, c: Tensor, noise_mode: str = "random") -> Tensor:
+    """Latents [N, z_dim] and labels [N, c_dim] to images [N, C, R, R]."""
+    mapping, synthesis = generator.mapping, generator.synthesis
+    x = z * (z.square().mean(dim=1, keepdim=True) + 1e-8).rsqrt()
+    if generator.c_dim:
+        y = _fully_connected(mapping.embed, c, "linear", 1.0)
+        x = torch.cat([x, y * (y.square().mean(dim=1, keepdim=True) + 1e-8).rsqrt()], dim=1)
+    for i in range(mapping.num_layers):
+        x = _fully_connected(mapping.get_submodule(f"fc{i}"), x, "lrelu", 0.01)
+    w = x
+    x = img = None
+    for resolution in synthesis.block_resolutions:
+        block = synthesis.get_submodule(f"b{resolution}")
+        if x is None:
+            x = block.const[None].repeat(len(w), 1, 1, 1)
+        else:
+            x = _synthesis_layer(block.conv0, x, w, noise_mode, up=2)
+        x = _synthesis_layer(block.conv1, x, w, noise_mode, up=1)
+        if img is not None:
+            img = reference.upfirdn2d(img, block.resample_filter, up=2, padding=(2, 1, 2, 1), gain=4)
+        styles = _fully_connected(block.torgb.affine, w, "linear", 1.0) / math.sqrt(x.shape[1])
+        y = _modulated_conv2d(x, block.torgb.weight, styles, demodulate=False)
+        y = reference.bias_act(y, block.torgb.bias, clamp=block.torgb.conv_clamp)
+        img = y if img is None else img + y
+    assert img is not None
+    return img
+
+
+def _fully_connected(layer: Any, x: Tensor, act: str, lr_multiplier: float) -> Tensor:
+    weight = layer.weight * (lr_multiplier / math.sqrt(layer.weight.shape[1]))
+    return reference.bias_act(x @ weight.t(), layer.bias * lr_multiplier, act=act)
+
+
+def _synthesis_layer(layer: Any, x: Tensor, w: Tensor, noise_mode: str, up: int) -> Tensor:
+    styles = _fully_connected(layer.affine, w, "linear", 1.0)
+    x = _modulated_conv2d(x, layer.weight, styles, up=up, resample_filter=layer.resample_filter)
+    if noise_mode == "random":
+        x = x + torch.randn(len(x), 1, *x.shape[2:]) * layer.noise_strength
+    elif noise_mode == "const":
+        x = x + layer.noise_const * layer.noise_strength
+    return reference.bias_act(x, layer.bias, act="lrelu", clamp=layer.conv_clamp)
+
+
+def _modulated_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    styles: Tensor,
+    up: int = 1,
+    demodulate: bool = True,
+    resample_filter: Tensor | None = None,
+) -> Tensor:
+    batch, channels, height, width = x.shape
+    w = weight[None] * styles[:, None, :, None, None]
+    if demodulate:
+        w = w * (w.square().sum(dim=[2, 3, 4]) + 1e-8).rsqrt()[:, :, None, None, None]
+    x = x.reshape(1, batch * channels, height, width)
+    if up == 1:
+        x = functional.conv2d(x, w.flatten(0, 1), padding=weight.shape[2] // 2, groups=batch)
+        return x.reshape(batch, -1, height, width)
+    x = functional.conv_transpose2d(x, w.transpose(1, 2).flatten(0, 1), stride=up, groups=batch)
+    x = x.reshape(batch, -1, *x.shape[2:])
+    return reference.upfirdn2d(x, resample_filter, padding=1, gain=up**2)
+
+
+# --- U-Net
+
+
+def denoise(denoiser: Any, x: Tensor, sigma: Tensor, labels: Tensor, dropout: bool = False) -> Tensor:
+    """D(x; sigma) = c_skip x + c_out F(c_in x; ln(sigma) / 4), sigma [N, 1, 1, 1]; labels are one-hot."""
+    variance = sigma**2 + SIGMA_DATA**2
+    raw = _unet(denoiser.model, x / variance.sqrt(), sigma.log().flatten() / 4, labels, dropout)
+    return SIGMA_DATA**2 / variance * x + sigma * SIGMA_DATA / variance.sqrt() * raw
+
+
+def _unet(unet: Any, x: Tensor, noise_labels: Tensor, labels: Tensor, dropout: bool) -> Tensor:
+    half = unet.map_layer0.in_features // 2
+    frequencies = (1 / 10000) ** (torch.arange(half) / (half - 1))
+    angles = noise_labels.outer(frequencies)
+    emb = torch.cat([angles.sin(), angles.cos()], dim=1)
+    if unet.label_dim:
+        emb = emb + functional.linear(labels * math.sqrt(unet.label_dim), unet.map_label.weight, unet.map_label.bias)
+    for layer in (unet.map_layer0, unet.map_layer1):
+        emb = functional.silu(functional.linear(emb, layer.weight, layer.bias))
+
+    skips = []
+    for name, block in unet.enc.items():
+        x = _conv2d(block, x) if name.endswith("_conv") else _block(block, name, x, emb, dropout)
+        skips.append(x)
+    for name, block in unet.dec.items():
+        if "_aux_" in name:
+            continue
+        if "_block" in name:
+            x = torch.cat([x, skips.pop()], dim=1)
+        x = _block(block, name, x, emb, dropout)
+    name = f"{x.shape[2]}x{x.shape[3]}_aux_"
+    return _conv2d(unet.dec[name + "conv"], functional.silu(_group_norm(unet.dec[name + "norm"], x)))
+
+
+def _block(block: Any, name: str, x: Tensor, emb: Tensor, dropout: bool) -> Tensor:
+    resampling = name.rpartition("_")[2]
+    h = _conv2d(block.conv0, functional.silu(_group_norm(block.norm0, x)), resampling)
+    h = h + functional.linear(emb, block.affine.weight, block.affine.bias)[:, :, None, None]
+    h = functional.dropout(functional.silu(_group_norm(block.norm1, h)), block.dropout, dropout)
+    h = _conv2d(block.conv1, h)
+    h = (h + (x if block.skip is None else _conv2d(block.skip, x, resampling))) * math.sqrt(0.5)
+    if not block.num_heads:
+        return h
+    n, channels, height, width = h.shape
+    qkv = _conv2d(block.qkv, _group_norm(block.norm2, h)).reshape(n, channels, 3, height * width)
+    query, key, value = qkv.unbind(2)
+    weights = torch.einsum("ncq,nck->nqk", query, key / math.sqrt(channels)).softmax(dim=2)
+    a = torch.einsum("nqk,nck->ncq", weights, value).reshape(h.shape)
+    return (h + _conv2d(block.proj, a)) * math.sqrt(0.5)
+
+
+def _conv2d(layer: Any, x: Tensor, resampling: str = "") -> Tensor:
+    channels = x.shape[1]
+    if resampling == "up":
+        x = functional.conv_transpose2d(x, torch.ones(channels, 1, 2, 2), stride=2, groups=channels)
+    elif resampling == "down":
+        x = functional.conv2d(x, torch.full([channels, 1, 2, 2], 0.25), stride=2, groups=channels)
+    return functional.conv2d(x, layer.weight, layer.bias, padding=layer.weight.shape[2] // 2)
+
+
+def _group_norm(layer: Any, x: Tensor) -> Tensor:
+    groups = min(32, x.shape[1] // 4)
+    return functional.group_norm(x, groups, layer.weight, layer.bias, eps=1e-6)
