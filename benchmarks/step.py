@@ -22,12 +22,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-
 from baseline_step import Baseline
+
 from refine.bridge import Bridge
 from refine.config import RunConfig
 from refine.networks.edm import denoiser_from_init_kwargs
 from refine.networks.stylegan2 import generator_from_init_kwargs
+from refine.profile import Ceilings, Counter
 from refine.trainer import Trainer
 
 
@@ -136,11 +137,9 @@ def matmul_ceiling(device: torch.device) -> Callable[[], float]:
 
 def gflop(run: Callable[[], object]) -> float:
     """Billions of floating-point operations of a call."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with FlopCounterMode(display=False) as counter:
+    with Counter(Ceilings()) as counter:
         run()
-    return counter.get_total_flops() / 1e9
+    return counter.total.flop / 1e9
 
 
 def peak_memory(name: str, variant: str, device: str) -> float:
@@ -189,7 +188,9 @@ def compare(name: str, rounds: int, device: torch.device) -> None:
     limit = statistics.median(ceilings)
     medians = {variant: statistics.median(values) for variant, values in times.items()}
     print(f"\n{name}: {size.resolution} pixels, batch {size.batch}; matrix product {limit / 1e9:.0f} GFLOP/s")
-    print(f"{'':8} {'s/step':>8} {'img/s':>8} {'GFLOP':>7} {'of ceiling':>10} {'speed':>6} {'peak MB':>8} {'memory':>6}")
+    print(
+        f"{'':8} {'s/step':>8} {'img/s':>8} {'GFLOP':>7} {'of ceiling':>10} {'speed':>6} {'peak MB':>8} {'memory':>6}"
+    )
     for variant, median in medians.items():
         print(
             f"{variant:8} {median:8.3f} {size.batch / median:8.2f} {work[variant]:7.1f} "

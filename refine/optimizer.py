@@ -33,8 +33,10 @@ class Optimizer:
     ) -> None:
         self.parameters = list(parameters)
         self.clip_grad = clip_grad
-        self.adam = torch.optim.Adam(self.parameters, lr=1.0, betas=betas, eps=1e-8)
         device = self.parameters[0].device.type if self.parameters else "cpu"
+        # All tensors in one kernel, where there is one.
+        fused = True if self.parameters and device in ("cpu", "cuda") else None
+        self.adam = torch.optim.Adam(self.parameters, lr=1.0, betas=betas, eps=1e-8, fused=fused)
         self.scaler = torch.amp.GradScaler(device, init_scale=2.0**8, enabled=scale_loss)
 
     def zero_grad(self) -> None:

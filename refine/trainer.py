@@ -142,12 +142,12 @@ class Trainer:
         for draws, seeds in self._micro_batches("generator", step):
             drawn = self._draw_images(draws, seeds)
             w_sums.append(drawn.w.detach().sum(0))
-            if fit_fake:
-                self._fake_backward(drawn.seen, draws, seeds)
             loss = self.objective.generator_loss(self._scores(drawn.seen, draws, seeds), config.weighting).sum()
             if config.anchor:
                 loss = loss + config.anchor * self._anchor_loss(drawn.images, draws, seeds).sum()
             self.generator_optimizer.backward(loss / config.batch)
+            if fit_fake:  # after the generator's backward pass, so that only one of both graphs is in memory
+                self._fake_backward(drawn.seen, draws, seeds)
         if fit_fake:
             self._apply("fake", self.fake_optimizer, config.flr)
         lr = learning_rate(
@@ -235,10 +235,11 @@ class Trainer:
         if self.config.ema_rampup is not None:
             halflife = min(halflife, self.progress.cur_nimg * self.config.ema_rampup)
         beta = 0.5 ** (self.config.batch / max(halflife, 1e-8))
-        for average, live in zip(self.generator_ema.parameters(), self.generator.parameters(), strict=True):
-            average.copy_(live.lerp(average, beta))
-        for average, live in zip(self.generator_ema.buffers(), self.generator.buffers(), strict=True):
-            average.copy_(live)
+        averages, lives = (list(network.parameters()) for network in (self.generator_ema, self.generator))
+        torch._foreach_lerp_(averages, lives, 1 - beta)
+        averages, lives = (list(network.buffers()) for network in (self.generator_ema, self.generator))
+        if averages:
+            torch._foreach_copy_(averages, lives)
 
     # -- what a step draws ----------------------------------------------------------------------------
 

@@ -33,7 +33,7 @@ LAYERS = (
     {"config", "train_layers", "probe", "events", "state", "run_dir", "status", "metrics", "report", "trainer"}
     | {"memory"},
     {"loading", "describe", "setup", "measuring"},
-    {"run", "inspect", "metrics.__main__", "assets", "generate", "blend", "export", "dry_run"},
+    {"run", "inspect", "profile", "metrics.__main__", "assets", "generate", "blend", "export", "dry_run"},
     {"cli"},
 )
 LEVEL = {component: level for level, layer in enumerate(LAYERS) for component in layer}
