@@ -193,6 +193,7 @@ def main(
     from refine import run  # torch takes seconds to import
     from refine.config import RunConfig
     from refine.run_dir import find_state
+    from refine.setup import resumed_config
 
     state: Path | None = None
     if resume:
@@ -201,7 +202,7 @@ def main(
         state = find_state(resume, changes.get("outdir", RunConfig.outdir))
         changes.pop("outdir", None)
         _say(f"Resuming from {state}")
-        config = run.resumed_config(state, changes)
+        config = resumed_config(state, changes)
     else:
         config = make_config(changes, trust_pickle)
     if custom_ops:

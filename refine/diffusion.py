@@ -50,6 +50,15 @@ class Denoiser(Protocol):
         ...
 
 
+DEFAULT_SIGMA_RANGE = (0.002, 80.0)  # where a network names no limits of its own
+
+
+def usable_sigmas(denoiser: Denoiser) -> tuple[float, float]:
+    """Smallest and largest noise level to use: the network's own limits, or EDM's where it says 0 or infinity."""
+    low, high = denoiser.sigma_min, denoiser.sigma_max
+    return low if low > 0 else DEFAULT_SIGMA_RANGE[0], high if high < math.inf else DEFAULT_SIGMA_RANGE[1]
+
+
 def score(x: Tensor, denoised: Tensor, sigma: Tensor | float) -> Tensor:
     """Gradient of log p(x; sigma) with respect to x, (D(x; sigma) - x) / sigma^2 (eq. 3).
 

@@ -76,11 +76,13 @@ def processes(backend: str = "gloo", timeout: timedelta = TIMEOUT) -> Iterator[P
     """
     global _control_group
     place = place_from_environment()
-    if place.size == 1 or dist.is_initialized():
+    if place.size == 1 or _control_group is not None:
         yield place
         return
+    joined_here = not dist.is_initialized()
     try:
-        dist.init_process_group(backend, rank=place.rank, world_size=place.size, timeout=timeout)
+        if joined_here:
+            dist.init_process_group(backend, rank=place.rank, world_size=place.size, timeout=timeout)
         _control_group = dist.new_group(backend="gloo", timeout=timeout)
     except (RuntimeError, ValueError) as error:
         raise UserError(
@@ -92,7 +94,8 @@ def processes(backend: str = "gloo", timeout: timedelta = TIMEOUT) -> Iterator[P
         yield place
     finally:
         _control_group = None
-        dist.destroy_process_group()
+        if joined_here:
+            dist.destroy_process_group()
 
 
 def rank() -> int:

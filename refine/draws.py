@@ -24,9 +24,9 @@ class Draws:
     Attributes:
         z: latents [N, z_dim].
         c: one-hot labels [N, c_dim].
-        sigma: noise levels of the generator's gradient [N].
+        sigma: noise levels of the generator's gradient [N]; empty where there is none, as `noise` then is.
         noise: [N, C, R, R] at the teacher's resolution.
-        fake_sigma: noise levels at which the fake score is fitted [N].
+        fake_sigma: noise levels at which the fake score is fitted [N]; empty where it is not, as the next two then are.
         fake_noise: [N, C, R, R].
         augmentation: of the images that the fake score is fitted to [N, 8], see `augment.PARAMETERS`.
     """
@@ -69,13 +69,17 @@ class DrawShape:
     augment_p: float = 0.0
 
 
-def draw(shape: DrawShape, sigma: Distribution, fake_sigma: Distribution, seed: int, stream: str, step: int) -> Draws:
+def draw(
+    shape: DrawShape, sigma: Distribution | None, fake_sigma: Distribution | None, seed: int, stream: str, step: int
+) -> Draws:
     """The draws of one update, for the global batch, on the CPU.
+
+    Each kind of number has a stream of its own, so that leaving one out changes no other.
 
     Args:
         shape: how much.
-        sigma: distribution of the noise levels of the generator's gradient.
-        fake_sigma: distribution of those at which the fake score is fitted.
+        sigma: distribution of the noise levels of the generator's gradient; None: it is not computed.
+        fake_sigma: distribution of those at which the fake score is fitted; None: it is not.
         seed: of the run.
         stream: which update of the step.
         step: which step.
@@ -85,9 +89,14 @@ def draw(shape: DrawShape, sigma: Distribution, fake_sigma: Distribution, seed: 
     def source(name: str) -> torch.Generator:
         return stream_generator(seed, f"{stream}/{name}", step)
 
-    def levels(name: str, distribution: Distribution) -> Tensor:
+    def levels(name: str, distribution: Distribution | None) -> Tensor:
+        if distribution is None:
+            return torch.empty(0)
         u = torch.rand(shape.batch, generator=source(name), dtype=torch.float64)
-        return distribution.quantile(u.clamp(1e-9, 1 - 1e-9))
+        return distribution.quantile(u.clamp(1e-9, 1 - 1e-9)).float()
+
+    def normal(name: str, wanted: bool) -> Tensor:
+        return torch.randn(pixels, generator=source(name)) if wanted else torch.empty(0)
 
     c = torch.zeros(shape.batch, shape.c_dim)
     if shape.c_dim:
@@ -96,9 +105,9 @@ def draw(shape: DrawShape, sigma: Distribution, fake_sigma: Distribution, seed: 
         z=torch.randn(shape.batch, shape.z_dim, generator=source("z")),
         c=c,
         sigma=levels("sigma", sigma),
-        noise=torch.randn(pixels, generator=source("noise")),
+        noise=normal("noise", sigma is not None),
         fake_sigma=levels("fake_sigma", fake_sigma),
-        fake_noise=torch.randn(pixels, generator=source("fake_noise")),
+        fake_noise=normal("fake_noise", fake_sigma is not None),
         augmentation=augment.draw(shape.batch, shape.augment_p, source("augmentation")),
     )
 

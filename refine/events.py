@@ -15,34 +15,33 @@ class EventWriter:
 
     Args:
         folder: of the run.
-        start_time: seconds since 1970 that the run began at; TensorBoard's clock counts from there.
+        first_kimg: scalars of an earlier process from here on are hidden: a resumed run writes them again.
     """
 
-    def __init__(self, folder: Path, start_time: float) -> None:
-        self.folder, self.start_time = folder, start_time
+    def __init__(self, folder: Path, first_kimg: int = 0) -> None:
+        self.folder, self.first_kimg = folder, first_kimg
         self._writer: Any = None
         self._silent = False
 
     def add(self, values: Mapping[str, Any], cur_nimg: int, timestamp: float) -> None:
         """Writes every number whose name has a group, such as `Loss/fake`.
 
-        A disk that is full ends the events, not the run: `stats.jsonl` has all of it.
+        Whatever goes wrong ends the events, not the run: `stats.jsonl` has all of it.
         """
-        if not self._silent and self._writer is None:
-            try:
-                from torch.utils.tensorboard import SummaryWriter  # takes a second to import
-            except ImportError:
-                self._silent = True
-            else:
-                self._writer = SummaryWriter(str(self.folder))
         if self._silent:
             return
         try:
+            if self._writer is None:
+                from torch.utils.tensorboard import SummaryWriter  # takes a second to import
+
+                self._writer = SummaryWriter(str(self.folder), purge_step=self.first_kimg or None)
             for name, value in values.items():
                 if "/" in name:
-                    self._writer.add_scalar(name, value, cur_nimg // 1000, walltime=timestamp - self.start_time)
+                    self._writer.add_scalar(name, value, cur_nimg // 1000, walltime=timestamp)
             self._writer.flush()
-        except OSError as error:
+        except ModuleNotFoundError:
+            self._silent = True
+        except Exception as error:  # a full disk, or a TensorBoard that does not fit its own dependencies
             log.warning(f"No more TensorBoard events are written ({error}); stats.jsonl goes on.")
             self._silent = True
 

@@ -7,14 +7,17 @@ tells what it keeps; images at once multiply it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from refine import distributed
 from refine.config import RunConfig
+from refine.errors import UserError
 from refine.trainer import Trainer
 from stylegan_ops import select
 
@@ -130,3 +133,19 @@ def format_bytes(size: float) -> str:
             return f"{size:.3g} {unit}"
         size /= 1000
     return f"{size:.3g} GB"
+
+
+@contextmanager
+def memory_advice(config: RunConfig) -> Iterator[None]:
+    """Turns PyTorch's out-of-memory error into the option that helps.
+
+    Raises:
+        UserError: the memory did not suffice.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        size = config.batch_gpu or -(-config.batch // distributed.size())
+        smaller = next((n for n in range(size // 2, 0, -1) if config.batch % n == 0), None)
+        remedy = f"try --batch-gpu={smaller}" if smaller else "this pair needs a larger GPU"
+        raise UserError(f"The GPU's memory did not suffice for {size} images at once: {remedy}.") from error

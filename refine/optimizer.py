@@ -82,7 +82,9 @@ class Optimizer:
             self.scaler.load_state_dict(state["scaler"])
 
 
-def learning_rate(base: float, cur_nimg: int, *, rampup_nimg: float, decay: str, total_nimg: float) -> float:
+def learning_rate(
+    base: float, cur_nimg: int, *, rampup_nimg: float, decay: str = "none", total_nimg: float = math.inf
+) -> float:
     """The learning rate after `cur_nimg` images.
 
     Args:

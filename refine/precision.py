@@ -31,8 +31,10 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[obj
 
 
 def prepare(precision: str, device: torch.device) -> None:
-    """Process-wide settings of PyTorch: TF32 unless float32 was asked for, and cuDNN's search for fast kernels."""
+    """Process-wide settings of PyTorch: cuDNN's search for fast kernels, and TF32 in convolutions unless in fp32.
+
+    Not in matrix products, one of which reduces images to the teacher's size and has to be exact.
+    """
     if device.type == "cuda":
-        allowed = precision != "fp32"
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
+        torch.backends.cudnn.allow_tf32 = precision != "fp32"
         torch.backends.cudnn.benchmark = True

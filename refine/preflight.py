@@ -20,7 +20,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from refine.bridge import Bridge
-from refine.diffusion import Denoiser, HeunOptions, heun_sample
+from refine.diffusion import Denoiser, HeunOptions, heun_sample, usable_sigmas
 from refine.streams import stream_generator
 
 log = logging.getLogger("refine")
@@ -226,7 +226,7 @@ def preflight(
     """
     device = next(generator.parameters()).device
     count = num_images or (NUM_IMAGES if device.type == "cuda" else NUM_IMAGES_ON_CPU)
-    low, high = max(teacher.sigma_min, 1e-3), teacher.sigma_max
+    low, high = usable_sigmas(teacher)
     levels = torch.tensor([min(max(sigma, low), high) for sigma in SIGMAS], dtype=torch.float64)
     sigmas = tuple(round(float(sigma), 6) for sigma in teacher.round_sigma(levels))
     drawn, c = _draw(generator, count, seed)

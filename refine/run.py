@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
+import copy
 import logging
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +16,22 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from refine import distributed, pickles, zoo
 from refine.averages import Averages
+from refine.best import is_measured, record
 from refine.classes import class_notes
 from refine.config import RunConfig
 from refine.errors import UserError
 from refine.events import EventWriter
 from refine.loading import LoadedNetwork, load_gan, load_teacher
 from refine.measuring import Measure, measure_for, real_images
+from refine.memory import memory_advice
 from refine.metrics import Teacher
 from refine.pickles import NetworkPickle
-from refine.precision import autocast
 from refine.preflight import Preflight, preflight
 from refine.probe import Probe
 from refine.run_dir import RunDir
 from refine.setup import choose_device, make_trainer, run_name, shape_of, with_lasting_paths, would_use_cuda
 from refine.signals import StopRequest
-from refine.state import load_state, load_weights, read_state, state_of
+from refine.state import load_state, load_weights, read_state, remember_start, state_of
 from refine.status import Tick, format_time, resources, tick_line, tick_row
 from refine.streams import stream_generator
 from refine.trainer import Trainer
@@ -39,8 +39,7 @@ from refine.trainer import Trainer
 log = logging.getLogger("refine")
 
 GRID_COLUMNS, GRID_ROWS = 10, 6
-# Options that a resumed run may change.
-RESUMABLE_CHANGES = ("kimg", "tick_kimg", "snap_ticks", "metrics", "data", "ref", "detector", "vgg", "metric_every")
+STATE_SECONDS = 600.0  # at most so much work is lost if the process is killed
 
 
 def refine(
@@ -81,48 +80,39 @@ def refine(
         for note in class_notes(gan.pickle, teacher.pickle, *num_classes, config.class_map):
             if resume is None and distributed.is_first():
                 log.info(note)
-        if config.init is not None:
-            files["init"] = zoo.resolve(config.init).path
-            config = replace(config, init=str(files["init"].resolve()))
-            load_weights(trainer, files["init"], trust=trust)
         hashes = {name: pickles.file_sha256(path) for name, path in files.items()}
-        probe = Probe(trainer.generator, trainer.bridge, config.seed)
         if measure is None:
             yardstick = Teacher(trainer.teacher, config.teacher, hashes["teacher"], config.class_map)
             measure = measure_for(config, gan, trainer.generator_ema, yardstick, trust_detector=trust_detector)
         if resume is None:
+            start = None
+            if config.init is not None:
+                path = zoo.resolve(config.init).path
+                config = replace(config, init=str(path.resolve()))
+                load_weights(trainer, path, trust=trust)
+                start = copy.deepcopy(trainer.generator.state_dict())
+            probe = Probe(trainer.generator, trainer.bridge, config.seed)
+            config = replace(config, precision=trainer.precision)
             run_dir = RunDir(distributed.broadcast(_new_folder(config, gan, teacher)))
         else:
+            state = read_state(resume)
+            start = state["start"]
+            if start is not None:  # the file that the run began from need not be there any more
+                trainer.generator.load_state_dict(start)
+            remember_start(trainer, trainer.generator.state_dict())
+            probe = Probe(trainer.generator, trainer.bridge, config.seed)
+            load_state(trainer, state, hashes)
             run_dir = RunDir(resume.parent)
-            load_state(trainer, read_state(resume), hashes)
             if distributed.is_first():
+                run_dir.write_options(config.to_json())
                 run_dir.cut_rows(trainer.progress.cur_nimg)
-        return Run(config, trainer, run_dir, gan.pickle, hashes, probe, measure).train()
+                run_dir.set_aside(trainer.progress.cur_nimg)
+        return Run(config, trainer, run_dir, gan.pickle, Origin(hashes, start), probe, measure).train()
 
 
 def preflight_of(trainer: Trainer) -> Preflight:
-    """The trial of a trainer's pair, in the precision that it will be trained in."""
-    with autocast(trainer.precision, trainer.device):
-        return preflight(trainer.generator, trainer.teacher, trainer.bridge, seed=trainer.config.seed)
-
-
-def resumed_config(state: Path, changes: dict[str, Any]) -> RunConfig:
-    """The stored options of the run that a state lies in, with those changed that may change.
-
-    Raises:
-        UserError: an option that decides what the run does would change.
-    """
-    config = RunConfig.from_dict(RunDir(state.parent).read_options())
-    fixed = [n for n, v in changes.items() if n not in RESUMABLE_CHANGES and v != config[n]]
-    if fixed:
-        raise UserError(f"--{fixed[0].replace('_', '-')} cannot change in a resumed run: leave it out.")
-    return replace(config, **changes)
-
-
-def rising(values: Sequence[float], patience: int) -> bool:
-    """Whether each of the last `patience` values is above the one before it."""
-    last = list(values)[-patience - 1 :]
-    return len(last) == patience + 1 and all(a < b for a, b in itertools.pairwise(last))
+    """The trial of a trainer's pair, in float32."""
+    return preflight(trainer.generator, trainer.teacher, trainer.bridge, seed=trainer.config.seed)
 
 
 def _new_folder(config: RunConfig, gan: LoadedNetwork, teacher: LoadedNetwork) -> Path | None:
@@ -134,6 +124,19 @@ def _new_folder(config: RunConfig, gan: LoadedNetwork, teacher: LoadedNetwork) -
     return run_dir.path
 
 
+@dataclass(frozen=True)
+class Origin:
+    """Where a run came from.
+
+    Attributes:
+        hashes: sha256 of its pickles, by the option that named them.
+        start: weights that it began with, where they are not those of its pickle.
+    """
+
+    hashes: dict[str, str]
+    start: dict[str, torch.Tensor] | None = None
+
+
 class Run:
     """The loop over ticks, and what is written at each. Only the first of several processes writes and speaks."""
 
@@ -142,21 +145,24 @@ class Run:
         config: RunConfig,
         trainer: Trainer,
         run_dir: RunDir,
-        origin: NetworkPickle,
-        hashes: dict[str, str],
+        pickle: NetworkPickle,
+        origin: Origin,
         probe: Probe,
         measure: Measure | None = None,
     ) -> None:
-        self.config, self.trainer, self.run_dir, self.origin, self.hashes = config, trainer, run_dir, origin, hashes
-        self.probe, self.measure = probe, measure
+        self.config, self.trainer, self.run_dir = config, trainer, run_dir
+        self.pickle, self.origin, self.probe, self.measure = pickle, origin, probe, measure
         self.tick_nimg = max(round(config.tick_kimg * 1000), 1)
-        self.start_time = self.tick_start_time = time.time()
+        self.start_time = self.tick_start_time = self.tick_end_time = self.state_time = time.perf_counter()
         self.tick_start_nimg = trainer.progress.cur_nimg
         self.maintenance_seconds = 0.0
         self.stop = StopRequest()
-        self.saved_nimg: int | None = None
+        # A run that was finished already has its last snapshot.
+        finished = trainer.progress.cur_nimg >= config.kimg * 1000
+        has_snapshot = finished and run_dir.snapshot_path(trainer.progress.cur_nimg).exists()
+        self.saved_nimg = trainer.progress.cur_nimg if has_snapshot else None
         self.stopping = self.worse = False
-        self.events = EventWriter(run_dir.path, self.start_time)
+        self.events = EventWriter(run_dir.path, trainer.progress.cur_nimg // 1000)
         self.bar: Any = None
 
     def train(self) -> Path:
@@ -172,26 +178,34 @@ class Run:
                 self.save_images("fakes_init.png")
                 self.save_reals()
                 self.save_snapshot()
+            if progress.step == 0:
                 self.take_metrics()
             self.warm_up()
-            self.start_tick()
             self.start_bar(config.kimg * 1000, progress.cur_nimg)
             while progress.cur_nimg < config.kimg * 1000 and not self.should_stop():
                 with memory_advice(config):
                     self.trainer.step()
                 self.bar.update(config.batch)
                 # Ticks lie on a grid that no interruption shifts.
-                if self.tick_number() > (progress.cur_nimg - config.batch) // self.tick_nimg:
+                ticks_before = (progress.cur_nimg - config.batch) // self.tick_nimg
+                if self.tick_number() > ticks_before:
                     self.tick()
+                    if self.tick_number() // config.snap_ticks > ticks_before // config.snap_ticks:
+                        self.save()
+                    elif self.state_is_due():
+                        self.save_state()
+                    self.start_tick()
             self.bar.close()
             if not self.stopping:
                 if progress.cur_nimg > self.tick_start_nimg:
                     self.tick()
+                    self.start_tick()
                 if self.saved_nimg != progress.cur_nimg:
                     self.save()
             self.should_stop()  # somebody may have asked for it while the last snapshot was saved
             if self.stopping:
                 state = self.save_state()
+                distributed.barrier()  # a process that ends makes the launcher end all, one of which is still saving
                 self.say(f"Stopped by {self.stop.name}; go on with --resume={state}")
                 raise KeyboardInterrupt
         return self.run_dir.snapshot_path(progress.cur_nimg)
@@ -207,7 +221,7 @@ class Run:
         progress, total = self.trainer.progress, self.config.warmup_kimg * 1000
         if progress.step or not self.trainer.objective.needs_fake:
             return
-        start_time, start_nimg = time.time(), progress.warmup_nimg
+        start_time, start_nimg = time.perf_counter(), progress.warmup_nimg
         said_nimg = start_nimg
         self.start_bar(total, start_nimg, "warm-up")
         while progress.warmup_nimg < total and not self.should_stop():
@@ -216,19 +230,25 @@ class Run:
             self.bar.update(self.config.batch)
             if progress.warmup_nimg - said_nimg >= self.config.tick_kimg * 1000 and progress.warmup_nimg < total:
                 said_nimg = progress.warmup_nimg
-                remaining = (time.time() - start_time) / (said_nimg - start_nimg) * (total - said_nimg)
+                remaining = (time.perf_counter() - start_time) / (said_nimg - start_nimg) * (total - said_nimg)
                 self.say(
                     f"warm-up kimg {said_nimg / 1000:.1f} of {total / 1000:.1f} "
                     f"fake {self.trainer.averages.means()['Loss/fake']:.3f} eta {format_time(remaining)}"
                 )
                 self.trainer.averages = Averages()
+                if self.state_is_due():
+                    self.save_state()
         self.bar.close()
         if not self.stopping:
+            self.trainer.averages = Averages()
+            self.save_state()
+            self.tick_end_time = time.perf_counter()
+            self.start_tick()
             self.say(f"Fake score fitted to {progress.warmup_nimg / 1000:.1f} kimg of the generator as it is")
 
     def tick(self) -> None:
-        """A status line and a row of statistics; every so many ticks a snapshot and a state."""
-        progress, config, now = self.trainer.progress, self.config, time.time()
+        """A status line and a row of statistics."""
+        progress, config, now = self.trainer.progress, self.config, time.perf_counter()
         tick = Tick(
             number=self.tick_number(),
             cur_nimg=progress.cur_nimg,
@@ -244,21 +264,19 @@ class Run:
             values |= self.probe.measure(self.trainer.generator) | resources(self.trainer.device)
             self.say(tick_line(tick, values, progress.num_nonfinite))
             row = tick_row(tick, values, progress.num_nonfinite)
-            self.run_dir.add_stats(row | {"timestamp": now})
-            self.events.add(row, progress.cur_nimg, now)
-        if tick.number % config.snap_ticks == 0:
-            self.save()
-        self.start_tick()
-        self.maintenance_seconds = self.tick_start_time - now
+            self.run_dir.add_stats(row | {"timestamp": time.time()})
+            self.events.add(row, progress.cur_nimg, time.time())
+        self.trainer.averages = Averages()
+        self.tick_end_time = now
 
     def tick_number(self) -> int:
         """Ticks since the start of the run, before any interruption."""
         return self.trainer.progress.cur_nimg // self.tick_nimg
 
     def start_tick(self) -> None:
-        """Begins to count anew."""
-        self.tick_start_time, self.tick_start_nimg = time.time(), self.trainer.progress.cur_nimg
-        self.trainer.averages = Averages()
+        """Begins to count anew, after whatever was saved and measured."""
+        self.tick_start_time, self.tick_start_nimg = time.perf_counter(), self.trainer.progress.cur_nimg
+        self.maintenance_seconds = self.tick_start_time - self.tick_end_time
 
     def start_bar(self, total: float, done: int, title: str | None = None) -> None:
         """A progress bar where there is somebody at a terminal."""
@@ -288,15 +306,21 @@ class Run:
         if not distributed.is_first():
             return
         networks = {"G": self.trainer.generator, "G_ema": self.trainer.generator_ema}
-        present = {key: n.state_dict() for key, n in networks.items() if self.origin.get(key) is not None}
-        pickles.save(self.origin, self.run_dir.snapshot_path(self.trainer.progress.cur_nimg), present)
+        present = {key: n.state_dict() for key, n in networks.items() if self.pickle.get(key) is not None}
+        pickles.save(self.pickle, self.run_dir.snapshot_path(self.trainer.progress.cur_nimg), present)
 
     def save_state(self) -> Path:
         """The training state; the two newest are kept."""
         path = self.run_dir.state_path(self.trainer.progress.cur_nimg)
+        state = state_of(self.trainer, self.origin.hashes, self.origin.start)
         if distributed.is_first():
-            self.run_dir.save_state(self.trainer.progress.cur_nimg, state_of(self.trainer, self.hashes))
+            self.run_dir.save_state(self.trainer.progress.cur_nimg, state)
+        self.state_time = time.perf_counter()
         return path
+
+    def state_is_due(self) -> bool:
+        """Whether the last state is so old that too much would be lost; the first process's clock decides."""
+        return distributed.broadcast(time.perf_counter() - self.state_time > STATE_SECONDS)
 
     def take_metrics(self) -> None:
         """Measures the snapshot, links the best one, and notes whether the FID keeps rising.
@@ -306,7 +330,10 @@ class Run:
         if self.measure is None or not self.metrics_are_due() or self.should_stop():
             return
         path = self.run_dir.snapshot_path(self.trainer.progress.cur_nimg)
-        self.stop.urgent = True
+        if distributed.broadcast(is_measured(self.run_dir, path.name)):
+            return
+        # One of several processes cannot leave alone; all is saved, so the launcher may end them.
+        self.stop.urgent = distributed.size() == 1
         try:
             with distributed.phase(f"metrics of {path.name}"):
                 rows = self.measure(self.trainer.generator_ema, path.name)
@@ -316,32 +343,19 @@ class Run:
         finally:
             self.stop.urgent = False
         for row in rows if distributed.is_first() else ():
-            self.run_dir.add_metric(row)
             self.say(" ".join(f"{name} {value:.6g}" for name, value in row["results"].items()))
             results = {f"Metrics/{name}": value for name, value in row["results"].items()}
             self.events.add(results, self.trainer.progress.cur_nimg, time.time())
-        self.worse = distributed.broadcast(self._judge(rows) if distributed.is_first() else False)
+        worse = record(self.run_dir, rows, self.config.stop_if_worse) if distributed.is_first() else None
+        if worse is not None:
+            self.say(worse)
+        self.worse = distributed.broadcast(worse is not None)
 
     def metrics_are_due(self) -> bool:
         """Whether this snapshot is one of those to measure; the last one is in any case."""
         number = self.tick_number() // self.config.snap_ticks
         at_end = self.trainer.progress.cur_nimg >= self.config.kimg * 1000
         return number % self.config.metric_every == 0 or at_end
-
-    def _judge(self, rows: Sequence[dict[str, Any]]) -> bool:
-        """Links the best snapshot by the first FID there is; whether it has risen for too long."""
-        name = next((row["metric"] for row in rows if row["metric"].startswith(("fid", "fdd"))), None)
-        if name is None:
-            return False
-        history = self.run_dir.metric_rows(name)
-        values = [float(next(iter(row["results"].values()))) for row in history]
-        if values[-1] <= min(values):
-            self.run_dir.link_best(self.run_dir.path / history[-1]["snapshot_pkl"])
-        patience = self.config.stop_if_worse
-        if patience is None or not rising(values, patience):
-            return False
-        self.say(f"{name} rose for {patience} snapshots in a row: stopping; network-best.pkl is the best one")
-        return True
 
     def save_reals(self) -> None:
         """A grid of the data set, where there is one."""
@@ -370,18 +384,3 @@ class Run:
         if distributed.is_first():
             log.info(line)
             self.run_dir.log(line)
-
-
-@contextmanager
-def memory_advice(config: RunConfig) -> Iterator[None]:
-    """Turns PyTorch's out-of-memory error into the option that helps.
-
-    Raises:
-        UserError: the memory did not suffice.
-    """
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        size = config.batch_gpu or -(-config.batch // distributed.size())
-        remedy = f"try --batch-gpu={size // 2}" if size > 1 else "this pair needs a larger GPU"
-        raise UserError(f"The GPU's memory did not suffice for {size} images at once: {remedy}.") from error

@@ -92,11 +92,23 @@ class RunDir:
         """The rows of `metric-<name>.jsonl`, oldest first."""
         return _read_rows(self.path / f"metric-{name}.jsonl")
 
+    def metric_names(self) -> list[str]:
+        """The metrics that there are rows of."""
+        return [path.name.removeprefix("metric-").removesuffix(".jsonl") for path in self.path.glob("metric-*.jsonl")]
+
     def cut_rows(self, cur_nimg: int) -> None:
         """Drops rows of all jsonl files that are newer than a state: a resumed run writes them again."""
         self._cut(self.path / STATS, lambda row: row["Progress/cur_nimg"] <= cur_nimg)
         for path in self.path.glob("metric-*.jsonl"):
             self._cut(path, lambda row: _snapshot_kimg(row) <= cur_nimg // 1000)
+
+    def set_aside(self, cur_nimg: int) -> None:
+        """Renames states newer than the one that a run goes on from, and removes what a killed process left behind."""
+        for path in self.states():
+            if _kimg(path) > cur_nimg // 1000:
+                os.replace(path, path.with_name(f"{path.name}.superseded"))
+        for path in self.path.glob(".*.tmp"):
+            path.unlink()
 
     def _cut(self, path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
         if path.exists():
@@ -135,8 +147,7 @@ class RunDir:
 
     def states(self) -> list[Path]:
         """The training states in the folder, oldest first."""
-        found = [(int(m[1]), p) for p in self.path.iterdir() if (m := _STATE.fullmatch(p.name))]
-        return [path for _, path in sorted(found)]
+        return sorted((p for p in self.path.iterdir() if _STATE.fullmatch(p.name)), key=_kimg)
 
     def save_images(self, name: str, images: torch.Tensor, columns: int) -> None:
         """Writes images [N, C, H, W] in [-1, 1] as one PNG, row by row."""
@@ -152,9 +163,15 @@ class RunDir:
             raise cannot_write(path, error) from error
 
 
+def _kimg(state: Path) -> int:
+    match = _STATE.fullmatch(state.name)
+    assert match
+    return int(match[1])
+
+
 def _read_rows(path: Path) -> list[dict[str, Any]]:
     rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
         try:
             rows.append(json.loads(line))
         except ValueError:  # the last row of a run that was killed

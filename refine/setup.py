@@ -14,8 +14,15 @@ from refine.bridge import Shape, make_bridge
 from refine.config import RunConfig
 from refine.errors import UserError
 from refine.loading import LoadedNetwork
+from refine.run_dir import RunDir
 from refine.train_layers import select_layers
 from refine.trainer import Trainer
+
+# Options that a resumed run may change; how many images fit into memory is the machine's matter.
+RESUMABLE_CHANGES = (
+    *("kimg", "tick_kimg", "snap_ticks", "batch_gpu"),
+    *("metrics", "data", "ref", "detector", "vgg", "metric_every"),
+)
 
 
 def choose_device(name: str, index: int | None = None) -> torch.device:
@@ -69,7 +76,7 @@ def make_trainer(config: RunConfig, gan: LoadedNetwork, teacher: LoadedNetwork, 
 def shape_of(loaded: LoadedNetwork) -> Shape:
     """What the bridge has to know of a network."""
     network: Any = loaded.network
-    num_classes = network.c_dim if loaded.architecture.role == "generator" else network.label_dim
+    num_classes = network.c_dim if hasattr(network, "c_dim") else network.label_dim
     return Shape(int(network.img_resolution), int(network.img_channels), int(num_classes))
 
 
@@ -94,3 +101,20 @@ def with_lasting_paths(config: RunConfig) -> RunConfig:
         if config[name] is not None
     }
     return replace(config, **changed)
+
+
+def resumed_config(state: Path, changes: dict[str, Any]) -> RunConfig:
+    """The stored options of the run that a state lies in, with those changed that may change.
+
+    Raises:
+        UserError: an option that decides what the run does would change.
+    """
+    config = RunConfig.from_dict(RunDir(state.parent).read_options())
+    changes = {
+        name: lasting(value, folders=name == "data") if isinstance(value, str) else value
+        for name, value in changes.items()
+    }
+    fixed = [n for n, v in changes.items() if n not in RESUMABLE_CHANGES and v != config[n]]
+    if fixed:
+        raise UserError(f"--{fixed[0].replace('_', '-')} cannot change in a resumed run: leave it out.")
+    return replace(config, **changes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,14 +27,18 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Notes SIGINT and SIGTERM; another one, after a while, ends the process as usual."""
+        """Notes SIGINT and SIGTERM; another SIGINT, after a while, ends the process as usual.
+
+        Another SIGTERM does not: launchers send it while the first process still saves. In a thread that is not the
+        main one Python has no signals, and nothing is noted.
+        """
 
         def note(number: int, frame: Any) -> None:
             if self.number is None:
                 self.number, self._time = number, time.monotonic()
                 if self.urgent:
                     raise KeyboardInterrupt
-            elif time.monotonic() - self._time > ECHO_SECONDS:
+            elif number == signal.SIGINT and time.monotonic() - self._time > ECHO_SECONDS:
                 restore()
                 signal.raise_signal(number)
 
@@ -41,6 +46,9 @@ class StopRequest:
             for which, handler in previous.items():
                 signal.signal(which, handler)
 
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
         previous = {which: signal.getsignal(which) for which in (signal.SIGINT, signal.SIGTERM)}
         for which in previous:
             signal.signal(which, note)

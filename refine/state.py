@@ -7,29 +7,35 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from refine import networks, pickles
+from refine import distributed, networks, pickles
 from refine.averages import Averages
 from refine.errors import UserError
 from refine.pickles import PersistentObject
 from refine.trainer import Progress, Trainer
 
-STATE_VERSION = 2
+STATE_VERSION = 3
 _NETWORKS = ("generator", "generator_ema", "fake")
 _STATEFUL = (*_NETWORKS, "generator_optimizer", "fake_optimizer")
 
 
-def state_of(trainer: Trainer, hashes: dict[str, str]) -> dict[str, Any]:
+def state_of(trainer: Trainer, hashes: dict[str, str], start: dict[str, Tensor] | None = None) -> dict[str, Any]:
     """The content of a `training-state-*.pt`: tensors, numbers and text, so that it loads with weights_only=True.
+
+    All processes have to call this.
 
     Args:
         trainer: in the state to be remembered.
+        start: weights of the generator before the first step, where they are not those of the run's pickle.
         hashes: sha256 of the files that the run was started with, by the option that named them.
     """
     return {
         "version": STATE_VERSION,
         "hashes": hashes,
         "progress": asdict(trainer.progress),
+        "averages": trainer.averages.merged(),
+        "start": start,
         **{name: getattr(trainer, name).state_dict() for name in _STATEFUL},
     }
 
@@ -46,7 +52,7 @@ def load_state(trainer: Trainer, state: dict[str, Any], hashes: dict[str, str]) 
         if state["hashes"].get(name) != sha256:
             raise UserError(f"--{name} is not the file that the run was started with: put that one back.")
     trainer.progress = Progress(**state["progress"])
-    trainer.averages = Averages()
+    trainer.averages = Averages(state["averages"] if distributed.is_first() else None)
     for name in _STATEFUL:
         getattr(trainer, name).load_state_dict(state[name])
 
@@ -96,3 +102,10 @@ def load_weights(trainer: Trainer, path: Path, *, trust: bool = False) -> None:
                 f"The weights in {path} are of another network than the run's {name.split('_')[0]}: "
                 "start from a file of the same architecture."
             ) from error
+    remember_start(trainer, trainer.generator.state_dict())
+
+
+def remember_start(trainer: Trainer, weights: dict[str, Tensor]) -> None:
+    """Anchors detail to that of these weights, where it is anchored."""
+    if trainer.generator_start is not None:
+        trainer.generator_start.load_state_dict(weights)

@@ -35,7 +35,7 @@ class Tick:
     @property
     def sec_per_kimg(self) -> float:
         """Seconds for a thousand images."""
-        return self.seconds / self.nimg * 1000
+        return self.seconds / max(self.nimg, 1) * 1000
 
 
 def resources(device: torch.device) -> dict[str, float]:
@@ -61,7 +61,7 @@ def tick_row(tick: Tick, values: Mapping[str, float], num_nonfinite: int) -> dic
         "Timing/total_sec": tick.total_seconds,
         "Timing/sec_per_tick": tick.seconds,
         "Timing/sec_per_kimg": tick.sec_per_kimg,
-        "Timing/img_per_sec": tick.nimg / tick.seconds,
+        "Timing/img_per_sec": tick.nimg / max(tick.seconds, 1e-9),
         "Timing/maintenance_sec": tick.maintenance_seconds,
         **values,
     }

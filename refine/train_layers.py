@@ -45,6 +45,10 @@ def select_layers(generator: torch.nn.Module, layers: str, teacher_resolution: i
         parameter.requires_grad_(train)
         if train:
             names.append(name)
+    if not names:
+        raise UserError(
+            f"--train-layers={layers} leaves nothing to train in this generator: name resolutions that it has, or all."
+        )
     return names
 
 

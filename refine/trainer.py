@@ -19,15 +19,17 @@ from refine import augment, detail, distributed
 from refine.averages import Averages
 from refine.bridge import Bridge
 from refine.config import RunConfig
+from refine.diffusion import usable_sigmas
 from refine.draws import Draws, DrawShape, draw, micro_batches
+from refine.errors import UserError
 from refine.noise_levels import parse_schedule
 from refine.objectives import OBJECTIVES, Scores, ikl
 from refine.optimizer import Optimizer, learning_rate
 from refine.precision import autocast, choose_precision, prepare
 from refine.streams import stream_seed
 
-DEFAULT_SIGMA_RANGE = (0.002, 80.0)  # where a network names no limits of its own
 DEFAULT_SIGMA_DATA = 0.5
+MAX_NONFINITE_IN_A_ROW = 100  # updates; a loss scale that adapts needs some twenty
 
 
 @dataclass
@@ -87,6 +89,7 @@ class Trainer:
         self.fake_optimizer = Optimizer(fake.parameters(), betas, config.clip_grad, scale_loss)
         self.progress = Progress()
         self.averages = Averages()
+        self._nonfinite_in_a_row: dict[str, int] = {}
         self.sigma, self.fake_sigma = parse_schedule(config.sigma), parse_schedule(config.fake_sigma)
         self.draw_shape = DrawShape(
             batch=config.batch,
@@ -130,7 +133,7 @@ class Trainer:
             with torch.no_grad():
                 drawn = self._draw_images(draws, seeds)
             self._fake_backward(drawn.seen, draws, seeds)
-        self._apply("fake", self.fake_optimizer, self.config.flr)
+        self._apply("fake", self.fake_optimizer, self._fake_lr())
 
     def _generator_update(self, step: int) -> None:
         """The generator's update and, with `share_forward`, one of the fake score on the same images."""
@@ -149,15 +152,8 @@ class Trainer:
             if fit_fake:  # after the generator's backward pass, so that only one of both graphs is in memory
                 self._fake_backward(drawn.seen, draws, seeds)
         if fit_fake:
-            self._apply("fake", self.fake_optimizer, config.flr)
-        lr = learning_rate(
-            config.glr,
-            self.progress.cur_nimg,
-            rampup_nimg=config.lr_rampup_kimg * 1000,
-            decay=config.lr_decay,
-            total_nimg=config.kimg * 1000,
-        )
-        self._apply("generator", self.generator_optimizer, lr)
+            self._apply("fake", self.fake_optimizer, self._fake_lr())
+        self._apply("generator", self.generator_optimizer, self._generator_lr())
         self._move_w_avg(torch.stack(w_sums).sum(0))
 
     def _draw_images(self, draws: Draws, seeds: Seeds) -> Drawn:
@@ -166,7 +162,7 @@ class Trainer:
         return Drawn(images, self.bridge.images(images), ws[:, 0])
 
     def _synthesize(self, generator: Any, ws: Tensor, seeds: Seeds) -> Tensor:
-        seeds.default("noise")  # the generator's own noise comes from PyTorch's default generator
+        seeds.seed_torch("noise")  # the generator's own noise comes from PyTorch's default generator
         return generator.synthesis(ws, noise_mode=self.config.noise_mode, force_fp32=self.precision != "fp16")
 
     def _fake_backward(self, images: Tensor, draws: Draws, seeds: Seeds) -> None:
@@ -177,7 +173,7 @@ class Trainer:
         sigma = draws.fake_sigma
         x_t = x0 + sigma.reshape(-1, 1, 1, 1) * draws.fake_noise
         self.fake.train(self.config.fake_dropout)
-        seeds.default("dropout")
+        seeds.seed_torch("dropout")
         with autocast(self.precision, self.device):
             denoised = self.fake(x_t, sigma, labels, augment_labels)
         self.fake.eval()
@@ -191,18 +187,22 @@ class Trainer:
 
         def denoise(network: Any, x_t: Tensor) -> Tensor:
             network.train(self.config.paired_dropout)
-            seeds.default("paired dropout")  # the same masks in both
+            seeds.seed_torch("paired dropout")  # the same masks in both
             with autocast(self.precision, self.device):
                 denoised = network(x_t, sigma, labels)
             network.eval()
             return denoised
 
+        # What passes through the fake score on its way to the generator is not for the fake score's own update.
+        self.fake.requires_grad_(False)
         with torch.set_grad_enabled(self.objective.through_networks):
             x_t = images + sigma.reshape(-1, 1, 1, 1) * draws.noise
             teacher = denoise(self.teacher, x_t)
             fake = denoise(self.fake, x_t) if self.objective.needs_fake else teacher
-        gap = (teacher - fake).detach().square().mean(dim=[1, 2, 3]).sqrt()
-        self.averages.add_by_band("Score/gap", gap, sigma)
+        self.fake.requires_grad_(True)
+        if self.objective.needs_fake:
+            gap = (teacher - fake).detach().square().mean(dim=[1, 2, 3]).sqrt()
+            self.averages.add_by_band("Score/gap", gap, sigma)
         return Scores(images, sigma, teacher, fake)
 
     def _anchor_loss(self, images: Tensor, draws: Draws, seeds: Seeds) -> Tensor:
@@ -214,19 +214,43 @@ class Trainer:
 
     def _apply(self, name: str, optimizer: Optimizer, lr: float) -> None:
         norm = optimizer.step(lr)
-        if norm is None:
-            self.progress.num_nonfinite += 1
-        else:
+        if norm is not None:
+            self._nonfinite_in_a_row[name] = 0
             self.averages.add(f"Gradient/{name}_norm", norm)
+            return
+        self.progress.num_nonfinite += 1
+        self._nonfinite_in_a_row[name] = self._nonfinite_in_a_row.get(name, 0) + 1
+        if self._nonfinite_in_a_row[name] > MAX_NONFINITE_IN_A_ROW:
+            raise UserError(
+                f"The last {MAX_NONFINITE_IN_A_ROW} gradients of the {name} were not finite: begin a new run with "
+                "--precision=fp32, or with lower --glr and --flr, from the newest state (--init)."
+            )
+
+    def _generator_lr(self) -> float:
+        return learning_rate(
+            self.config.glr,
+            self.progress.cur_nimg,
+            rampup_nimg=self.config.lr_rampup_kimg * 1000,
+            decay=self.config.lr_decay,
+            total_nimg=self.config.kimg * 1000,
+        )
+
+    def _fake_lr(self) -> float:
+        """Counted from the start of the warm-up, and without decay: the fake score follows to the end."""
+        seen = self.progress.warmup_nimg + self.progress.cur_nimg
+        return learning_rate(self.config.flr, seen, rampup_nimg=self.config.lr_rampup_kimg * 1000)
 
     @torch.no_grad()
     def _move_w_avg(self, w_sum: Tensor) -> None:
         """One step of the mapping network's average of w, from this process's sum over its part of the batch."""
         mapping = self.generator.mapping
-        if getattr(mapping, "w_avg", None) is None or not any(p.requires_grad for p in mapping.parameters()):
+        w_avg, beta = getattr(mapping, "w_avg", None), getattr(mapping, "w_avg_beta", None)
+        if w_avg is None or beta is None or w_avg.shape != w_sum.shape:  # StyleGAN-XL has one for each class
+            return
+        if not any(p.requires_grad for p in mapping.parameters()):
             return
         distributed.sum_in_place([w_sum])
-        mapping.w_avg.copy_((w_sum / self.config.batch).lerp(mapping.w_avg, mapping.w_avg_beta))
+        w_avg.copy_((w_sum / self.config.batch).lerp(w_avg, beta))
 
     @torch.no_grad()
     def _update_average(self) -> None:
@@ -244,21 +268,28 @@ class Trainer:
     # -- what a step draws ----------------------------------------------------------------------------
 
     def _micro_batches(self, stream: str, step: int) -> Iterator[tuple[Draws, Seeds]]:
-        """The part of this process of what the step draws, in parts of `batch_gpu` images."""
+        """The part of this process of what an update draws, in parts of `batch_gpu` images."""
         progress = min(self.progress.cur_nimg / (self.config.kimg * 1000), 1.0)
+        moves_generator = stream == "generator"
+        fits_fake = self.objective.needs_fake and (self.config.share_forward or not moves_generator)
         draws = draw(
-            self.draw_shape, self.sigma.at(progress), self.fake_sigma.at(progress), self.config.seed, stream, step
+            self.draw_shape,
+            self.sigma.at(progress) if moves_generator else None,
+            self.fake_sigma.at(progress) if fits_fake else None,
+            self.config.seed,
+            stream,
+            step,
         ).part(distributed.share(self.config.batch))
-        draws = replace(draws, sigma=self._known_sigma(draws.sigma), fake_sigma=self._known_sigma(draws.fake_sigma))
         for index, part in enumerate(micro_batches(len(draws.z), self.config.batch_gpu)):
-            yield draws.part(part).to(self.device), Seeds(self.config.seed, stream, step, index)
+            known = draws.part(part).to(self.device)
+            known = replace(known, sigma=self._known_sigma(known.sigma), fake_sigma=self._known_sigma(known.fake_sigma))
+            yield known, Seeds(self.config.seed, stream, step, index)
 
     def _known_sigma(self, sigma: Tensor) -> Tensor:
         """Noise levels that the teacher knows."""
-        low = max(self.teacher.sigma_min, DEFAULT_SIGMA_RANGE[0])
-        high = min(self.teacher.sigma_max, DEFAULT_SIGMA_RANGE[1])
-        known = self.teacher.round_sigma(sigma.clamp(low, high).to(self.device, torch.float32))
-        return known.to("cpu", torch.float32)
+        if sigma.numel() == 0:
+            return sigma
+        return self.teacher.round_sigma(sigma.to(torch.float32).clamp(*usable_sigmas(self.teacher)))
 
 
 class Drawn(NamedTuple):
@@ -279,7 +310,8 @@ class Drawn(NamedTuple):
 class Seeds:
     """Where a micro-batch takes the numbers from that PyTorch's default generator has to give.
 
-    They differ by process and micro-batch, unlike all that is drawn for the global batch.
+    They differ by process and micro-batch, unlike all that is drawn for the global batch. Using them leaves the
+    default generator in another state than before.
     """
 
     seed: int
@@ -287,6 +319,6 @@ class Seeds:
     step: int
     index: int
 
-    def default(self, purpose: str) -> None:
+    def seed_torch(self, purpose: str) -> None:
         """Seeds PyTorch's default generator for one purpose; the same purpose again gives the same numbers."""
         torch.manual_seed(stream_seed(self.seed, f"{self.stream}/{purpose}", self.step, distributed.rank(), self.index))

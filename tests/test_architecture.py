@@ -30,7 +30,7 @@ LAYERS = (
         "seeds",
     }
     | {"bridge", "detail", "objectives", "augment", "preflight", "classes"},
-    {"config", "train_layers", "probe", "events", "state", "run_dir", "status", "metrics", "report", "trainer"}
+    {"config", "train_layers", "probe", "events", "best", "state", "run_dir", "status", "metrics", "report", "trainer"}
     | {"memory"},
     {"loading", "describe", "setup", "measuring"},
     {"run", "inspect", "profile", "metrics.__main__", "assets", "generate", "blend", "export", "dry_run"},

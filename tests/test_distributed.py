@@ -12,6 +12,8 @@ import torch
 
 from refine import distributed
 from refine.errors import UserError
+from refine.run_dir import find_state
+from refine.state import read_state
 
 WORKER = Path(processes.__file__).with_name("distributed_worker.py")
 
@@ -31,6 +33,15 @@ def test_two_processes_follow_one(fixture_path, tmp_path):
     for name, value in one["weights"].items():
         scale = value.abs().max().clamp(min=1e-3)
         assert ((two["weights"][name] - value).abs().max() / scale) < 1e-6, name
+
+
+def test_two_processes_stop_together_and_save_first(fixture_path, tmp_path):
+    """Only one is told to stop; the first one saves slowly, and signals come again meanwhile."""
+    pair = fixture_path("sg2ada/b_cond16.pkl"), fixture_path("edm/s4_sid_ddpmpp_cond16.pkl")
+    outputs = processes.finish(processes.start(2, WORKER, "interrupted", *pair, tmp_path))
+    assert all("interrupted" in output for output in outputs)
+    state = read_state(find_state("latest", tmp_path))
+    assert state["progress"]["step"] == 3
 
 
 def test_collectives():

@@ -38,8 +38,8 @@ def numpy_draw(shape, sigma, fake_sigma, seed, stream, step):
         draw(shape, sigma, fake_sigma, seed, stream, step),
         z=normal(shape.batch, shape.z_dim),
         c=c,
-        sigma=sigma.quantile(u[0]),
-        fake_sigma=fake_sigma.quantile(u[1]),
+        sigma=sigma.quantile(u[0]) if sigma else torch.empty(0),
+        fake_sigma=fake_sigma.quantile(u[1]) if fake_sigma else torch.empty(0),
         noise=normal(*pixels),
         fake_noise=normal(*pixels),
     )

@@ -14,7 +14,7 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from refine import cli, download, measuring, run
+from refine import cli, download, measuring, run, setup
 from refine.config import RunConfig
 from refine.errors import UserError
 from refine.metrics.sampler import Sampler
@@ -196,7 +196,7 @@ def test_ctrl_c_in_a_metric_loses_the_metric_only(
 def test_a_resumed_run_may_change_its_metrics(options: dict[str, Any], measured: dict[str, Any]) -> None:
     folder = run.refine(RunConfig(**(options | {"kimg": 0.008}), metrics="none")).parent
     state = next(iter(folder.glob("training-state-*.pt")))
-    config = run.resumed_config(state, {"kimg": 0.016, **measured})
+    config = setup.resumed_config(state, {"kimg": 0.016, **measured})
     run.refine(config, resume=state)
     assert len(rows(folder, "fid60_full")) == 1
 

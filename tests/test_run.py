@@ -15,7 +15,7 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from refine import cli, load_gan, pickles, run, setup, status
+from refine import best, cli, load_gan, memory, pickles, run, setup, status
 from refine import state as run_state
 from refine.config import RunConfig
 from refine.errors import UserError
@@ -57,7 +57,8 @@ def test_what_a_run_writes(pair, tmp_path):
         "network-snapshot-000000.pkl",
         "training-state-000000.pt",
     }
-    assert RunConfig.from_dict(json.loads((folder / "training_options.json").read_text())) == config(pair, tmp_path)
+    stored = RunConfig.from_dict(json.loads((folder / "training_options.json").read_text()))
+    assert stored == config(pair, tmp_path, precision="fp32")  # what `auto` meant
     rows = [json.loads(line) for line in (folder / "stats.jsonl").read_text().splitlines()]
     assert [row["Progress/cur_nimg"] for row in rows] == [16, 32, 48]
     assert all(row["Score/gap"] > 0 and row["Gradient/generator_norm"] > 0 for row in rows)
@@ -119,7 +120,7 @@ def test_stopping_and_going_on_changes_nothing(pair, tmp_path):
     whole = run.refine(config(pair, tmp_path / "a"))
     first = run.refine(config(pair, tmp_path / "b", kimg=0.032))
     state = find_state(str(first.parent), "")
-    continued = run.refine(run.resumed_config(state, {"kimg": 0.048}), resume=state)
+    continued = run.refine(setup.resumed_config(state, {"kimg": 0.048}), resume=state)
     assert continued.parent == first.parent
     assert equal(weights(whole), weights(continued))
     rows = [
@@ -219,8 +220,8 @@ def test_metrics_best_snapshot_and_stopping(pair, tmp_path, quick_steps):
     rows = RunDir(snapshot.parent).metric_rows("fid50k_full")
     assert [row["results"]["fid50k_full"] for row in rows] == values[:7]
     assert [row["snapshot_pkl"] for row in rows] == [f"network-snapshot-{kimg:06d}.pkl" for kimg in range(7)]
-    best = snapshot.parent / "network-best.pkl"
-    assert best.resolve().name == "network-snapshot-000002.pkl"
+    link = snapshot.parent / "network-best.pkl"
+    assert link.resolve().name == "network-snapshot-000002.pkl"
     assert "rose for 2 snapshots in a row" in (snapshot.parent / "log.txt").read_text()
 
 
@@ -238,6 +239,69 @@ def test_interrupted_metric_is_the_only_loss(pair, tmp_path, quick_steps):
     assert [row["results"]["fid50k_full"] for row in rows] == [5, 4, 3, 2]
 
 
+def test_a_finished_run_is_not_measured_again(pair, tmp_path, quick_steps):
+    options = config(pair, tmp_path, kimg=2, **LARGE)
+    snapshot = run.refine(options, measure=scripted([5.0, 4.0, 3.0]))
+    state = find_state("latest", options.outdir)
+    assert run.refine(options, resume=state, measure=scripted([])) == snapshot
+    longer = setup.resumed_config(state, {"kimg": 3.0})
+    run.refine(longer, resume=state, measure=scripted([6.0]))
+    rows = RunDir(snapshot.parent).metric_rows("fid50k_full")
+    assert [row["results"]["fid50k_full"] for row in rows] == [5, 4, 3, 6]
+    stored = RunConfig.from_dict(RunDir(snapshot.parent).read_options())
+    assert stored.kimg == 3.0  # so that an interruption goes on to there
+
+
+def test_going_on_from_an_older_state(pair, tmp_path, quick_steps):
+    """What is newer is set aside: rows, states and the best snapshot."""
+    options = config(pair, tmp_path, kimg=3, **LARGE)
+    folder = run.refine(options, measure=scripted([5.0, 4.0, 3.0, 2.0])).parent
+    (folder / "training-state-000003.pt").write_bytes(b"damaged")
+    (folder / ".refine-0.tmp").write_bytes(b"left by a killed process")
+    run.refine(options, resume=folder / "training-state-000002.pt", measure=scripted([9.0]))
+    assert (folder / "network-best.pkl").resolve().name == "network-snapshot-000002.pkl"
+    assert (folder / "training-state-000003.pt.superseded").read_bytes() == b"damaged"
+    assert not list(folder.glob(".*.tmp"))
+    assert run_state.read_state(find_state("latest", options.outdir))["progress"]["cur_nimg"] == 3000
+
+
+def test_a_state_from_the_warm_up_on_and_then_by_time(pair, tmp_path, quick_steps, monkeypatch):
+    written = []
+    original = RunDir.save_state
+    monkeypatch.setattr(RunDir, "save_state", lambda self, *args: (written.append(args[0]), original(self, *args))[1])
+    run.refine(config(pair, tmp_path, kimg=3, **(LARGE | {"snap_ticks": 3})))
+    assert written == [0, 3000]
+    monkeypatch.setattr(run, "STATE_SECONDS", -1.0)
+    run.refine(config(pair, tmp_path, kimg=3, **(LARGE | {"snap_ticks": 3})))
+    assert written == [0, 3000, 0, 1000, 2000, 3000]
+
+
+def test_statistics_survive_an_interruption(pair, tmp_path):
+    """Stopped between two ticks, the row of the tick is that of an uninterrupted run."""
+    rows = []
+    for name, stop_at in (("whole", None), ("parts", 24)):
+        options = config(pair, tmp_path / name)
+        original = run.Trainer.step
+
+        def step(self, original=original, stop_at=stop_at):
+            original(self)
+            if self.progress.cur_nimg == stop_at:
+                signal.raise_signal(signal.SIGTERM)
+
+        run.Trainer.step = step
+        try:
+            run.refine(options)
+        except KeyboardInterrupt:
+            run.Trainer.step = original
+            run.refine(options, resume=find_state("latest", options.outdir))
+        finally:
+            run.Trainer.step = original
+        (folder,) = Path(options.outdir).iterdir()
+        lines = (folder / "stats.jsonl").read_text().splitlines()
+        rows.append([{k: v for k, v in json.loads(line).items() if "Loss" in k or "Score" in k} for line in lines])
+    assert rows[0] == [pytest.approx(row, rel=1e-6) for row in rows[1]] and len(rows[0]) == 3
+
+
 def test_metrics_newer_than_the_state_are_measured_again(pair, tmp_path, quick_steps):
     options = config(pair, tmp_path, kimg=3, **LARGE)
     snapshot = run.refine(options, measure=scripted([5.0, 4.0, 3.0, 2.0]))
@@ -248,8 +312,8 @@ def test_metrics_newer_than_the_state_are_measured_again(pair, tmp_path, quick_s
 
 
 def test_rising():
-    assert run.rising([1, 2, 3], 2) and not run.rising([1, 2, 3], 3)
-    assert not run.rising([1, 3, 2], 1) and not run.rising([3, 3, 3], 2) and not run.rising([], 1)
+    assert best.rising([1, 2, 3], 2) and not best.rising([1, 2, 3], 3)
+    assert not best.rising([1, 3, 2], 1) and not best.rising([3, 3, 3], 2) and not best.rising([], 1)
 
 
 def test_best_without_links(tmp_path, monkeypatch):
@@ -319,15 +383,22 @@ def test_started_from_the_weights_of_another_run(pair, tmp_path):
     moved, start = weights(second), weights(first)
     assert torch.allclose(moved["G"]["synthesis.b8.conv0.weight"], start["G"]["synthesis.b8.conv0.weight"], atol=1e-6)
     continued = find_state(str(second.parent), "")
-    assert run.refine(run.resumed_config(continued, {"kimg": 0.016}), resume=continued) == second
-    state.unlink()
-    with pytest.raises(UserError):
-        run.refine(run.resumed_config(continued, {"kimg": 0.024}), resume=continued)
+    assert run.refine(setup.resumed_config(continued, {"kimg": 0.016}), resume=continued) == second
+    state.unlink()  # the run has its beginning in its own states
+    run.refine(setup.resumed_config(continued, {"kimg": 0.024}), resume=continued)
+    drift = [json.loads(line)["Drift/parameters"] for line in (second.parent / "stats.jsonl").read_text().splitlines()]
+    assert drift[-1] < 1e-5  # from the weights it began with, not from those of the pickle
 
 
-def test_memory_that_does_not_suffice(pair):
-    options = config(pair, Path("."), batch=8, batch_gpu=4)
-    with pytest.raises(UserError, match="for 4 images at once: try --batch-gpu=2"), run.memory_advice(options):
+@pytest.mark.parametrize(("batch", "batch_gpu", "remedy"), [
+    (8, 4, "try --batch-gpu=2"), (9, None, "try --batch-gpu=3"), (15, 3, "try --batch-gpu=1"), (7, 1, "a larger GPU"),
+])  # fmt: skip
+def test_memory_that_does_not_suffice(pair, batch, batch_gpu, remedy):
+    options = config(pair, Path("."), batch=batch, batch_gpu=batch_gpu)
+    with (
+        pytest.raises(UserError, match=f"for {batch_gpu or batch} images at once: .*{remedy}"),
+        memory.memory_advice(options),
+    ):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
 
@@ -403,8 +474,8 @@ def test_wrong_states(pair, tmp_path):
     first = run.refine(config(pair, tmp_path, kimg=0.016))
     state = find_state(str(first.parent), "")
     with pytest.raises(UserError, match="--batch cannot change"):
-        run.resumed_config(state, {"batch": 16})
-    assert run.resumed_config(state, {"batch": 8, "kimg": 2.0}).kimg == 2.0
+        setup.resumed_config(state, {"batch": 16})
+    assert setup.resumed_config(state, {"batch": 8, "kimg": 2.0}).kimg == 2.0
     content = run_state.read_state(state)
     trainer_of = lambda: setup.make_trainer(  # noqa: E731
         config(pair, tmp_path), load_gan(pair["gan"]), run.load_teacher(pair["teacher"]), torch.device("cpu")
@@ -418,13 +489,13 @@ def test_wrong_states(pair, tmp_path):
         run_state.read_state(state)
     (state.parent / "training_options.json").write_text('{"gan": "g", "teacher": "t", "new": 1}')
     with pytest.raises(UserError, match="entry 'new'"):
-        run.resumed_config(state, {})
+        setup.resumed_config(state, {})
     (state.parent / "training_options.json").write_text('{"gan": "g"}')
     with pytest.raises(UserError, match="incomplete"):
-        run.resumed_config(state, {})
+        setup.resumed_config(state, {})
     (state.parent / "training_options.json").write_text("[]")
     with pytest.raises(UserError, match="holds no options"):
-        run.resumed_config(state, {})
+        setup.resumed_config(state, {})
 
 
 def test_grid():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 
 import pytest
 
@@ -43,6 +44,9 @@ def test_a_second_one_ends_the_process(monkeypatch, handlers_of_a_user):
     stop = StopRequest()
     with stop.listening():
         signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
         with pytest.raises(handlers_of_a_user):
             signal.raise_signal(signal.SIGTERM)
 
@@ -55,3 +59,19 @@ def test_urgent():
             signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGTERM)
     assert stop.number == signal.SIGTERM
+
+
+def test_in_another_thread_nothing_is_noted():
+    failures = []
+
+    def listen():
+        try:
+            with StopRequest().listening():
+                pass
+        except ValueError as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=listen)
+    thread.start()
+    thread.join()
+    assert not failures

@@ -9,9 +9,11 @@ import torch
 from gaussian import NUM_PIXELS, GaussianDenoiser, GaussianGenerator
 
 from refine import load_gan, load_teacher
+from refine import trainer as trainer_module
 from refine.bridge import Bridge
 from refine.config import RunConfig
 from refine.errors import UserError
+from refine.objectives import Objective
 from refine.train_layers import select_layers
 from refine.trainer import Trainer
 
@@ -232,3 +234,91 @@ def test_reported_by_noise_level(fixture_path):
     totals = trainer.averages._totals
     assert totals["Score/gap/sigma"][:, 1].sum() == totals["Score/gap"][0, 1] == 32
     assert {"Loss/fake", "Gradient/fake_norm", "Gradient/generator_norm"} <= means.keys()
+
+
+def sid_like(scores, weighting):
+    """An objective that differentiates both denoisers: Delta . (D_F - x0)."""
+    delta = scores.teacher - scores.fake
+    return (delta * (scores.fake - scores.x0)).sum(dim=[1, 2, 3])
+
+
+def test_objective_through_the_networks(fixture_path, monkeypatch):
+    """Its derivative reaches the generator through both denoisers, and leaves the fake score's own gradient alone."""
+    gradients, moved = [], []
+    for loss, through in ((sid_like, True), (sid_like, False), (lambda scores, _: 0 * scores.x0.sum([1, 2, 3]), True)):
+        objective = Objective(loss, ("uniform",), through_networks=through)
+        monkeypatch.setitem(trainer_module.OBJECTIVES, "ikl", objective)
+        trainer = golden_trainer(fixture_path, fake_dropout=False)
+        trainer.warm_up_step()
+        trainer._generator_update(0)
+        gradients.append([p.grad.clone() for p in trainer.fake_optimizer.parameters if p.grad is not None])
+        moved.append([p.grad.clone() for p in trainer.generator_optimizer.parameters])
+    for a, b, c in zip(*gradients, strict=True):
+        assert torch.equal(a, b) and torch.equal(a, c)
+    assert any((a - b).abs().max() > 1e-3 * a.abs().max() for a, b in zip(moved[0], moved[1], strict=True))
+
+
+def test_no_fake_score_where_none_is_needed(fixture_path):
+    trainer = golden_trainer(fixture_path, objective="sds")
+    before = weights(trainer)
+    trainer.step()
+    after = weights(trainer)
+    assert all(torch.equal(before[name], after[name]) for name in before if name.startswith("fake."))
+    assert any(not torch.equal(before[name], after[name]) for name in before if name.startswith("G.synthesis"))
+    assert not {"Score/gap", "Loss/fake"} & trainer.averages.means().keys()
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_follows_float32(precision, fixture_path):
+    """The U-Nets' rounding changes the generator's gradient little; master weights stay float32."""
+    directions = []
+    for name in ("fp32", precision):
+        trainer = golden_trainer(fixture_path, precision=name, fake_dropout=False, noise_mode="const")
+        for _ in range(3):
+            trainer.warm_up_step()
+        trainer._generator_update(0)
+        assert all(p.dtype == torch.float32 for p in trainer.fake.parameters())
+        directions.append(torch.cat([p.grad.flatten() for p in trainer.generator_optimizer.parameters]))
+    assert torch.nn.functional.cosine_similarity(*directions, dim=0) > 0.99
+
+
+def test_paired_dropout_and_augmentation(fixture_path):
+    """With equal masks two equal networks agree; the fake score is fitted under augmentation."""
+    trainer = golden_trainer(fixture_path, paired_dropout=True, share_forward=False, fake_augment=0.5)
+    trainer._generator_update(0)
+    assert trainer.averages.means()["Score/gap"] == 0
+    for _ in range(2):
+        trainer.warm_up_step()
+        trainer.step()
+    assert trainer.averages.means()["Score/gap"] > 0 and trainer.progress.num_nonfinite == 0
+    plain = golden_trainer(fixture_path, share_forward=False)
+    augmented = golden_trainer(fixture_path, share_forward=False, fake_augment=0.5)
+    plain.warm_up_step()
+    augmented.warm_up_step()
+    assert not same(weights(plain), weights(augmented))
+
+
+def test_a_run_of_gradients_that_are_not_finite_ends(fixture_path, monkeypatch):
+    monkeypatch.setattr(trainer_module, "MAX_NONFINITE_IN_A_ROW", 2)
+    trainer = golden_trainer(fixture_path)
+    trainer.teacher.model.get_parameter("dec.16x16_aux_conv.bias").data.fill_(float("nan"))
+    trainer.step()
+    trainer.step()
+    with pytest.raises(UserError, match="gradients of the generator were not finite"):
+        trainer.step()
+    assert all(value == value for value in trainer.averages.means().values())
+
+
+def test_nothing_left_to_train(fixture_path):
+    generator = load_gan(str(fixture_path("sg2ada/a_uncond32.pkl"))).network
+    with pytest.raises(UserError, match="leaves nothing to train"):
+        select_layers(generator, "auto", 2)
+
+
+def test_the_fake_scores_rate_is_counted_from_the_warm_up(fixture_path):
+    trainer = golden_trainer(fixture_path, lr_rampup_kimg=0.032)
+    rates = []
+    for step in range(6):
+        (trainer.warm_up_step if step < 3 else trainer.step)()
+        rates.append(trainer.fake_optimizer.adam.param_groups[0]["lr"] / 1e-3)
+    assert rates == pytest.approx([0, 0.25, 0.5, 0.75, 1, 1])

@@ -254,11 +254,11 @@ class iDDPMPrecond(PreconditionedDenoiser):  # noqa: N801 (the name in the check
 
     def round_sigma(self, sigma: Tensor | float) -> Tensor:
         """The nearest of the levels u_0 ... u_M, in the dtype of sigma."""
-        sigma = torch.as_tensor(sigma, device=self.u.device)
-        return self.u[self._nearest_level(sigma)].to(sigma.dtype)
+        sigma = torch.as_tensor(sigma)
+        return self.u.to(sigma.device)[self._nearest_level(sigma)].to(sigma.dtype)
 
     def _nearest_level(self, sigma: Tensor) -> Tensor:
-        return (sigma.to(self.u.dtype)[..., None] - self.u).abs().argmin(dim=-1)
+        return (sigma.to(self.u.dtype)[..., None] - self.u.to(sigma.device)).abs().argmin(dim=-1)
 
     def preconditioning(self, sigma: Tensor) -> Preconditioning:
         """Table 1, column "iDDPM"."""

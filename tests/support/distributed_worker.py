@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import copy
+import os
+import signal
 import sys
 import time
 from datetime import timedelta
+from typing import Any
 
 import torch
 
-from refine import distributed, load_gan, load_teacher
+from refine import RunConfig, distributed, load_gan, load_teacher, refine
 from refine.averages import Averages
 from refine.bridge import Bridge
-from refine.config import RunConfig
 from refine.errors import UserError
+from refine.run_dir import RunDir
 from refine.trainer import Trainer
 
 
@@ -77,6 +80,35 @@ def lost() -> None:
             print(error, flush=True)
 
 
+def interrupted(gan: str, teacher: str, outdir: str) -> None:
+    """A run that is told to stop while the first process is slow to save, as a launcher would do it: and again."""
+    save = RunDir.save_state
+
+    def slow_save(self: RunDir, *args: Any) -> Any:
+        if distributed.is_first() and args[0] > 0:
+            os.kill(os.getpid(), signal.SIGTERM)  # the launcher's echo
+            time.sleep(3)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return save(self, *args)
+
+    RunDir.save_state = slow_save  # type: ignore[method-assign]
+    step = Trainer.step
+
+    def step_then_stop(self: Trainer) -> None:
+        step(self)
+        if distributed.rank() == 1 and self.progress.step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    Trainer.step = step_then_stop  # type: ignore[method-assign]
+    config = RunConfig(
+        gan=gan, teacher=teacher, outdir=outdir, batch=4, kimg=1, warmup_kimg=0.004, device="cpu", preflight=False
+    )
+    try:
+        refine(config)
+    except KeyboardInterrupt:
+        print("interrupted", flush=True)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    {"train": train, "collectives": collectives, "lost": lost}[sys.argv[1]](*sys.argv[2:])
+    {"train": train, "collectives": collectives, "lost": lost, "interrupted": interrupted}[sys.argv[1]](*sys.argv[2:])
