@@ -178,8 +178,9 @@ class Run:
                 self.save_images("fakes_init.png")
                 self.save_reals()
                 self.save_snapshot()
-            if progress.step == 0:
                 self.take_metrics()
+            elif progress.step == 0 and not self.start_is_measured():
+                self.take_metrics()  # the run was stopped before that was done
             self.warm_up()
             self.start_bar(config.kimg * 1000, progress.cur_nimg)
             while progress.cur_nimg < config.kimg * 1000 and not self.should_stop():
@@ -330,8 +331,6 @@ class Run:
         if self.measure is None or not self.metrics_are_due() or self.should_stop():
             return
         path = self.run_dir.snapshot_path(self.trainer.progress.cur_nimg)
-        if distributed.broadcast(is_measured(self.run_dir, path.name)):
-            return
         # One of several processes cannot leave alone; all is saved, so the launcher may end them.
         self.stop.urgent = distributed.size() == 1
         try:
@@ -350,6 +349,11 @@ class Run:
         if worse is not None:
             self.say(worse)
         self.worse = distributed.broadcast(worse is not None)
+
+    def start_is_measured(self) -> bool:
+        """Whether an earlier process measured the generator as it came."""
+        path = self.run_dir.snapshot_path(0)
+        return distributed.broadcast(is_measured(self.run_dir, path.name))
 
     def metrics_are_due(self) -> bool:
         """Whether this snapshot is one of those to measure; the last one is in any case."""
