@@ -47,11 +47,13 @@ class Candidate:
         sentence: what is wrong and what helps.
         correct: generator's images [N, C, H, W] -> what they would be without the mistake.
         needs: the loss ratio from which it is tried.
+        of_range: whether it is about the range of colours, which shows in the pixels' mean and deviation too.
     """
 
     sentence: str
     correct: Correction
     needs: float = SUSPICIOUS
+    of_range: bool = False
 
 
 def _zoomed(share: float) -> Correction:
@@ -72,16 +74,19 @@ CANDIDATES: dict[str, Candidate] = {
         "Its colours seem to lie in 0..1 where the teacher expects -1..1: take a generator trained on images in -1..1, "
         "or check how its training read images.",
         lambda x: x * 2 - 1,
+        of_range=True,
     ),
     "range 0..255": Candidate(
         "Its colours seem to lie in 0..255 where the teacher expects -1..1: take a generator trained on images in "
         "-1..1, or check how its training read images.",
         lambda x: x / 127.5 - 1,
+        of_range=True,
     ),
     "teacher's range 0..1": Candidate(
         "The teacher seems to expect colours in 0..1 where the generator draws -1..1: take a teacher trained on images "
         "in -1..1.",
         lambda x: (x + 1) / 2,
+        of_range=True,
     ),
     "negative": Candidate("Its images seem to be negatives: one of the two was trained on inverted images.", torch.neg),
     "channel order": Candidate(
@@ -148,8 +153,13 @@ class Preflight:
             row("teacher's own samples", self.teacher_loss, ".4g"),
             row("ratio", ratios, ".2f"),
             f"  Pixels: generator {ranges[0]}, teacher {ranges[1]}",
-            *(self.warnings or ("  Nothing stands against this pair.",)),
+            *(self.warnings or (f"  {self._verdict(max(ratios))}",)),
         ]
+
+    def _verdict(self, ratio: float) -> str:
+        if ratio < BAD:
+            return "Nothing stands against this pair."
+        return f"No known mistake of a pair explains the ratio of {ratio:.2g}: the generator may just be that far away."
 
 
 @torch.no_grad()
@@ -186,6 +196,12 @@ def mismatch(losses: Tensor, own: Tensor) -> float:
     A ratio below 1 is as telling as one above: images without contrast are easy to denoise.
     """
     return float((losses.mean(1) / own.mean(1)).log().square().mean().sqrt())
+
+
+def pixel_distance(images: Tensor, others: Tensor) -> float:
+    """How far apart the colours of two sets of images are: in mean, by the others' deviation, and in log deviation."""
+    shift = float((images.mean() - others.mean()) / others.std())
+    return math.hypot(shift, math.log(max(float(images.std() / others.std()), 1e-9)))
 
 
 def is_beyond_chance(losses: Tensor, own: Tensor) -> bool:
@@ -245,10 +261,11 @@ def preflight(
         own = losses(samples)
         as_drawn = losses(bridge.images(drawn))
 
-        def corrected(correct: Correction) -> Tensor | None:
+        def corrected(correct: Correction, of_range: bool) -> Tensor | None:
+            """None where the pixels rule it out: images with less contrast are easier to denoise, right or wrong."""
             images = bridge.images(correct(drawn))
-            plausible = 0.5 < float(images.std() / samples.std()) < 2  # a blank image is easy to denoise
-            return losses(images) if plausible else None
+            before, after = (pixel_distance(x, samples) for x in (bridge.images(drawn), images))
+            return losses(images) if after < (before / 2 if of_range else before + 0.5) else None
 
         findings = _find(corrected, as_drawn, own)
         wrong_classes = (
@@ -279,7 +296,7 @@ def preflight(
     )
 
 
-def _find(corrected: Callable[[Correction], Tensor | None], as_drawn: Tensor, own: Tensor) -> list[str]:
+def _find(corrected: Callable[[Correction, bool], Tensor | None], as_drawn: Tensor, own: Tensor) -> list[str]:
     """The mistakes, the most telling first: at most two, the second looked for with the first one corrected."""
     found: list[str] = []
     correct: Correction = lambda x: x  # noqa: E731
@@ -288,7 +305,7 @@ def _find(corrected: Callable[[Correction], Tensor | None], as_drawn: Tensor, ow
         tried = {}
         for name, candidate in CANDIDATES.items():
             if name not in found and mismatch(as_drawn, own) > math.log(candidate.needs):
-                losses = corrected(_after(correct, candidate.correct))
+                losses = corrected(_after(correct, candidate.correct), candidate.of_range)
                 if losses is not None and is_better(losses, now, own):
                     tried[name] = losses
         if not tried:

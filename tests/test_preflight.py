@@ -12,7 +12,7 @@ from gaussian_scenes import SceneDenoiser, SceneGenerator, scenes
 from refine import RunConfig, load_gan, load_teacher, refine
 from refine.bridge import Bridge, resize_matrix
 from refine.diffusion import heun_sample
-from refine.preflight import CANDIDATES, SAMPLER, SIGMAS, _zoomed, denoising_losses, preflight
+from refine.preflight import CANDIDATES, SAMPLER, SIGMAS, _zoomed, denoising_losses, pixel_distance, preflight
 
 R = 8
 
@@ -78,11 +78,16 @@ def test_mistakes_are_named(spoil, finding, word):
         lambda x: x + 0.03 * torch.randn(x.shape, generator=torch.Generator().manual_seed(1)),
         lambda x: (x + x.roll(1, 3)) / 2,
         lambda x: x.clamp(-0.6, 0.6),
+        lambda x: 1.4 * x - 0.1,
+        lambda x: 1.6 * x + 0.1 * torch.randn(x.shape, generator=torch.Generator().manual_seed(1)),
     ],
 )
 def test_generator_that_is_only_bad_is_not_accused(spoil):
-    """Weak contrast, noise, blur, saturated colours: what refinement is for."""
-    assert examine(*pair(spoil)).findings == ()
+    """Weak or strong contrast, noise, blur, saturated colours: what refinement is for."""
+    report = examine(*pair(spoil))
+    ratio = max(a / b for a, b in zip(report.generator_loss, report.teacher_loss, strict=True))
+    assert report.findings == ()
+    assert ("No known mistake" if ratio >= 1.25 else "Nothing stands against") in report.lines()[-1]
 
 
 @pytest.mark.parametrize("share", [0.5, 0.75])
@@ -155,6 +160,12 @@ def test_noise_levels_that_the_teacher_knows(name, fixture_path):
     report = preflight(Itself(teacher, lambda x: x), teacher, Bridge(teacher.img_resolution, 0), num_images=4)
     assert all(teacher.sigma_min <= s <= teacher.sigma_max for s in report.sigmas)
     assert all(math.isfinite(loss) for loss in (*report.generator_loss, *report.teacher_loss))
+
+
+def test_pixel_distance():
+    x = torch.tensor([-1.0, 1.0])
+    assert pixel_distance(x, x) == 0 and pixel_distance(2 * x, x) == pytest.approx(math.log(2))
+    assert pixel_distance(x + 3, x) == pytest.approx(3 / 2**0.5) and pixel_distance(0 * x, x) > 10
 
 
 def test_zooms():
