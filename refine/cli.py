@@ -248,7 +248,7 @@ def make_config(changes: dict[str, Any], trust: bool = False) -> Any:
 
     teacher: Any = load_teacher(changes["teacher"], trust=trust).network
     conditional = bool(teacher.label_dim)
-    chosen = name or choose_preset(int(teacher.img_resolution))
+    chosen = name or choose_preset(int(teacher.img_resolution), changes["gan"], changes["teacher"])
     options = PRESETS[chosen].options_for(conditional)
     kept = {field: value for field, value in options.items() if field not in changes}
     shown = ", ".join(f"{field.replace('_', '-')}={value}" for field, value in kept.items())

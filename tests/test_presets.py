@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
 from refine import cli
+from refine.assets.digits import read_dataset
 from refine.config import RunConfig
 from refine.errors import UserError
 from refine.noise_levels import parse_schedule
@@ -55,6 +57,14 @@ def test_choice_by_resolution():
     assert [choose_preset(r) for r in (8, 16, 32, 64, 512)] == ["tiny", "tiny", "small", "medium", "medium"]
 
 
+def test_the_built_in_pair_has_its_own():
+    assert choose_preset(16, "digits", "edm-digits.pkl") == "digits"
+    assert choose_preset(16, "digits", "other.pkl") == choose_preset(16, "my/digits.pkl", "edm-digits") == "tiny"
+    config = cli.make_config({"gan": "digits", "teacher": "edm-digits"})
+    assert config.preset == "digits"
+    assert read_dataset(Path(config.data)).pixels.shape == (400, 1, 16, 16)
+
+
 def test_what_is_given_wins(pair, capsys):
     config = cli.make_config(pair | {"batch": 6, "batch_gpu": 3, "sigma": "lognormal"})
     assert (config.preset, config.batch, config.batch_gpu, config.sigma) == ("tiny", 6, 3, "lognormal")
@@ -74,7 +84,7 @@ def test_nonsense_is_refused_before_anything_is_loaded():
     nowhere = {"gan": "/nowhere/gan.pkl", "teacher": "/nowhere/teacher.pkl"}
     for changes, words in (
         ({"batch": 0}, "--batch must be"),
-        ({"preset": "smal"}, "--preset must be one of tiny, small"),
+        ({"preset": "smal"}, "--preset must be one of digits, tiny, small"),
         ({"preset": "small", "batch_gpu": 3}, "divides the batch of 128"),
         ({"sigma": "normal"}, "no distribution of noise levels"),
     ):

@@ -1,16 +1,29 @@
-"""What a run on the digits pair is judged by: the figures of `figures.py` as rows of a metric."""
+"""What a run on the digits pair is judged by: the figures of `figures.py` as rows of a metric.
+
+`python -m refine.assets.judge RUNDIR` measures the snapshots of a run on the test images, beside the metrics that any
+run can have: do the images show what was asked for, is there variety within classes, is any class lost. It then
+writes the run's report.
+"""
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
+import click
 import torch
 
+from refine import load_gan
 from refine.assets.digits import shipped_detector, shipped_split
 from refine.assets.figures import figures, generator_sampler, sample
+from refine.command_line import Command
+from refine.errors import UserError
+from refine.files import atomic_write
+from refine.report import write_report
 
 Measure = Callable[[torch.nn.Module, str], list[dict[str, Any]]]
 
@@ -56,3 +69,52 @@ def digits_measure(split: str = "test", count: int = 5000, seed: int = 0) -> Mea
         return [row]
 
     return measure
+
+
+def judge(folder: Path, split: str = "test", count: int = 5000) -> list[dict[str, Any]]:
+    """Measures all snapshots of a run, and writes `metric-digits<count>_<split>.jsonl` and `report.html`.
+
+    Returns:
+        The rows, by kimg.
+
+    Raises:
+        UserError: the folder holds no snapshots, or they are not of 16x16 grey digits.
+    """
+    paths = sorted(folder.glob("network-snapshot-*.pkl"))
+    if not paths:
+        raise UserError(f"{folder} holds no network-snapshot-*.pkl: give the folder of a run.")
+    measure = digits_measure(split, count)
+    rows = []
+    for path in paths:
+        network: Any = load_gan(str(path)).network
+        if (network.img_resolution, network.img_channels, network.c_dim) != (16, 1, 10):
+            raise UserError(f"{path} does not draw 16x16 grey images of ten classes: judge runs on the digits pair.")
+        rows += measure(network, path.name)
+    with atomic_write(folder / f"metric-{rows[0]['metric']}.jsonl") as file:
+        file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
+    write_report([folder])
+    return rows
+
+
+@click.command(cls=Command)
+@click.argument("rundir", type=click.Path(path_type=Path))
+@click.option("--split", type=click.Choice(["test", "selection"]), default="test", help="What to compare with.")
+@click.option("--samples", type=click.IntRange(min=100), default=5000, show_default=True, help="Images to draw.")
+def main(rundir: Path, split: str, samples: int) -> None:
+    """Measure the snapshots of a run on the digits pair with digit-CNN features, and write its report.
+
+    RUNDIR is a run's folder, or training-runs/latest for the newest one in training-runs.
+    """
+    if rundir.name == "latest" and not rundir.exists():
+        folders = sorted(rundir.parent.glob("[0-9]*-*"))
+        if not folders:
+            raise UserError(f"There is no run in {rundir.parent}.")
+        rundir = folders[-1]
+    for row in judge(rundir, split, samples):
+        figures_of = {name.split("_")[0]: value for name, value in row["results"].items()}
+        click.echo(row["snapshot_pkl"] + " " + " ".join(f"{name} {value:.3g}" for name, value in figures_of.items()))
+    click.echo(f"Digit-CNN features, not Inception. Report: {rundir / 'report.html'}")
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m refine.assets.judge")
