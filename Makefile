@@ -14,9 +14,6 @@ INSTALLED := $(shell $(VENV_PYTHON) -c "print(open('.venv/torch.stamp').read().s
 # Spinning OpenMP threads are far slower than one thread on a machine that is busy.
 export OMP_NUM_THREADS := 1
 
-GAN := tests/fixtures/sg2ada/b_cond16.pkl
-TEACHER := tests/fixtures/edm/s4_sid_ddpmpp_cond16.pkl
-
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help venv lint test test-extra demo clean
@@ -41,12 +38,9 @@ test: lint ## lint and the fast tests
 test-extra: .venv/installed.stamp ## sanitizer, compiler and browser checks and long fuzzing
 	$(VENV_PYTHON) -m pytest -m slow -rs
 
-demo: .venv/installed.stamp ## inspect and open a tiny generator and a tiny teacher
-	@echo "Two tiny untrained networks from the tests: what their pickles hold, then what a run would work on."
-	@echo "Nothing is trained here: a pair of trained networks to refine comes in a later version."
-	$(VENV_PYTHON) -m refine.inspect $(GAN)
-	$(VENV_PYTHON) -m refine.inspect $(TEACHER)
-	$(VENV_PYTHON) refine.py --gan=$(GAN) --teacher=$(TEACHER) --dry-run
+demo: .venv/installed.stamp ## refine the built-in digits generator on the CPU, and write a report: a few minutes
+	$(VENV_PYTHON) refine.py --gan=digits --teacher=edm-digits
+	$(VENV_PYTHON) -m refine.assets.judge training-runs/latest
 
 clean: ## remove .venv and all caches
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -57,7 +57,7 @@ PRESETS: dict[str, Preset] = {
             "flr": 5e-3,
             "lr_rampup_kimg": 0.5,
             "batch": 32,
-            "kimg": 24.0,
+            "kimg": 30.0,
             "warmup_kimg": 2.0,
             "ema_halflife_kimg": 1.0,
             "ema_rampup": None,

@@ -83,6 +83,13 @@ def readme_commands() -> list[str]:
     return [line for line in blocks.splitlines() if re.match(r"python (refine\.py|-m refine\.)", line)]
 
 
+# The demo takes minutes: here it is cut short.
+SHORTER = {
+    "refine.py --gan=digits": ["--kimg=0.064", "--warmup-kimg=0.032", "--metrics=fid500_full"],
+    "-m refine.assets.judge": ["--samples=200"],
+}
+
+
 def test_commands_of_the_readme_run(tmp_path: Path) -> None:
     """In their order, in a folder that has what a checkout has and nothing else, so that nothing is left behind."""
     for name in ("refine.py", "refine", "stylegan_ops", "tests"):
@@ -90,8 +97,9 @@ def test_commands_of_the_readme_run(tmp_path: Path) -> None:
     commands = readme_commands()
     assert len(commands) >= 5
     for command in commands:
+        shorter = [word for start, words in SHORTER.items() if f"python {start}" in command for word in words]
         result = subprocess.run(
-            [sys.executable, *shlex.split(command)[1:]],
+            [sys.executable, *shlex.split(command)[1:], *shorter],
             cwd=tmp_path,
             env=os.environ | {"DNNLIB_CACHE_DIR": str(tmp_path / "cache")},
             capture_output=True,
@@ -104,11 +112,8 @@ def test_commands_of_the_readme_run(tmp_path: Path) -> None:
 
 def test_demo_runs_commands_of_the_readme() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    variables = dict(re.findall(r"^(GAN|TEACHER) := (\S+)$", makefile, flags=re.MULTILINE))
     recipe = re.search(r"^demo:.*\n((?:\t.*\n)+)", makefile, flags=re.MULTILINE)
-    assert recipe and len(variables) == 2
-    for name, path in variables.items():
-        assert (ROOT / path).is_file(), name
-    demo = re.sub(r"\$\((GAN|TEACHER)\)", lambda found: variables[found[1]], recipe[1])
-    lines = [line.strip().replace("$(VENV_PYTHON)", "python") for line in demo.splitlines() if "VENV_PYTHON" in line]
-    assert len(lines) == 3 and len(set(lines) & set(readme_commands())) == 2
+    assert recipe
+    lines = [line.strip().replace("$(VENV_PYTHON)", "python") for line in recipe[1].splitlines()]
+    commands = readme_commands()
+    assert len(lines) == 2 and commands[commands.index(lines[0]) :][:2] == lines
