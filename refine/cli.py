@@ -116,6 +116,8 @@ RUN_OPTIONS: tuple[tuple[str, tuple[str, ...], Any, str, str], ...] = (
     ("Metrics", ("fid-seeds",), _INT, "N", "3: the FID of three ranges of latents and the minimum, as EDM."),
     ("Metrics", ("metric-every",), _INT, "N", "Measure each N-th snapshot, and the last one."),
     ("Machine", ("precision",), _TEXT, "TYPE", "Of the U-Nets: auto, fp32, bf16 or fp16."),
+    ("Machine", ("compile",), _BOOL, "0|1", "Run the networks' blocks through torch.compile."),
+    ("Machine", ("checkpoint",), _BOOL, "0|1", "Compute activations twice instead of keeping them: less memory."),
     ("Machine", ("device",), _TEXT, "NAME", "auto, cpu, cuda or mps."),
     ("Machine", ("seed",), _INT, "N", "Of everything that is drawn."),
 )

@@ -67,6 +67,8 @@ class RunConfig:
         metric_every: snapshots from one measurement to the next; the first and the last one are measured always.
         stop_if_worse: end the run after so many snapshots in a row whose FID rose; None: never.
         precision: of the U-Nets: `auto` (by device), `fp32`, `bf16` or `fp16`.
+        compile: run the blocks of all networks through torch.compile.
+        checkpoint: compute activations again in the backward pass instead of keeping them: slower, with less memory.
         device: `auto`, `cpu`, `cuda` or `mps`.
     """
 
@@ -117,6 +119,8 @@ class RunConfig:
     metric_every: int = 1
     stop_if_worse: int | None = None
     precision: str = "auto"
+    compile: bool = False
+    checkpoint: bool = False
     device: str = "auto"
 
     def __post_init__(self) -> None:
@@ -139,7 +143,7 @@ class RunConfig:
         self._require("fake_augment", probable, "a probability from 0 to 1")
         patience = self.stop_if_worse is None or (_is_int(self.stop_if_worse) and self.stop_if_worse >= 1)
         self._require("stop_if_worse", patience, "a number of snapshots of at least 1")
-        for name in ("share_forward", "fake_dropout", "paired_dropout", "preflight"):
+        for name in ("share_forward", "fake_dropout", "paired_dropout", "compile", "checkpoint", "preflight"):
             self._require(name, isinstance(self[name], bool), "0 or 1")
         self._require("lr_decay", self.lr_decay in LR_DECAYS, f"one of {', '.join(LR_DECAYS)}")
         self._require("precision", self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}")

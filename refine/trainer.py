@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from refine import augment, detail, distributed
+from refine.acceleration import checkpoint_blocks, compile_blocks
 from refine.averages import Averages
 from refine.bridge import Bridge
 from refine.config import RunConfig
@@ -83,6 +84,12 @@ class Trainer:
         self.fake = fake.requires_grad_(True)
         for network in (self.teacher, self.fake):
             network.use_fp16 = False  # the precision is chosen here, not by the pickle
+        if config.checkpoint:
+            for network in (self.generator, self.fake):
+                checkpoint_blocks(network)
+        if config.compile:
+            for network in (self.generator, self.teacher, self.fake):
+                compile_blocks(network)
         betas, scale_loss = (config.beta1, config.beta2), self.precision == "fp16"
         trained = [p for p in generator.parameters() if p.requires_grad]
         self.generator_optimizer = Optimizer(trained, betas, config.clip_grad, scale_loss)

@@ -29,7 +29,7 @@ LAYERS = (
         "precision",
         "seeds",
     }
-    | {"bridge", "detail", "objectives", "augment", "preflight", "classes"},
+    | {"acceleration", "bridge", "detail", "objectives", "augment", "preflight", "classes"},
     {"config", "train_layers", "probe", "events", "best", "state", "run_dir", "status", "metrics", "report", "trainer"}
     | {"memory"},
     {"loading", "describe", "setup", "measuring"},

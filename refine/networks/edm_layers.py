@@ -99,6 +99,24 @@ class Conv2d(nn.Conv2d):
         return functional.conv2d(x, weight, bias, padding=padding)
 
 
+def silu(x: Tensor) -> Tensor:
+    """The product x * sigmoid(x), of a tensor that nobody else needs: in its own memory where no gradient wants it."""
+    return functional.silu(x, inplace=not torch.is_grad_enabled())
+
+
+def dropout(x: Tensor, p: float, training: bool) -> Tensor:
+    """Sets elements to zero with probability p, to 1 / 65536, and scales the others up to keep the mean.
+
+    On the CPU four decisions come from one 64-bit number of PyTorch's default generator, which halves the time that
+    PyTorch's own dropout takes there.
+    """
+    if not training or p == 0 or not x.is_cpu or torch.compiler.is_compiling():
+        return functional.dropout(x, p, training)
+    bits = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+    keep = bits.view(torch.int16)[: x.numel()].view(x.shape) >= round(p * 65536) - 32768
+    return x * keep * (1 / (1 - p) if p < 1 else 0.0)
+
+
 class GroupNorm(nn.GroupNorm):
     """Group normalisation with up to 32 groups of at least four channels, in the dtype of its input."""
 
@@ -216,14 +234,14 @@ class UNetBlock(nn.Module):
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """Maps x [N, in_channels, H, W], emb [N or 1, emb_channels] to [N, out_channels, H', W']."""
-        h = self.conv0(functional.silu(self.norm0(x)))
+        h = self.conv0(silu(self.norm0(x)))
         modulation = self.affine(emb).to(h.dtype)[:, :, None, None]
         if self.adaptive_scale:
             scale, shift = modulation.chunk(2, dim=1)
             h = self.norm1(h) * (1 + scale) + shift
         else:
             h = self.norm1(h + modulation)
-        h = self.conv1(functional.dropout(functional.silu(h), self.dropout, self.training))
+        h = self.conv1(dropout(silu(h), self.dropout, self.training))
         h = (h + (x if self.skip is None else self.skip(x))) * self.skip_scale
         if self.num_heads:
             h = (h + self._self_attention(h)) * self.skip_scale
