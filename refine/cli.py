@@ -246,8 +246,9 @@ def make_config(changes: dict[str, Any], trust: bool = False) -> Any:
         for conditional in (True, False):
             RunConfig(**(PRESETS[name].options_for(conditional) | changes))
 
-    from refine.loading import load_teacher
+    from refine.loading import load_gan, load_teacher
 
+    load_gan(changes["gan"], trust=trust)  # what is wrong with the first option is said first
     teacher: Any = load_teacher(changes["teacher"], trust=trust).network
     conditional = bool(teacher.label_dim)
     chosen = name or choose_preset(int(teacher.img_resolution), changes["gan"], changes["teacher"])
