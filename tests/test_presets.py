@@ -90,5 +90,5 @@ def test_nonsense_is_refused_before_anything_is_loaded():
     ):
         with pytest.raises(UserError, match=words):
             cli.make_config(nowhere | changes)
-    with pytest.raises(UserError, match=r"/nowhere/teacher\.pkl"):
+    with pytest.raises(UserError, match=r"/nowhere/gan\.pkl"):
         cli.make_config(nowhere | {"batch_gpu": 3})
