@@ -12,7 +12,7 @@ from refine import distributed, pickles
 from refine.config import RunConfig
 from refine.errors import UserError
 from refine.loading import LoadedNetwork, load_gan, load_teacher
-from refine.metrics.choices import warn_of_recorded_data
+from refine.metrics.choices import dataset_path, warn_of_recorded_data
 from refine.metrics.dataset import ImageDataset
 from refine.metrics.options import MetricOptions
 from refine.metrics.prefetch import prefetch
@@ -142,7 +142,7 @@ def real_images(data: str, count: int) -> torch.Tensor:
     Raises:
         UserError: it cannot be read.
     """
-    dataset = ImageDataset(data)
+    dataset = ImageDataset(dataset_path(data))
     images = torch.cat([torch.from_numpy(part) for part in dataset.batches(range(min(count, len(dataset))), 16)])
     return (images.float() - 127.5) / 127.5
 

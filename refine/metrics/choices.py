@@ -83,6 +83,8 @@ def choose_reference(
     if path.is_dir() or (path.is_file() and path.suffix.lower() == ".zip"):
         return _dataset(options.ref, options)
     resolved = zoo.resolve(options.ref)
+    if resolved.path.suffix.lower() == ".zip":
+        return _dataset(str(resolved.path), options)
     entry = resolved.entry
     name, resolution = (entry.name, entry.resolution) if entry is not None else (None, None)
     return StatisticsReference(resolved.path, name=name, resolution=resolution)
@@ -108,8 +110,14 @@ def statistics_for(teacher: Teacher) -> zoo.ZooEntry | None:
     return next((found for name in names if (found := zoo.find(name)) is not None), None)
 
 
+def dataset_path(spec: str) -> str:
+    """A data set's path: what was given, or the zoo's file of that name where there is nothing else."""
+    is_name = not Path(spec).expanduser().exists() and ("://" in spec or zoo.find(spec) is not None)
+    return str(zoo.resolve(spec).path) if is_name else spec
+
+
 def _dataset(path: str, options: MetricOptions) -> DatasetReference:
-    return DatasetReference(path, mirror=options.mirror, batch=options.batch, workers=options.workers)
+    return DatasetReference(dataset_path(path), mirror=options.mirror, batch=options.batch, workers=options.workers)
 
 
 def fit(reference: Reference, generator: Any) -> int | None:

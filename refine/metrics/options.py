@@ -16,7 +16,7 @@ class MetricOptions:
 
     Attributes:
         metrics: names of the StyleGAN suite such as `fid50k_full`; see `registry.parse_metric`.
-        data: StyleGAN data set to compare with, ZIP or folder.
+        data: StyleGAN data set to compare with: ZIP, folder or zoo name.
         ref: `auto`, `data`, `teacher`, statistics (.npz) by path, URL or zoo name. `auto` takes `data` where given,
             else the zoo's statistics for the teacher, else the teacher.
         detector: TorchScript module that turns images into features: path, URL or zoo name; None: $REFINE_DETECTOR,

@@ -230,6 +230,14 @@ def test_every_edm_teacher_of_the_zoo_has_statistics() -> None:
             assert choices.statistics_for(Teacher(Network(), entry.name, "")), entry.name  # type: ignore[arg-type]
 
 
+def test_data_sets_of_the_zoo_have_names(data: str, inception: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = zoo.ZooEntry("tiny.zip", "dataset", "tiny", 32, None, path=Path(data))
+    monkeypatch.setattr(zoo, "ENTRIES", (entry,))
+    for options in (MetricOptions(data="tiny.zip"), MetricOptions(ref="tiny.zip"), MetricOptions(ref=data)):
+        reference = choices.choose_reference(options, {"m": inception}, CPU, None)
+        assert reference.kind == "data" and reference.name == "dataset_s32"
+
+
 def npz(path: Path, **arrays: Any) -> str:
     np.savez(path, **arrays)
     return str(path)
