@@ -28,8 +28,12 @@ def features(count: int, dimension: int, seed: int) -> np.ndarray:
     draw = np.random.default_rng(seed)
     scales = np.geomspace(1, 1e-2, dimension).astype(np.float32)
     mix = np.random.default_rng(0).permutation(dimension)
-    x = draw.standard_normal((count, dimension), dtype=np.float32) * scales
-    return x + 0.3 * x[:, mix] + draw.standard_normal(dimension, dtype=np.float32) * 0.01
+    shift = draw.standard_normal(dimension, dtype=np.float32) * np.float32(0.01)
+    made = np.empty((count, dimension), np.float32)
+    for rows in np.array_split(made, max(count // 500, 1)):  # without a peak of memory
+        x = draw.standard_normal(rows.shape, dtype=np.float32) * scales
+        rows[:] = x + np.float32(0.3) * x[:, mix] + shift
+    return made
 
 
 def with_sqrtm(mean1: np.ndarray, cov1: np.ndarray, mean2: np.ndarray, cov2: np.ndarray) -> float:

@@ -68,7 +68,8 @@ def choose_reference(
         assert options.data is not None, "checked by MetricOptions"
         return _dataset(options.data, options)
     if options.ref == "auto":
-        entry = statistics_for(teacher) if teacher and all(d.name == INCEPTION for d in detectors.values()) else None
+        # The zoo's statistics are of Inception features.
+        entry = statistics_for(teacher) if teacher and all(d.official for d in detectors.values()) else None
         if entry is not None:
             log.info(f"Compared with {entry.name} of the zoo: the statistics of the teacher's data set")
             return StatisticsReference(zoo.resolve(entry.name).path, name=entry.name, resolution=entry.resolution)
@@ -124,7 +125,7 @@ def fit(reference: Reference, generator: Any) -> int | None:
     """The resolution that images are reduced to before they are compared; None: as they are.
 
     Raises:
-        UserError: the reference's images are larger, or of other channels.
+        UserError: the reference's images are larger or of other channels, or its labels of another width.
     """
     own, channels = int(generator.img_resolution), int(generator.img_channels)
     where = getattr(reference, "path", reference.name)
@@ -133,11 +134,15 @@ def fit(reference: Reference, generator: Any) -> int | None:
             f"The reference {where} has images of {reference.num_channels} channels and the generator draws "
             f"{channels}: give a reference with the generator's."
         )
-    if reference.resolution is None or reference.resolution == own:
-        return None
-    if reference.resolution > own:
+    if reference.resolution is not None and reference.resolution > own:
         raise UserError(
             f"The reference {where} has images of {reference.resolution} pixels and the generator draws {own}: give a "
             "reference of that size or below."
         )
-    return reference.resolution
+    width, c_dim = reference.labels.dim if reference.labels else 0, int(generator.c_dim)
+    if width and c_dim and width != c_dim:
+        raise UserError(
+            f"The reference {where} has labels of width {width} and the generator {c_dim}: give the data set that it "
+            "was trained on, or one without labels."
+        )
+    return None if reference.resolution == own else reference.resolution

@@ -36,7 +36,7 @@ class Detector:
     """A loaded detector.
 
     Attributes:
-        name: of its file.
+        name: of its file, or in the zoo.
         sha256: of its file.
         official: whether that is the digest of a known official detector.
         path: where the file lies.
@@ -140,7 +140,8 @@ def load_detector(spec: str, device: torch.device | str = "cpu", *, trust: bool 
         raise UserError(
             f"The detector {resolved.path} is no TorchScript module, or damaged ({_last_line(error)}): get it anew."
         ) from error
-    return Detector(resolved.path.name, sha256, official, resolved.path, torch.device(device), module)
+    name = resolved.entry.name if resolved.entry else Path(resolved.url or resolved.path).name
+    return Detector(name, sha256, official, resolved.path, torch.device(device), module)
 
 
 @contextmanager

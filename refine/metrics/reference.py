@@ -182,7 +182,7 @@ class DatasetReference(_ImageReference):
         plain = ImageDataset(path)
         self.mirror, self.batch, self.workers = mirror, batch, workers
         self.plain, self.mirrored = plain, ImageDataset(path, xflip=True) if mirror else plain
-        self.name = plain.name
+        self.path, self.name = plain.path, plain.name
         self.resolution, self.num_channels = plain.resolution, plain.num_channels
         self.labels = None if plain.raw_labels is None else Labels.of(plain.raw_labels)
         self.sha256 = at_first(lambda: cache.remembered_sha256(plain.path, plain.sha256))

@@ -150,7 +150,7 @@ class Sampler:
     Attributes:
         generator: in evaluation mode.
         device: where it lies.
-        labels: what labels are drawn from; None: uniform.
+        labels: what labels are drawn from, as wide as the generator's; None: uniform.
         seed: of everything that is drawn.
         noise_mode: `random`, `const` or `none`.
         truncation_psi: 1: none.
@@ -166,14 +166,6 @@ class Sampler:
     truncation_psi: float = 1.0
     resolution: int | None = None
     resample: str = "lanczos"
-
-    def __post_init__(self) -> None:
-        c_dim = int(self.generator.c_dim)
-        if self.labels is not None and c_dim and self.labels.dim != c_dim:
-            raise UserError(
-                f"The reference has labels of width {self.labels.dim} and the generator {c_dim}: give the data set "
-                "that it was trained on, or one without labels."
-            )
 
     @torch.no_grad()
     def images(self, indices: range) -> Tensor:

@@ -69,11 +69,6 @@ def test_labels_without_data_are_uniform_and_vectors_are_those_of_the_data() -> 
     assert draw_labels(range(9), None, 0, seed=0).shape == (9, 0)
 
 
-def test_labels_that_do_not_fit(conditional: Any) -> None:
-    with pytest.raises(UserError, match="labels of width 4 and the generator 5"):
-        Sampler(conditional, CPU, Labels.uniform(4))
-
-
 def test_uint8_truncates() -> None:
     x = torch.tensor([-1.01, -1, -0.0001, 0, 0.5, 0.999, 1, 7.0]).reshape(1, 1, 1, -1)
     assert to_uint8(x).flatten().tolist() == [0, 0, 127, 128, 191, 255, 255, 255]

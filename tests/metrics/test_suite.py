@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
@@ -12,8 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from refine import zoo
+from refine import download, zoo
 from refine.diffusion import heun_sample
 from refine.errors import UserError
 from refine.metrics import MetricOptions, Teacher, cache, choices, features, make_measure
@@ -122,11 +124,19 @@ def test_fewer_images_than_dimensions_are_said(generator: Any, data: str, detect
 def test_labels_of_the_data_that_do_not_fit(
     conditional: Any, data: str, detectors: dict[str, str], tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match="32 pixels and the generator draws 16"):
+    with pytest.raises(UserError, match="32 pixels and the generator draws 16") as caught:
         rows_of(conditional, metrics=("fid20_full",), data=data, **detectors)
+    assert data in str(caught.value)
     half = small_copy(data, tmp_path, labels=lambda i: i % 4)
-    with pytest.raises(UserError, match="labels of width 4 and the generator 5"):
+    with pytest.raises(UserError, match="labels of width 4 and the generator 5") as caught:
         rows_of(conditional, metrics=("fid20_full",), data=half, **detectors)
+    assert half in str(caught.value)
+    grey = tmp_path / "grey"
+    grey.mkdir()
+    Image.new("L", (16, 16)).save(grey / "0.png")
+    with pytest.raises(UserError, match="1 channels and the generator draws 3") as caught:
+        rows_of(conditional, metrics=("fid20_full",), data=str(grey), **detectors)
+    assert str(grey) in str(caught.value)
     (row,) = rows_of(
         conditional, metrics=("fid20_full",), data=small_copy(data, tmp_path, lambda i: i % 5), **detectors
     )
@@ -135,8 +145,6 @@ def test_labels_of_the_data_that_do_not_fit(
 
 def small_copy(data: str, folder: Path, labels: Callable[[int], int] | None, size: int = 16, count: int = 60) -> str:
     """The first images at 16 pixels, in a folder of their own."""
-    from PIL import Image
-
     target = folder / f"copy{len(list(folder.iterdir()))}"
     target.mkdir()
     dataset = ImageDataset(data)
@@ -194,6 +202,33 @@ def test_auto_takes_data_then_the_zoo_then_the_teacher(
         choices.choose_reference(MetricOptions(), {"m": inception}, CPU, None)
     with pytest.raises(UserError, match="name it with --teacher"):
         choices.choose_reference(MetricOptions(ref="teacher"), {"m": inception}, CPU, None)
+
+
+def in_cache(name: str, content: Callable[[Any], None]) -> Path:
+    """A file as if it had been downloaded under a name of the zoo."""
+    entry = zoo.find(name)
+    assert entry is not None and entry.url is not None
+    path = download.place_by_hand(entry.url)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        content(file)
+    return path
+
+
+def test_statistics_of_the_zoo_by_name_and_by_teacher(inception: Detector) -> None:
+    in_cache("cifar10-32x32.npz", lambda file: np.savez(file, mu=np.zeros(48), sigma=np.eye(48)))
+    official = dataclasses.replace(inception, official=True)
+    found = choices.choose_reference(MetricOptions(ref="cifar10-32x32.npz"), {"m": official}, CPU, None)
+    assert (found.kind, found.name, found.resolution, found.ddof) == ("statistics", "cifar10-32x32.npz", 32, 1)
+
+    class Network:
+        img_resolution, img_channels, label_dim = 32, 3, 10
+
+    teacher = Teacher(Network(), "edm-cifar10-32x32-cond-vp.pkl", "")  # type: ignore[arg-type]
+    found = choices.choose_reference(MetricOptions(), {"m": official}, CPU, teacher)
+    assert (found.kind, found.name) == ("statistics", "cifar10-32x32.npz")
+    # They are of Inception features: with another detector it is the teacher.
+    assert choices.choose_reference(MetricOptions(), {"m": inception}, CPU, teacher).kind == "teacher"
 
 
 @pytest.mark.parametrize(
