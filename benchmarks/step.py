@@ -6,7 +6,7 @@ Both run in one process on the same networks with random weights, with equal bat
 medians of the CPU time are compared (on a GPU, of the time on the clock), which other load on the machine changes less.
 GFLOP counts the multiplications and additions of convolutions and matrix products as they are usually counted, and the
 share of the ceiling is their rate divided by that of a large matrix product, measured in between. Peak memory is taken
-in a fresh process for each: its peak over what it had with PyTorch and all networks' weights loaded once.
+in a fresh process for each: its peak over what it had with PyTorch alone, so with weights and moments.
 """
 
 from __future__ import annotations
