@@ -12,7 +12,7 @@ from refine.pickles import NetworkPickle, PersistentObject, PickleError
 
 _GENERATOR_KEYS = ("G_ema", "G")  # StyleGAN snapshots; the moving average first
 _DENOISER_KEYS = ("ema", "net")  # EDM snapshots
-_GENERATOR_ATTRIBUTES = ("z_dim", "c_dim", "w_dim", "num_ws", "img_resolution", "img_channels", "mapping", "synthesis")
+_GENERATOR_ATTRIBUTES = ("z_dim", "c_dim", "w_dim", "num_ws", "img_resolution", "img_channels")
 _DENOISER_ATTRIBUTES = (
     "img_resolution",
     "img_channels",

@@ -58,6 +58,11 @@ def make_trainer(config: RunConfig, gan: LoadedNetwork, teacher: LoadedNetwork, 
     Raises:
         UserError: the pair does not fit.
     """
+    if not (hasattr(gan.network, "mapping") and hasattr(gan.network, "synthesis")):
+        raise UserError(
+            f"{gan.pickle.path} holds a {gan.record.class_name} that is not made of a mapping and a synthesis network, "
+            "as StyleGAN's are: it cannot be refined."
+        )
     bridge = make_bridge(shape_of(gan), shape_of(teacher), config.resample, config.class_map)
     if config.anchor and bridge.img_resolution == shape_of(gan).img_resolution:
         raise UserError("--anchor holds detail that the teacher cannot see, and this one sees all: leave it out.")

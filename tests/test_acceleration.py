@@ -86,9 +86,9 @@ def test_blocks_are_compiled_whole(networks, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["generator", "denoiser"])
-def test_inductor_gives_what_eager_gives(networks, name):
-    same_when_compiled(without_dropout(networks[name]), "inductor")
+def test_inductor_gives_what_eager_gives(networks):
+    """The generator only: compiling the denoiser, which `aot_eager` has above, takes minutes."""
+    same_when_compiled(without_dropout(networks["generator"]), "inductor")
 
 
 def test_a_run_with_checkpoints_is_the_same_run():

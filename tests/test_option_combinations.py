@@ -30,6 +30,8 @@ VALUES: dict[str, tuple[list[str], list[str]]] = {
     "objective": (["ikl", "sds"], ["kl"]),
     "weighting": (["uniform", "dmd", "score"], ["dmdd", "UNIFORM"]),
     "fake-steps": (["1", "2"], ["0", "-3", "1e3"]),
+    "compile": (["0"], ["maybe"]),
+    "checkpoint": (["0", "1"], ["2"]),
     "share-forward": (["0", "1", "true"], ["2"]),
     "fake-dropout": (["0", "1"], [""]),
     "fake-augment": (["0", "0.12", "1"], ["1.1", "-0.1"]),

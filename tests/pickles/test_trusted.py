@@ -11,8 +11,10 @@ import textwrap
 import pytest
 import torch
 
-from refine import load_gan, networks, pickles
+from refine import RunConfig, load_gan, load_teacher, networks, pickles
+from refine.errors import UserError
 from refine.pickles import PickleError
+from refine.setup import make_trainer
 
 SOURCE = """
     import collections
@@ -115,3 +117,11 @@ def test_trusted_object_that_is_no_generator(foreign_pickle, tmp_path):
     path.write_bytes(pickle.dumps({"G_ema": network}))
     with pytest.raises(PickleError, match="TinyGenerator has no num_ws"):
         load_gan(str(path), trust=True)
+
+
+def test_trusted_generator_that_cannot_be_refined(foreign_pickle, fixture_path):
+    path, _ = foreign_pickle
+    teacher = str(fixture_path("edm/s4_sid_ddpmpp_cond16.pkl"))
+    gan = load_gan(str(path), trust=True)
+    with pytest.raises(UserError, match="TinyGenerator that is not made of a mapping and a synthesis network"):
+        make_trainer(RunConfig(gan=str(path), teacher=teacher), gan, load_teacher(teacher), torch.device("cpu"))
