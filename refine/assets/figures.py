@@ -44,11 +44,14 @@ class Figures:
 
 
 def figures(images: Tensor, classes: Tensor, reals: Images, detector: torch.nn.Module) -> Figures:
-    """Compares images [N, 1, 16, 16] uint8, made for `classes` [N], with real ones."""
+    """Compares images [N, 1, 16, 16] uint8, made for `classes` [N], with real ones.
+
+    Precision, recall and coverage depend on how many there are: they take the first images, as many as real ones, in
+    which all classes should occur alike (as `sample` has it).
+    """
     features, real_features = (detector(x, return_features=True).double() for x in (images, reals.pixels))
     recognised = detector(images).argmax(dim=1)
-    # Precision and recall depend on how many there are: as many generated images as real ones.
-    some = features[torch.linspace(0, len(features) - 1, min(len(reals), len(features))).long()]
+    some = features[: len(reals)]
     return Figures(
         fid=frechet_distance(*moments(features), *moments(real_features)),
         precision=share_inside(some, real_features),

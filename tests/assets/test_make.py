@@ -134,6 +134,18 @@ def test_coverage_and_variance_by_hand():
     assert figures.variance_within(images, torch.tensor([0, 0, 1, 1])) == pytest.approx(1.0)  # (2 + 0) / 2
 
 
+def test_equal_sets_are_as_near_as_they_can_be(splits):
+    """Distance 0, everything covered, and the classes as they are; the images in turn, as `sample` draws them."""
+    test = splits["test"]
+    order = torch.argsort(torch.arange(len(test)) % 40, stable=True)  # 40 images of each class, one after the other
+    reals = digits.Images(test.pixels[order], test.classes[order])
+    assert reals.classes[:10].unique().numel() == 10
+    detector = digits.shipped_detector()
+    found = figures.figures(reals.pixels.repeat(2, 1, 1, 1), reals.classes.repeat(2), reals, detector)
+    assert found.fid < 0.2 and (found.precision, found.recall, found.coverage) == (1, 1, 1)
+    assert max(found.class_shares) < 0.12 and found.agreement > 0.95
+
+
 def test_the_whole_command(splits, tmp_path):
     tiny = ["--teacher-kimg=0.064", "--gan-kimg=0.064", "--detector-epochs=1", "--samples=20"]
     result = CliRunner().invoke(main, [f"--outdir={tmp_path}", *tiny])
