@@ -16,6 +16,7 @@ from typing import Any
 
 import click
 import torch
+from PIL import Image, ImageOps
 
 from refine import load_gan
 from refine.assets.digits import shipped_detector, shipped_split
@@ -93,7 +94,34 @@ def judge(folder: Path, split: str = "test", count: int = 5000) -> list[dict[str
     with atomic_write(folder / f"metric-{rows[0]['metric']}.jsonl") as file:
         file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
     write_report([folder])
+    draw_before_and_after(folder)
     return rows
+
+
+def draw_before_and_after(folder: Path, zoom: int = 3, gap: int = 8) -> Path | None:
+    """Puts the grids of fakes before the first step and after the last one side by side, the same latents in both.
+
+    Args:
+        folder: of a run.
+        zoom: pixels of the picture for each pixel of a fake, along either axis.
+        gap: white pixels between the two.
+
+    Returns:
+        `before-after.png` in that folder; None: there are no grids.
+    """
+    before, later = folder / "fakes_init.png", sorted(folder.glob("fakes[0-9]*.png"))
+    if not before.exists() or not later:
+        return None
+    grids = [
+        ImageOps.scale(Image.open(path).convert("L"), zoom, Image.Resampling.NEAREST) for path in (before, later[-1])
+    ]
+    picture = Image.new("L", (grids[0].width + gap + grids[1].width, grids[0].height), 255)
+    picture.paste(grids[0], (0, 0))
+    picture.paste(grids[1], (grids[0].width + gap, 0))
+    path = folder / "before-after.png"
+    with atomic_write(path) as file:
+        picture.save(file, "PNG")
+    return path
 
 
 @click.command(cls=Command)
@@ -113,7 +141,7 @@ def main(rundir: Path, split: str, samples: int) -> None:
     for row in judge(rundir, split, samples):
         figures_of = {name.split("_")[0]: value for name, value in row["results"].items()}
         click.echo(row["snapshot_pkl"] + " " + " ".join(f"{name} {value:.3g}" for name, value in figures_of.items()))
-    click.echo(f"Digit-CNN features, not Inception. Report: {rundir / 'report.html'}")
+    click.echo(f"Digit-CNN features, not Inception. Report: {rundir / 'report.html'}, picture: before-after.png there")
 
 
 if __name__ == "__main__":

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from PIL import Image
 
 from refine import RunConfig, refine
 from refine.assets.figures import teacher_sampler
@@ -37,6 +39,9 @@ def test_a_run_is_judged_and_reported(tmp_path):
     (row,) = map(json.loads, (folder / "metric-digits100_test.jsonl").read_text().splitlines())
     assert sum(row["provenance"]["class_shares"]) == pytest.approx(1)
     assert "not Inception" in row["provenance"]["detector"]
+    before, picture = (Image.open(folder / name) for name in ("fakes_init.png", "before-after.png"))
+    assert picture.size == (2 * 3 * before.width + 8, 3 * before.height)
+    assert (np.asarray(picture)[::3, : 3 * before.width : 3] == np.asarray(before)).all()
     assert "What the images are taken for" in (folder / "report.html").read_text()
 
 
