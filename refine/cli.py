@@ -248,8 +248,11 @@ def make_config(changes: dict[str, Any], trust: bool = False) -> Any:
 
     from refine.loading import load_gan, load_teacher
 
-    load_gan(changes["gan"], trust=trust)  # what is wrong with the first option is said first
-    teacher: Any = load_teacher(changes["teacher"], trust=trust).network
+    try:
+        teacher: Any = load_teacher(changes["teacher"], trust=trust).network
+    except UserError:
+        load_gan(changes["gan"], trust=trust)  # what is wrong with the first option is said first
+        raise
     conditional = bool(teacher.label_dim)
     chosen = name or choose_preset(int(teacher.img_resolution), changes["gan"], changes["teacher"])
     options = PRESETS[chosen].options_for(conditional)

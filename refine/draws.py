@@ -108,8 +108,17 @@ def draw(
         noise=normal("noise", sigma is not None),
         fake_sigma=levels("fake_sigma", fake_sigma),
         fake_noise=normal("fake_noise", fake_sigma is not None),
-        augmentation=augment.draw(shape.batch, shape.augment_p, source("augmentation")),
+        augmentation=augment.draw(shape.batch if fake_sigma else 0, shape.augment_p, source("augmentation")),
     )
+
+
+def labels_in_turn(count: int, c_dim: int, columns: int | None = None) -> Tensor:
+    """One-hot labels [count, c_dim], the classes in turn; with `columns`, beginning anew in each row of a grid."""
+    c = torch.zeros(count, c_dim)
+    if c_dim:
+        index = torch.arange(count)
+        c[index, index % (columns or count) % c_dim] = 1
+    return c
 
 
 def micro_batches(count: int, size: int | None) -> Iterator[slice]:

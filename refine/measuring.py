@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,15 +18,12 @@ from refine.metrics.options import MetricOptions
 from refine.metrics.prefetch import prefetch
 from refine.metrics.reference import Teacher
 from refine.metrics.registry import parse_metrics
-from refine.metrics.suite import make_measure
+from refine.metrics.suite import Measure, make_measure
 from refine.setup import choose_device
 
 log = logging.getLogger("refine")
 
 DEFAULT = "fid50k_full"
-
-# (moving average, snapshot's file name) -> rows of metric-<name>.jsonl; called at every process.
-Measure = Callable[[torch.nn.Module, str], Sequence[dict[str, Any]]]
 
 
 def asked_for(config: RunConfig) -> bool:

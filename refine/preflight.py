@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from refine.bridge import Bridge
 from refine.diffusion import Denoiser, HeunOptions, heun_sample, usable_sigmas
+from refine.draws import labels_in_turn
 from refine.streams import stream_generator
 
 log = logging.getLogger("refine")
@@ -343,10 +344,7 @@ def _draw(generator: Any, count: int, seed: int) -> tuple[Tensor, Tensor]:
     """Images [N, C, H, W] as drawn and one-hot labels [N, c_dim], the classes in turn."""
     device = next(generator.parameters()).device
     z = torch.randn(count, generator.z_dim, generator=stream_generator(seed, "preflight/z", 0)).to(device)
-    c = torch.zeros(count, generator.c_dim, device=device)
-    if generator.c_dim:
-        index = torch.arange(count, device=device)
-        c[index, index % generator.c_dim] = 1
+    c = labels_in_turn(count, generator.c_dim).to(device)
     images = [generator.synthesis(generator.mapping(z[part], c[part]), noise_mode="const") for part in _parts(count)]
     return torch.cat(images).float(), c
 

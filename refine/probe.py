@@ -9,6 +9,7 @@ from torch import Tensor
 
 from refine.bridge import Bridge
 from refine.detail import high_pass
+from refine.draws import labels_in_turn
 from refine.streams import stream_generator
 
 NUM_PROBES = 16  # enough for a trend; they cost a forward pass at every tick
@@ -27,9 +28,7 @@ class Probe:
         generator: Any = start
         self.bridge = bridge
         self.z = torch.randn(NUM_PROBES, generator.z_dim, generator=stream_generator(seed, "probe", 0))
-        self.c = torch.zeros(NUM_PROBES, generator.c_dim)
-        if generator.c_dim:
-            self.c[torch.arange(NUM_PROBES), torch.arange(NUM_PROBES) % generator.c_dim] = 1
+        self.c = labels_in_turn(NUM_PROBES, generator.c_dim)
         self.start_images, _ = self._draw(generator)
         self.start_parameters = {name: p.detach().cpu().clone() for name, p in generator.named_parameters()}
 

@@ -19,6 +19,7 @@ from refine.averages import Averages
 from refine.best import is_measured, record
 from refine.classes import class_notes
 from refine.config import RunConfig
+from refine.draws import labels_in_turn
 from refine.errors import UserError
 from refine.events import EventWriter
 from refine.loading import LoadedNetwork, load_gan, load_teacher
@@ -375,9 +376,7 @@ class Run:
         generator = self.trainer.generator_ema
         count = GRID_COLUMNS * GRID_ROWS
         z = torch.randn(count, generator.z_dim, generator=stream_generator(self.config.seed, "grid", 0))
-        c = torch.zeros(count, generator.c_dim)
-        if generator.c_dim:
-            c[torch.arange(count), torch.arange(count) % GRID_COLUMNS % generator.c_dim] = 1
+        c = labels_in_turn(count, generator.c_dim, GRID_COLUMNS)
         pairs = zip(z.split(12), c.split(12), strict=True)
         device = self.trainer.device
         images = [generator(zs.to(device), cs.to(device), noise_mode="const").cpu() for zs, cs in pairs]

@@ -23,6 +23,7 @@ from refine.config import RunConfig
 from refine.diffusion import usable_sigmas
 from refine.draws import Draws, DrawShape, draw, micro_batches
 from refine.errors import UserError
+from refine.networks.stylegan2 import update_w_avg
 from refine.noise_levels import parse_schedule
 from refine.objectives import OBJECTIVES, Scores, ikl
 from refine.optimizer import Optimizer, learning_rate
@@ -161,7 +162,10 @@ class Trainer:
         if fit_fake:
             self._apply("fake", self.fake_optimizer, self._fake_lr())
         self._apply("generator", self.generator_optimizer, self._generator_lr())
-        self._move_w_avg(torch.stack(w_sums).sum(0))
+        if any(p.requires_grad for p in self.generator.mapping.parameters()):
+            w_sum = torch.stack(w_sums).sum(0)
+            distributed.sum_in_place([w_sum])
+            update_w_avg(self.generator.mapping, w_sum / config.batch)
 
     def _draw_images(self, draws: Draws, seeds: Seeds) -> Drawn:
         ws = self.generator.mapping(draws.z, draws.c)
@@ -246,18 +250,6 @@ class Trainer:
         """Counted from the start of the warm-up, and without decay: the fake score follows to the end."""
         seen = self.progress.warmup_nimg + self.progress.cur_nimg
         return learning_rate(self.config.flr, seen, rampup_nimg=self.config.lr_rampup_kimg * 1000)
-
-    @torch.no_grad()
-    def _move_w_avg(self, w_sum: Tensor) -> None:
-        """One step of the mapping network's average of w, from this process's sum over its part of the batch."""
-        mapping = self.generator.mapping
-        w_avg, beta = getattr(mapping, "w_avg", None), getattr(mapping, "w_avg_beta", None)
-        if w_avg is None or beta is None or w_avg.shape != w_sum.shape:  # StyleGAN-XL has one for each class
-            return
-        if not any(p.requires_grad for p in mapping.parameters()):
-            return
-        distributed.sum_in_place([w_sum])
-        w_avg.copy_((w_sum / self.config.batch).lerp(w_avg, beta))
 
     @torch.no_grad()
     def _update_average(self) -> None:

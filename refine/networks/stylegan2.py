@@ -136,19 +136,24 @@ class MappingNetwork(nn.Module):
             ws = torch.cat([truncated, ws[:, truncated.shape[1] :]], dim=1)
         return ws
 
-    @torch.no_grad()
-    def update_w_avg(self, ws: Tensor) -> None:
-        """Move `w_avg` towards the batch's mean: w_avg <- beta * w_avg + (1 - beta) * mean(w).
 
-        NVIDIA's networks do this inside the forward call, in one dialect whenever the module is in training mode,
-        in the other on request. Here it happens only when the trainer says so: a training step evaluates the
-        generator several times (for the fake score, for its own gradient, for each micro-batch, perhaps again in
-        recomputation), and `w_avg` must neither count a batch twice nor depend on how a step is divided.
+@torch.no_grad()
+def update_w_avg(mapping: nn.Module, w_mean: Tensor) -> None:
+    """Moves a mapping network's `w_avg` towards a batch's mean: w_avg <- beta * w_avg + (1 - beta) * w_mean.
 
-        Args:
-            ws: what `forward` returned with truncation_psi = 1, [N, num_ws, w_dim], N > 0.
-        """
-        self.w_avg.copy_(ws[:, 0].mean(dim=0).lerp(self.w_avg, self.w_avg_beta))
+    NVIDIA's networks do this inside the forward call, in one dialect whenever the module is in training mode,
+    in the other on request. Here it happens only when the trainer says so: a training step evaluates the
+    generator several times (for the fake score, for its own gradient, for each micro-batch, perhaps again in
+    recomputation), and `w_avg` must neither count a batch twice nor depend on how a step is divided.
+
+    Args:
+        mapping: with `w_avg` and `w_avg_beta`. One that has no such average is left alone, and one with an average
+            for each class, as StyleGAN-XL's, too.
+        w_mean: mean of w over the batch, with truncation_psi = 1, [w_dim].
+    """
+    w_avg, beta = getattr(mapping, "w_avg", None), getattr(mapping, "w_avg_beta", None)
+    if isinstance(w_avg, Tensor) and beta is not None and w_avg.shape == w_mean.shape:
+        w_avg.copy_(w_mean.lerp(w_avg, beta))
 
 
 class SynthesisLayer(nn.Module):

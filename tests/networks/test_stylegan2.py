@@ -21,6 +21,7 @@ from refine.networks.stylegan2 import (
     ToRGBLayer,
     generator_from_init_kwargs,
     normalize_2nd_moment,
+    update_w_avg,
 )
 from refine.networks.stylegan2_options import GeneratorOptions, MappingOptions, SynthesisOptions
 from stylegan_ops.modulated_conv2d import modulated_conv2d
@@ -170,17 +171,26 @@ def test_second_order_gradients(G, data, tensor, fused):
         assert_close(key, grad, data[key], SECOND_ORDER)
 
 
-def test_w_avg_changes_by_its_method_only(G, data, tensor):
+def test_w_avg_changes_by_its_function_only(G, data, tensor):
     key = "w_avg_after_train_call" if "w_avg_after_train_call" in data else "after_update_emas.mapping.w_avg"
     G.train()
     before = G.mapping.w_avg.clone()
     ws = G.mapping(tensor("in.z"), tensor("in.c"))
     G(tensor("in.z"), tensor("in.c"))
     assert torch.equal(G.mapping.w_avg, before)
-    G.mapping.update_w_avg(ws.requires_grad_())
+    update_w_avg(G.mapping, ws[:, 0].mean(dim=0).requires_grad_())
     assert not G.mapping.w_avg.requires_grad
     assert not torch.equal(G.mapping.w_avg, before)
     assert_close(key, G.mapping.w_avg, data[key], WS)
+
+
+@pytest.mark.parametrize("w_avg", [None, torch.ones(10, 4)])
+def test_other_averages_of_w_are_left_alone(w_avg):
+    """A network without one, and StyleGAN-XL's, which has one for each class."""
+    mapping = torch.nn.Module()
+    mapping.w_avg, mapping.w_avg_beta = None if w_avg is None else w_avg.clone(), 0.5
+    update_w_avg(mapping, torch.zeros(4))
+    assert w_avg is None or torch.equal(mapping.w_avg, w_avg)
 
 
 def test_half_precision_blocks_compute_in_float32_on_the_cpu(fixture_path, golden):
