@@ -95,6 +95,7 @@ class Trainer:
         trained = [p for p in generator.parameters() if p.requires_grad]
         self.generator_optimizer = Optimizer(trained, betas, config.clip_grad, scale_loss)
         self.fake_optimizer = Optimizer(fake.parameters(), betas, config.clip_grad, scale_loss)
+        self.trains_mapping = any(n.startswith("mapping.") and p.requires_grad for n, p in generator.named_parameters())
         self.progress = Progress()
         self.averages = Averages()
         self._nonfinite_in_a_row: dict[str, int] = {}
@@ -162,7 +163,7 @@ class Trainer:
         if fit_fake:
             self._apply("fake", self.fake_optimizer, self._fake_lr())
         self._apply("generator", self.generator_optimizer, self._generator_lr())
-        if any(p.requires_grad for p in self.generator.mapping.parameters()):
+        if self.trains_mapping:
             w_sum = torch.stack(w_sums).sum(0)
             distributed.sum_in_place([w_sum])
             update_w_avg(self.generator.mapping, w_sum / config.batch)
