@@ -24,7 +24,12 @@ def run_joined(code: str, folder: Path, num_processes: int = 2) -> list[str]:
     store = dist.FileStore({str(folder / "joined")!r}, {num_processes})
     dist.init_process_group("gloo", store=store, rank=rank, world_size={num_processes})
     """
-    program = textwrap.dedent(start) + textwrap.dedent(code)
+    # Together to the end: a process whose gloo threads still run when it exits may be terminated by C++ for that.
+    end = """
+    dist.barrier()
+    dist.destroy_process_group()
+    """
+    program = "".join(textwrap.dedent(part) for part in (start, code, end))
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", program, str(rank)],
