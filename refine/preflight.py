@@ -4,6 +4,10 @@ A denoiser that knows a kind of image removes noise from it about as well as fro
 the usual causes are tried out: a correction (swapped channels, another range of colours, a crop, a mirror) that brings
 the loss to the teacher's own level names the mistake. Differences are judged against their sampling error, with the
 same images and the same noise for everything that is compared.
+
+A large loss that nothing mends has two causes that the loss cannot tell apart: another kind of image, or a generator
+that is very far away yet. Labels can: a teacher that gains from being told which class the generator meant sees that
+class in the image.
 """
 
 from __future__ import annotations
@@ -16,10 +20,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from tqdm import tqdm
 
 from refine.bridge import Bridge
+from refine.corrections import BAD, CANDIDATES, SUSPICIOUS, Correction
 from refine.diffusion import Denoiser, HeunOptions, heun_sample, usable_sigmas
 from refine.draws import labels_in_turn
 from refine.streams import stream_generator
@@ -32,87 +36,12 @@ NUM_IMAGES, NUM_IMAGES_ON_CPU = 64, 16
 SAMPLER = HeunOptions(num_steps=18, sigma_min=0.01, sigma_max=20)
 IMAGES_AT_ONCE = 16
 
-SUSPICIOUS = 1.1  # a loss ratio from which a mirror, the channels or the range of colours are tried
-BAD = 1.25  # one from which the crop is tried too
-HOPELESS = 3.0  # one that, if nothing mends it, means another kind of image
+HOPELESS = 3.0  # a loss ratio that, if nothing mends it, is no matter of quality alone, unless labels show that it is
 NUM_ERRORS = 3.0  # standard errors that make a difference
-
-Correction = Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A mistake that a pair may have, and what would undo it.
-
-    Attributes:
-        sentence: what is wrong and what helps.
-        correct: generator's images [N, C, H, W] -> what they would be without the mistake.
-        needs: the loss ratio from which it is tried.
-        of_range: whether it is about the range of colours, which shows in the pixels' mean and deviation too.
-    """
-
-    sentence: str
-    correct: Correction
-    needs: float = SUSPICIOUS
-    of_range: bool = False
-
-
-def _zoomed(share: float) -> Correction:
-    """The central share of each image; above 1, more than the image, reflected at its borders."""
-
-    def correct(x: Tensor) -> Tensor:
-        size = x.shape[-1]
-        border = round(size * (share - 1) / 2)
-        if border > 0:
-            return functional.pad(x, [border] * 4, mode="reflect")
-        return x[:, :, -border : size + border, -border : size + border]
-
-    return correct
-
-
-CANDIDATES: dict[str, Candidate] = {
-    "range 0..1": Candidate(
-        "Its colours seem to lie in 0..1 where the teacher expects -1..1: take a generator trained on images in -1..1, "
-        "or check how its training read images.",
-        lambda x: x * 2 - 1,
-        of_range=True,
-    ),
-    "range 0..255": Candidate(
-        "Its colours seem to lie in 0..255 where the teacher expects -1..1: take a generator trained on images in "
-        "-1..1, or check how its training read images.",
-        lambda x: x / 127.5 - 1,
-        of_range=True,
-    ),
-    "teacher's range 0..1": Candidate(
-        "The teacher seems to expect colours in 0..1 where the generator draws -1..1: take a teacher trained on images "
-        "in -1..1.",
-        lambda x: (x + 1) / 2,
-        of_range=True,
-    ),
-    "negative": Candidate("Its images seem to be negatives: one of the two was trained on inverted images.", torch.neg),
-    "channel order": Candidate(
-        "Its red and blue channels seem to be swapped (BGR): one of the two was trained on images read in that order.",
-        lambda x: x.flip(1),
-    ),
-    "horizontal mirror": Candidate(
-        "Its images seem to be mirrored left to right: one of the two was trained on mirrored images.",
-        lambda x: x.flip(3),
-    ),
-    "vertical mirror": Candidate(
-        "Its images seem to be upside down: one of the two was trained on flipped images.", lambda x: x.flip(2)
-    ),
-} | {
-    f"crop {share:g}": Candidate(
-        f"The teacher seems to know only the central {share:.0%} of what the generator draws: "
-        "take a teacher whose data set was cropped as the generator's was."
-        if share < 1
-        else "The teacher seems to know a wider frame than the generator draws: "
-        "take a teacher whose data set was cropped as the generator's was.",
-        _zoomed(share),
-        needs=BAD,
-    )
-    for share in (0.5, 0.625, 0.75, 0.875, 1.25)
-}
+NUM_LABELLED = 64  # images that labels are tried on: those of a bad generator gain little
+LABEL_SIGMAS = (1.5, 6.0)  # from where on a label says something that the image does not say better
+NUM_SHIFTS = 9  # wrong labels that each right one is compared with
+FEWEST_CLASSES = 5  # whose gains have a standard error worth the name
 
 
 @dataclass(frozen=True)
@@ -127,6 +56,7 @@ class Preflight:
         findings: names in `CANDIDATES`, `classes` or `domain`; empty: nothing stands against the pair.
         warnings: a sentence for each.
         num_images: of either kind.
+        recognised: the loss is hopelessly large, but labels show that the generator draws the teacher's classes.
     """
 
     sigmas: tuple[float, ...]
@@ -137,6 +67,7 @@ class Preflight:
     findings: tuple[str, ...]
     warnings: tuple[str, ...]
     num_images: int
+    recognised: bool = False
 
     def lines(self) -> list[str]:
         """The report as text."""
@@ -160,6 +91,11 @@ class Preflight:
     def _verdict(self, ratio: float) -> str:
         if ratio < BAD:
             return "Nothing stands against this pair."
+        if self.recognised:
+            return (
+                "The generator is very far from the teacher's images, as one that was stopped early is, but it draws "
+                "the teacher's classes: the right labels help the denoising. Nothing else stands against this pair."
+            )
         return f"No known mistake of a pair explains the ratio of {ratio:.2g}: the generator may just be that far away."
 
 
@@ -243,9 +179,7 @@ def preflight(
     """
     device = next(generator.parameters()).device
     count = num_images or (NUM_IMAGES if device.type == "cuda" else NUM_IMAGES_ON_CPU)
-    low, high = usable_sigmas(teacher)
-    levels = torch.tensor([min(max(sigma, low), high) for sigma in SIGMAS], dtype=torch.float64)
-    sigmas = tuple(round(float(sigma), 6) for sigma in teacher.round_sigma(levels))
+    sigmas = _known(SIGMAS, teacher)
     drawn, c = _draw(generator, count, seed)
     labels = bridge.labels(c)
     shape = [count, drawn.shape[1], bridge.img_resolution, bridge.img_resolution]
@@ -269,15 +203,21 @@ def preflight(
             return losses(images) if after < (before / 2 if of_range else before + 0.5) else None
 
         findings = _find(corrected, as_drawn, own)
+        recognised = "domain" in findings and _labels_help(generator, teacher, bridge, seed)
+        if recognised:
+            findings = []
         wrong_classes = (
-            labels is not None and not findings and _classes_differ(losses, samples, bridge.images(drawn), c, bridge)
+            labels is not None
+            and not (findings or recognised)
+            and _classes_differ(losses, samples, bridge.images(drawn), c, bridge)
         )
     ranges = [(float(x.mean()), float(x.std())) for x in (bridge.images(drawn), samples)]
     sentences = [f"Warning: {CANDIDATES[name].sentence}" for name in findings if name in CANDIDATES]
     if "domain" in findings:
         sentences.append(
-            "Warning: The teacher does not know this kind of image, and no change of colours, channels, crop or "
-            "direction helps: take a teacher that was trained on the generator's kind of image."
+            "Warning: The teacher hardly knows such images, and no change of colours, channels, crop or direction "
+            "helps. If it was trained on another kind of image, take one that was trained on the generator's; if the "
+            "generator is just very far from good (look at what it draws), go on."
         )
     if wrong_classes:
         findings = [*findings, "classes"]
@@ -294,7 +234,14 @@ def preflight(
         findings=tuple(findings),
         warnings=tuple(sentences),
         num_images=count,
+        recognised=recognised,
     )
+
+
+def _known(sigmas: tuple[float, ...], teacher: Denoiser) -> tuple[float, ...]:
+    """The nearest noise levels that the teacher was trained at."""
+    levels = torch.tensor(sigmas, dtype=torch.float64).clamp(*usable_sigmas(teacher))
+    return tuple(round(float(sigma), 6) for sigma in teacher.round_sigma(levels))
 
 
 def _find(corrected: Callable[[Correction, bool], Tensor | None], as_drawn: Tensor, own: Tensor) -> list[str]:
@@ -337,6 +284,31 @@ def _classes_differ(
     (own, own_error), (given, given_error) = gain(samples), gain(images)
     error = math.hypot(own_error, given_error)
     return own > NUM_ERRORS * own_error and given < own / 4 and own - given > NUM_ERRORS * error
+
+
+def _labels_help(generator: Any, teacher: Denoiser, bridge: Bridge, seed: int) -> bool:
+    """Whether the teacher denoises the generator's images better with their own labels than with other ones.
+
+    Classes, not images, are what varies by chance: an image of another kind may lie nearer to one class than to
+    others, and all images of its class with it, but right and wrong labels then win alike.
+    """
+    num_classes = int(generator.c_dim)
+    if bridge.label_dim == 0 or num_classes < FEWEST_CLASSES:
+        return False
+    drawn, c = _draw(generator, NUM_LABELLED, seed)
+    images = bridge.images(drawn)
+    sigmas = _known(LABEL_SIGMAS, teacher)
+    noise = torch.randn([len(sigmas), *images.shape], generator=stream_generator(seed, "preflight/label noise", 0))
+
+    def log_losses(c: Tensor) -> Tensor:
+        return denoising_losses(teacher, images, bridge.labels(c), sigmas, noise).log().mean(0)
+
+    count = min(NUM_SHIFTS, num_classes - 1)
+    shifts = [1 + i * (num_classes - 1) // count for i in range(count)]
+    gains = torch.stack([log_losses(c.roll(shift, dims=1)) for shift in shifts]).mean(0) - log_losses(c)
+    classes = c.argmax(1).cpu()
+    of_classes = torch.stack([gains[classes == number].mean() for number in classes.unique()])
+    return float(of_classes.mean()) > NUM_ERRORS * float(of_classes.std()) / math.sqrt(len(of_classes))
 
 
 @torch.no_grad()

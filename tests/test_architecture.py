@@ -29,7 +29,7 @@ LAYERS = (
         "precision",
         "seeds",
     }
-    | {"acceleration", "bridge", "detail", "objectives", "augment", "preflight", "classes"},
+    | {"acceleration", "bridge", "detail", "objectives", "augment", "classes", "preflight", "corrections"},
     {"config", "train_layers", "probe", "events", "best", "state", "run_dir", "status", "metrics", "report", "trainer"}
     | {"memory"},
     {"loading", "describe", "setup", "measuring"},

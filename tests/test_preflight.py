@@ -11,8 +11,9 @@ from gaussian_scenes import SceneDenoiser, SceneGenerator, scenes
 
 from refine import RunConfig, load_gan, load_teacher, refine
 from refine.bridge import Bridge, resize_matrix
+from refine.corrections import CANDIDATES, _zoomed
 from refine.diffusion import heun_sample
-from refine.preflight import CANDIDATES, SAMPLER, SIGMAS, _zoomed, denoising_losses, pixel_distance, preflight
+from refine.preflight import SAMPLER, SIGMAS, _labels_help, denoising_losses, pixel_distance, preflight
 
 R = 8
 
@@ -60,8 +61,8 @@ def test_a_pair_that_fits(seed):
         (lambda x: x.flip(3), ("horizontal mirror",), "mirrored"),
         (lambda x: x.flip(2), ("vertical mirror",), "upside down"),
         (lambda x: (x.flip(1) + 1) * 127.5, ("range 0..255", "channel order"), "BGR"),
-        (lambda x: x + torch.randn(x.shape, generator=torch.Generator().manual_seed(0)), ("domain",), "kind of image"),
-        (lambda x: x.roll(3, 1).transpose(2, 3) * 1.7 + 0.7, ("domain",), "kind of image"),
+        (lambda x: x + torch.randn(x.shape, generator=torch.Generator().manual_seed(0)), ("domain",), "another kind"),
+        (lambda x: x.roll(3, 1).transpose(2, 3) * 1.7 + 0.7, ("domain",), "another kind"),
     ],
 )
 def test_mistakes_are_named(spoil, finding, word):
@@ -116,6 +117,32 @@ def test_classes_in_another_order():
     wrong = preflight(generator, teacher, Bridge(R, 4, class_map=order), num_images=64)
     assert wrong.findings == ("classes",) and "--class-map" in wrong.warnings[0]
     assert examine(generator, teacher).findings == ()
+
+
+def very_noisy(x):
+    return x + 1.5 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_labels_tell_a_bad_generator_from_an_alien_one(seed):
+    """Both are as hard to denoise as images of another kind; only the first one's labels say what is in them."""
+    classes = {"num_classes": 6, "seed": seed}
+    bad = examine(*pair(very_noisy, **classes), seed=seed)
+    assert bad.recognised and bad.findings == () and "stopped early" in bad.lines()[-1]
+    alien, _ = pair(very_noisy, num_classes=6, seed=seed + 100)
+    _, teacher = pair(**classes)
+    report = examine(alien, teacher, seed=seed)
+    assert not report.recognised and report.findings == ("domain",) and "just very far" in report.warnings[0]
+    assert examine(*pair(very_noisy, seed=seed), seed=seed).findings == ("domain",)  # without classes nobody knows
+
+
+def test_built_in_pair():
+    """The generator was stopped early: its images are hard to denoise, but it draws the teacher's digits."""
+    generator, teacher = load_gan("digits").network, load_teacher("edm-digits").network
+    report = preflight(generator, teacher, Bridge(16, 10))
+    assert report.recognised and report.warnings == () and report.generator_loss[0] > 3 * report.teacher_loss[0]
+    wrong = Bridge(16, 10, class_map=tuple(range(1, 10)) + (0,))
+    assert not _labels_help(generator, teacher, wrong, seed=0)
 
 
 class Itself(torch.nn.Module):
