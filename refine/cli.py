@@ -87,6 +87,7 @@ RUN_OPTIONS: tuple[tuple[str, tuple[str, ...], Any, str, str], ...] = (
     ("Method", ("weighting",), _TEXT, "NAME", "Of the divergence: uniform, dmd or score."),
     ("Method", ("fake-steps",), _INT, "N", "Updates of the fake score for each of the generator."),
     ("Method", ("share-forward",), _BOOL, "0|1", "One generator pass for both updates."),
+    ("Method", ("share-unet",), _BOOL, "0|1", "One pass of the fake score for both updates as well."),
     ("Method", ("fake-dropout",), _BOOL, "0|1", "Fit the fake score with its dropout on."),
     ("Method", ("fake-augment",), _FLOAT, "P", "Fit it to augmented images, each way with probability P."),
     ("Method", ("paired-dropout",), _BOOL, "0|1", "Same dropout in both U-Nets for the generator's step."),
@@ -241,10 +242,11 @@ def make_config(changes: dict[str, Any], trust: bool = False) -> Any:
     if name is not None and name not in PRESETS:
         raise UserError(f"--preset must be one of {', '.join(PRESETS)}, not {name!r}.")
     depends = () if "batch" in changes else ("batch_gpu",)  # on the preset's batch
-    RunConfig(**{field: value for field, value in changes.items() if field not in depends})
+    known = changes | {"share_unet": False}  # what that needs depends on the preset's noise levels for the pair
+    RunConfig(**{field: value for field, value in known.items() if field not in depends})
     if name is not None:
         for conditional in (True, False):
-            RunConfig(**(PRESETS[name].options_for(conditional) | changes))
+            RunConfig(**(PRESETS[name].options_for(conditional) | known))
 
     from refine.loading import load_gan, load_teacher
 

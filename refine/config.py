@@ -36,6 +36,8 @@ class RunConfig:
         fake_sigma: noise levels that the fake score is fitted at.
         fake_steps: updates of the fake score for each update of the generator.
         share_forward: one forward pass of the generator for its own and the fake score's update.
+        share_unet: one forward pass of the fake score, too: the estimate from which it learns also moves the generator.
+            Both then see one noise level and one noise, and the teacher the same dropout masks as the fake score.
         batch: images of a step, over all processes and micro-batches.
         batch_gpu: images that go through the networks at once; None: the whole batch.
         glr, flr: learning rates of the generator and of the fake score.
@@ -86,6 +88,7 @@ class RunConfig:
     fake_sigma: str = "lognormal:-1.2,1.2"
     fake_steps: int = 1
     share_forward: bool = True
+    share_unet: bool = False
     batch: int = 128
     batch_gpu: int | None = None
     glr: float = 1e-5
@@ -143,7 +146,8 @@ class RunConfig:
         self._require("fake_augment", probable, "a probability from 0 to 1")
         patience = self.stop_if_worse is None or (_is_int(self.stop_if_worse) and self.stop_if_worse >= 1)
         self._require("stop_if_worse", patience, "a number of snapshots of at least 1")
-        for name in ("share_forward", "fake_dropout", "paired_dropout", "compile", "checkpoint", "preflight"):
+        switches = ("share_forward", "share_unet", "fake_dropout", "paired_dropout")
+        for name in (*switches, "compile", "checkpoint", "preflight"):
             self._require(name, isinstance(self[name], bool), "0 or 1")
         self._require("lr_decay", self.lr_decay in LR_DECAYS, f"one of {', '.join(LR_DECAYS)}")
         self._require("precision", self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}")
@@ -153,8 +157,9 @@ class RunConfig:
         self._require("weighting", self.weighting in weightings, f"one of {', '.join(weightings)}")
         self._require("resample", self.resample in FILTERS, f"one of {', '.join(FILTERS)}")
         self._require("device", self.device in ("auto", "cpu", "cuda", "mps"), "one of auto, cpu, cuda, mps")
-        parse_schedule(self.sigma)
-        parse_schedule(self.fake_sigma)
+        schedules = parse_schedule(self.sigma), parse_schedule(self.fake_sigma)
+        if self.share_unet:
+            self._require_one_pass(schedules[0] == schedules[1])
         parse_train_layers(self.train_layers)
         if self.metrics != "auto":
             parse_metrics(self.metrics)
@@ -166,6 +171,33 @@ class RunConfig:
     def _require(self, name: str, condition: bool, what: str) -> None:
         if not condition:
             raise UserError(f"--{name.replace('_', '-')} must be {what}, not {self[name]!r}.")
+
+    def _require_one_pass(self, equal_schedules: bool) -> None:
+        """What a pass of the fake score that serves both updates needs.
+
+        Raises:
+            UserError: something else was asked for as well.
+        """
+        objective = OBJECTIVES[self.objective]
+        if not objective.needs_fake or objective.through_networks:
+            raise UserError(f"--share-unet=1 has nothing to share with --objective={self.objective}: leave it out.")
+        if not self.share_forward:
+            raise UserError("--share-unet=1 shares the generator's pass as well: leave --share-forward=0 out.")
+        if not equal_schedules:
+            raise UserError(
+                f"--share-unet=1 needs one distribution of noise levels, not --sigma={self.sigma} and "
+                f"--fake-sigma={self.fake_sigma}: give both the same."
+            )
+        if self.fake_augment:
+            raise UserError(
+                "--share-unet=1 has one pass for both updates, and the generator's sees no augmented images: use "
+                "--fake-augment=0."
+            )
+        if self.paired_dropout and not self.fake_dropout:
+            raise UserError(
+                "--share-unet=1 has one pass for both updates, with dropout or without: --paired-dropout=1 and "
+                "--fake-dropout=0 cannot both be."
+            )
 
     def to_json(self) -> str:
         """The options as text for `training_options.json`."""

@@ -78,8 +78,8 @@ def estimate_memory(trainer: Trainer, config: RunConfig, num_processes: int = 1)
         of_generator, of_fake = _activations(trainer)
     finally:
         select.set_mode(mode)
-    # The generator's are gone before the fake score has its own.
-    per_image = max(of_generator, of_fake)
+    # The generator's are gone before the fake score has its own, but where one pass of that serves both updates.
+    per_image = of_generator + of_fake if config.share_unet else max(of_generator, of_fake)
     images = config.batch_gpu or -(-config.batch // num_processes)
     return Memory(
         parameters=FLOAT * (generators * generator + fake + teacher),

@@ -145,7 +145,10 @@ class Trainer:
         self._apply("fake", self.fake_optimizer, self._fake_lr())
 
     def _generator_update(self, step: int) -> None:
-        """The generator's update and, with `share_forward`, one of the fake score on the same images."""
+        """The generator's update and, with `share_forward`, one of the fake score on the same images.
+
+        With `share_unet` the fake score's estimate, from which it learns, also moves the generator.
+        """
         config = self.config
         fit_fake = config.share_forward and self.objective.needs_fake
         self.generator_optimizer.zero_grad()
@@ -154,11 +157,14 @@ class Trainer:
         for draws, seeds in self._micro_batches("generator", step):
             drawn = self._draw_images(draws, seeds)
             w_sums.append(drawn.w.detach().sum(0))
-            loss = self.objective.generator_loss(self._scores(drawn.seen, draws, seeds), config.weighting).sum()
+            # The graph of that pass is gone before anything else is computed.
+            estimate = self._fake_backward(drawn.seen, draws, seeds) if config.share_unet else None
+            scores = self._scores(drawn.seen, draws, seeds, estimate)
+            loss = self.objective.generator_loss(scores, config.weighting).sum()
             if config.anchor:
                 loss = loss + config.anchor * self._anchor_loss(drawn.images, draws, seeds).sum()
             self.generator_optimizer.backward(loss / config.batch)
-            if fit_fake:  # after the generator's backward pass, so that only one of both graphs is in memory
+            if fit_fake and estimate is None:  # after the generator's backward pass: one graph at a time in memory
                 self._fake_backward(drawn.seen, draws, seeds)
         if fit_fake:
             self._apply("fake", self.fake_optimizer, self._fake_lr())
@@ -177,7 +183,8 @@ class Trainer:
         seeds.seed_torch("noise")  # the generator's own noise comes from PyTorch's default generator
         return generator.synthesis(ws, noise_mode=self.config.noise_mode, force_fp32=self.precision != "fp16")
 
-    def _fake_backward(self, images: Tensor, draws: Draws, seeds: Seeds) -> None:
+    def _fake_backward(self, images: Tensor, draws: Draws, seeds: Seeds) -> Tensor:
+        """Adds the gradient of the fake score's loss, and returns what it made of the images with noise."""
         x0, labels, augment_labels = images.detach(), self.bridge.labels(draws.c), None
         if self.config.fake_augment:
             x0 = augment.transform(x0, draws.augmentation)
@@ -192,14 +199,18 @@ class Trainer:
         loss = ikl.fake_score_loss(denoised, x0, sigma, getattr(self.teacher, "sigma_data", DEFAULT_SIGMA_DATA))
         self.fake_optimizer.backward(loss.sum() / self.config.batch)
         self.averages.add_by_band("Loss/fake", loss.detach(), sigma)
+        return denoised.detach()
 
-    def _scores(self, images: Tensor, draws: Draws, seeds: Seeds) -> Scores:
-        """What both denoisers make of the images with noise."""
+    def _scores(self, images: Tensor, draws: Draws, seeds: Seeds, fake: Tensor | None) -> Scores:
+        """What both denoisers make of the images with noise; `fake` is the fake score's part, where it is known."""
         sigma, labels = draws.sigma, self.bridge.labels(draws.c)
+        dropout, purpose = self.config.paired_dropout, "paired dropout"
+        if fake is not None:  # the teacher follows the pass that was shared: same noise, same masks
+            dropout, purpose = self.config.fake_dropout, "dropout"
 
         def denoise(network: Any, x_t: Tensor) -> Tensor:
-            network.train(self.config.paired_dropout)
-            seeds.seed_torch("paired dropout")  # the same masks in both
+            network.train(dropout)
+            seeds.seed_torch(purpose)  # the same masks in both
             with autocast(self.precision, self.device):
                 denoised = network(x_t, sigma, labels)
             network.eval()
@@ -210,7 +221,8 @@ class Trainer:
         with torch.set_grad_enabled(self.objective.through_networks):
             x_t = images + sigma.reshape(-1, 1, 1, 1) * draws.noise
             teacher = denoise(self.teacher, x_t)
-            fake = denoise(self.fake, x_t) if self.objective.needs_fake else teacher
+            if fake is None:
+                fake = denoise(self.fake, x_t) if self.objective.needs_fake else teacher
         self.fake.requires_grad_(True)
         if self.objective.needs_fake:
             gap = (teacher - fake).detach().square().mean(dim=[1, 2, 3]).sqrt()
@@ -271,11 +283,12 @@ class Trainer:
         """The part of this process of what an update draws, in parts of `batch_gpu` images."""
         progress = min(self.progress.cur_nimg / (self.config.kimg * 1000), 1.0)
         moves_generator = stream == "generator"
+        shares_noise = moves_generator and self.config.share_unet
         fits_fake = self.objective.needs_fake and (self.config.share_forward or not moves_generator)
         draws = draw(
             self.draw_shape,
             self.sigma.at(progress) if moves_generator else None,
-            self.fake_sigma.at(progress) if fits_fake else None,
+            self.fake_sigma.at(progress) if fits_fake and not shares_noise else None,
             self.config.seed,
             stream,
             step,
@@ -283,6 +296,8 @@ class Trainer:
         for index, part in enumerate(micro_batches(len(draws.z), self.config.batch_gpu)):
             known = draws.part(part).to(self.device)
             known = replace(known, sigma=self._known_sigma(known.sigma), fake_sigma=self._known_sigma(known.fake_sigma))
+            if shares_noise:
+                known = replace(known, fake_sigma=known.sigma, fake_noise=known.noise)
             yield known, Seeds(self.config.seed, stream, step, index)
 
     def _known_sigma(self, sigma: Tensor) -> Tensor:

@@ -33,6 +33,7 @@ VALUES: dict[str, tuple[list[str], list[str]]] = {
     "compile": (["0"], ["maybe"]),
     "checkpoint": (["0", "1"], ["2"]),
     "share-forward": (["0", "1", "true"], ["2"]),
+    "share-unet": (["0", "1"], ["2"]),
     "fake-dropout": (["0", "1"], [""]),
     "fake-augment": (["0", "0.12", "1"], ["1.1", "-0.1"]),
     "paired-dropout": (["0", "1"], ["on/off"]),

@@ -40,9 +40,11 @@ def gaussian_trainer(config, seed=0):
     return Trainer(config, generator, copy.deepcopy(generator), teacher, fake, Bridge(2, 0), CPU)
 
 
-def test_affine_generator_reaches_a_gaussian_teacher():
-    """Mean and covariance within 2 %, with a fake score that is learned."""
-    config = options(glr=3e-3, flr=1e-2, sigma="lognormal:0,1", fake_sigma="lognormal:0,1", beta1=0.5)
+@pytest.mark.parametrize("form", [{"share_forward": False}, {}, {"share_unet": True}])
+def test_affine_generator_reaches_a_gaussian_teacher(form):
+    """Mean and covariance within 2.5 %, with a fake score that is learned, whichever passes both updates share."""
+    noise = {"sigma": "lognormal:0,1", "fake_sigma": "lognormal:0,1"}
+    config = options(glr=1.5e-2, flr=3e-2, kimg=204.8, lr_decay="cosine", beta1=0.5, **noise, **form)
     trainer = gaussian_trainer(config)
     _, (mean, root) = gaussians()
     covariance = root @ root.t()
@@ -52,11 +54,11 @@ def test_affine_generator_reaches_a_gaussian_teacher():
         return float(mean_error.detach()), float((generator.covariance() - covariance).norm() / covariance.norm())
 
     assert min(errors(trainer.generator)) > 0.3
-    for _ in range(100):
+    for _ in range(40):
         trainer.warm_up_step()
-    for _ in range(2300):
+    for _ in range(800):
         trainer.step()
-    assert max(errors(trainer.generator_ema)) < 0.02, errors(trainer.generator_ema)
+    assert max(errors(trainer.generator_ema)) < 0.025, errors(trainer.generator_ema)
 
 
 # -- golden networks -------------------------------------------------------------------------------------
