@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
 
+from benchmarks import unconditional
 from refine import load_gan, load_teacher, zoo
 from refine.assets import digits, figures
 from refine.assets.make import data
@@ -78,6 +81,27 @@ def test_gan_training_moves_all_three_networks(splits):
     assert torch.equal(gan.G.mapping.w_avg, gan.G_ema.mapping.w_avg)
     image = gan.G_ema(torch.randn(3, 8), random_labels(3))
     assert image.shape == (3, 1, 16, 16) and torch.isfinite(image).all()
+
+
+def test_networks_without_labels(splits, tmp_path):
+    """What benchmarks/unconditional.py makes: both files are written, not made again, and draw images."""
+    tiny = replace(TINY_GAN, c_dim=0), replace(TINY_TEACHER, label_dim=0)
+    paths = unconditional.make_pair(tmp_path, *tiny)
+    made = [path.stat().st_mtime_ns for path in paths]
+    assert unconditional.make_pair(tmp_path, *tiny) == paths
+    assert [path.stat().st_mtime_ns for path in paths] == made
+    gan, teacher = load_gan(str(paths[0])), load_teacher(str(paths[1]))
+    assert (gan.network.c_dim, teacher.network.label_dim) == (0, 0)
+    assert gan.pickle["training_set_kwargs"]["use_labels"] is teacher.pickle["dataset_kwargs"]["use_labels"] is False
+    found = unconditional.judged(figures.generator_sampler(gan.network), splits["test"], 30)
+    assert sum(found.class_shares) == pytest.approx(1)
+
+
+def test_entropy_of_classes():
+    """1 where all occur alike, 0 where there is one, and the logarithm's base does not matter."""
+    assert unconditional.entropy((0.25,) * 4) == pytest.approx(1)
+    assert unconditional.entropy((1.0, 0.0, 0.0)) == 0
+    assert unconditional.entropy((0.5, 0.5, 0.0, 0.0)) == pytest.approx(math.log(2) / math.log(4))
 
 
 def test_minibatch_standard_deviation():

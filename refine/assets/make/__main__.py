@@ -52,33 +52,33 @@ def save_references(splits: dict[str, Images], detector: torch.nn.Module, folder
             np.savez(file, mu=mu, sigma=sigma)
 
 
-def save_gan(gan: Gan, folder: Path) -> None:
-    """`digits.pkl`, with the entries of a snapshot of stylegan2-ada-pytorch."""
+def save_gan(gan: Gan, path: Path) -> None:
+    """A pickle with the entries of a snapshot of stylegan2-ada-pytorch."""
     content = {
-        "training_set_kwargs": dataset_kwargs("training.dataset.ImageFolderDataset"),
+        "training_set_kwargs": dataset_kwargs("training.dataset.ImageFolderDataset", gan.G_ema.c_dim),
         "G": gan.G,
         "D": gan.D,
         "G_ema": gan.G_ema,
         "augment_pipe": None,
     }
-    save_pickle(content, folder / "digits.pkl")
+    save_pickle(content, path)
 
 
-def save_teacher(teacher: EDMPrecond, folder: Path) -> None:
-    """`edm-digits.pkl`, with the entries of a snapshot of edm."""
+def save_teacher(teacher: EDMPrecond, path: Path) -> None:
+    """A pickle with the entries of a snapshot of edm."""
     content = {
         "ema": teacher,
         "loss_fn": EDMLoss(),
         "augment_pipe": None,
-        "dataset_kwargs": dataset_kwargs("training.dataset.ImageFolderDataset"),
+        "dataset_kwargs": dataset_kwargs("training.dataset.ImageFolderDataset", teacher.label_dim),
     }
-    save_pickle(content, folder / "edm-digits.pkl")
+    save_pickle(content, path)
 
 
-def dataset_kwargs(class_name: str) -> dnnlib.EasyDict:
+def dataset_kwargs(class_name: str, num_labels: int) -> dnnlib.EasyDict:
     """How those repositories describe the data that a network was trained on."""
     return dnnlib.EasyDict(
-        class_name=class_name, path="digits-train.zip", use_labels=True, xflip=False, resolution=RESOLUTION
+        class_name=class_name, path="digits-train.zip", use_labels=num_labels > 0, xflip=False, resolution=RESOLUTION
     )
 
 
@@ -126,11 +126,11 @@ def main(outdir: Path, teacher_kimg: float, gan_kimg: float, detector_epochs: in
     torch.manual_seed(SEED)
     with timed(seconds, "generator"):
         gan = train_gan(splits["train"], GanOptions(kimg=gan_kimg))
-    save_gan(gan, outdir)
+    save_gan(gan, outdir / "digits.pkl")
     torch.manual_seed(SEED)
     with timed(seconds, "teacher"):
         teacher = train_teacher(splits["train"], TeacherOptions(kimg=teacher_kimg))
-    save_teacher(teacher, outdir)
+    save_teacher(teacher, outdir / "edm-digits.pkl")
 
     click.echo("Processor seconds: " + ", ".join(f"{name} {value:.0f}" for name, value in seconds.items()))
     for name, images in splits.items():

@@ -32,6 +32,7 @@ class GanOptions:
         z_dim: width of z and w.
         channels: of all layers.
         mapping_layers: fully connected layers from z to w.
+        c_dim: width of the labels; 0: the networks know of no classes.
     """
 
     kimg: float = 8
@@ -43,6 +44,7 @@ class GanOptions:
     z_dim: int = 64
     channels: int = 64
     mapping_layers: int = 4
+    c_dim: int = NUM_CLASSES
 
 
 @dataclass(frozen=True)
@@ -60,13 +62,13 @@ def make_networks(options: GanOptions) -> Gan:
     width = {"channel_base": options.channels * RESOLUTION, "channel_max": options.channels}
     G = Generator(
         z_dim=options.z_dim,
-        c_dim=NUM_CLASSES,
+        c_dim=options.c_dim,
         w_dim=options.z_dim,
         **shape,
         mapping_kwargs={"num_layers": options.mapping_layers},
         synthesis_kwargs=width,
     )
-    D = Discriminator(c_dim=NUM_CLASSES, **shape, **width, mapping_kwargs={"num_layers": options.mapping_layers})
+    D = Discriminator(c_dim=options.c_dim, **shape, **width, mapping_kwargs={"num_layers": options.mapping_layers})
     return Gan(G, D, copy.deepcopy(G).eval().requires_grad_(False))
 
 
@@ -76,11 +78,11 @@ def train_gan(images: Images, options: GanOptions) -> Gan:
     G, D, G_ema = gan.G.train(), gan.D.train(), gan.G_ema
     G_optimizer = torch.optim.Adam(G.parameters(), lr=options.lr, betas=(0.0, 0.99))
     D_optimizer = torch.optim.Adam(D.parameters(), lr=options.lr, betas=(0.0, 0.99))
-    x0, labels = images.x0, images.one_hot
+    x0, labels = images.x0, images.one_hot[:, : options.c_dim]
     beta = 0.5 ** (options.batch / (options.ema_halflife_kimg * 1000))
 
     def latents() -> tuple[Tensor, Tensor]:
-        return torch.randn(options.batch, options.z_dim), random_labels(options.batch)
+        return torch.randn(options.batch, options.z_dim), random_labels(options.batch, options.c_dim)
 
     steps = max(1, round(options.kimg * 1000 / options.batch))
     progress = tqdm(range(steps), desc="GAN", unit="step")
@@ -115,9 +117,11 @@ def train_gan(images: Images, options: GanOptions) -> Gan:
     return gan
 
 
-def random_labels(batch: int) -> Tensor:
-    """One-hot labels [batch, 10], every class equally likely."""
-    return one_hot(torch.randint(NUM_CLASSES, [batch]), NUM_CLASSES).float()
+def random_labels(batch: int, c_dim: int = NUM_CLASSES) -> Tensor:
+    """One-hot labels [batch, c_dim], every class equally likely; [batch, 0] where there are none."""
+    if c_dim == 0:
+        return torch.zeros(batch, 0)
+    return one_hot(torch.randint(c_dim, [batch]), c_dim).float()
 
 
 def update(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:

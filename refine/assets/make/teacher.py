@@ -22,6 +22,7 @@ class TeacherOptions:
         lr: Adam's learning rate; constant for the first half, then linearly to 0.
         ema_halflife_kimg: half-life of the moving average of the weights.
         model_channels, channel_mult, num_blocks, attn_resolutions, dropout: of the DDPM++ U-Net.
+        label_dim: width of the labels; 0: the network knows of no classes.
     """
 
     kimg: float = 200
@@ -33,18 +34,17 @@ class TeacherOptions:
     num_blocks: int = 1
     attn_resolutions: tuple[int, ...] = (8,)
     dropout: float = 0.1
+    label_dim: int = NUM_CLASSES
 
 
 def make_network(options: TeacherOptions) -> EDMPrecond:
     """The untrained denoiser."""
     unet = {key: value for key, value in asdict(options).items() if key in UNET_OPTIONS}
     unet = {key: list(value) if isinstance(value, tuple) else value for key, value in unet.items()}
-    return EDMPrecond(
-        img_resolution=RESOLUTION, img_channels=1, label_dim=NUM_CLASSES, use_fp16=False, model_type="SongUNet", **unet
-    )
+    return EDMPrecond(img_resolution=RESOLUTION, img_channels=1, use_fp16=False, model_type="SongUNet", **unet)
 
 
-UNET_OPTIONS = ("model_channels", "channel_mult", "num_blocks", "attn_resolutions", "dropout")
+UNET_OPTIONS = ("label_dim", "model_channels", "channel_mult", "num_blocks", "attn_resolutions", "dropout")
 
 
 def train_teacher(images: Images, options: TeacherOptions) -> EDMPrecond:
@@ -53,7 +53,7 @@ def train_teacher(images: Images, options: TeacherOptions) -> EDMPrecond:
     ema = copy.deepcopy(net).eval().requires_grad_(False)
     loss_fn = EDMLoss()
     optimizer = torch.optim.Adam(net.parameters(), lr=options.lr)
-    x0, labels = images.x0, images.one_hot
+    x0, labels = images.x0, images.one_hot[:, : options.label_dim]
     steps = max(1, round(options.kimg * 1000 / options.batch))
     beta = 0.5 ** (options.batch / (options.ema_halflife_kimg * 1000))
     progress = tqdm(range(steps), desc="teacher", unit="step")
