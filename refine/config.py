@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from refine.bridge import FILTERS
 from refine.errors import UserError
@@ -127,28 +127,27 @@ class RunConfig:
     device: str = "auto"
 
     def __post_init__(self) -> None:
+        for name, annotation in get_type_hints(RunConfig).items():
+            kinds = get_args(annotation) or (annotation,)
+            self._require(name, any(_is_a(self[name], kind) for kind in kinds), " or ".join(map(_described, kinds)))
         for name in ("fake_steps", "batch", "snap_ticks", "fid_seeds", "metric_every"):
-            self._require(name, _is_int(self[name]) and self[name] >= 1, "a whole number of at least 1")
+            self._require(name, self[name] >= 1, "a whole number of at least 1")
         for name in ("seed", "metric_seed"):
-            self._require(name, _is_int(self[name]) and 0 <= self[name] < 2**31, "a whole number from 0 to 2^31 - 1")
+            self._require(name, 0 <= self[name] < 2**31, "a whole number from 0 to 2^31 - 1")
         if self.batch_gpu is not None:
-            divides = _is_int(self.batch_gpu) and self.batch_gpu >= 1 and self.batch % self.batch_gpu == 0
+            divides = self.batch_gpu >= 1 and self.batch % self.batch_gpu == 0
             self._require("batch_gpu", divides, f"a number that divides the batch of {self.batch}")
         for name in ("glr", "flr", "kimg", "tick_kimg"):
-            self._require(name, _is_real(self[name]) and self[name] > 0, "a number above 0")
+            self._require(name, 0 < self[name] < math.inf, "a number above 0")
         for name in ("lr_rampup_kimg", "warmup_kimg", "ema_halflife_kimg", "anchor"):
-            self._require(name, _is_real(self[name]) and self[name] >= 0, "a number of at least 0")
+            self._require(name, 0 <= self[name] < math.inf, "a number of at least 0")
         for name in ("beta1", "beta2"):
-            self._require(name, _is_real(self[name]) and 0 <= self[name] < 1, "a number from 0 to below 1")
+            self._require(name, 0 <= self[name] < 1, "a number from 0 to below 1")
         for name in ("clip_grad", "ema_rampup"):
-            self._require(name, self[name] is None or (_is_real(self[name]) and self[name] > 0), "a number above 0")
-        probable = _is_real(self.fake_augment) and 0 <= self.fake_augment <= 1
-        self._require("fake_augment", probable, "a probability from 0 to 1")
-        patience = self.stop_if_worse is None or (_is_int(self.stop_if_worse) and self.stop_if_worse >= 1)
+            self._require(name, self[name] is None or 0 < self[name] < math.inf, "a number above 0")
+        self._require("fake_augment", 0 <= self.fake_augment <= 1, "a probability from 0 to 1")
+        patience = self.stop_if_worse is None or self.stop_if_worse >= 1
         self._require("stop_if_worse", patience, "a number of snapshots of at least 1")
-        switches = ("share_forward", "share_unet", "fake_dropout", "paired_dropout")
-        for name in (*switches, "compile", "checkpoint", "preflight"):
-            self._require(name, isinstance(self[name], bool), "0 or 1")
         self._require("lr_decay", self.lr_decay in LR_DECAYS, f"one of {', '.join(LR_DECAYS)}")
         self._require("precision", self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}")
         self._require("objective", self.objective in OBJECTIVES, f"one of {', '.join(OBJECTIVES)}")
@@ -239,9 +238,24 @@ def parse_train_layers(text: str) -> str | frozenset[int]:
         raise UserError(f"--train-layers must be auto, all or resolutions such as 4,8,16, not {text!r}.") from error
 
 
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+_KINDS: dict[Any, tuple[str, tuple[type, ...]]] = {  # by annotation: in words, and the types that will do
+    str: ("text", (str,)),
+    bool: ("True or False", (bool,)),
+    int: ("a whole number", (int,)),
+    float: ("a number", (int, float)),
+    tuple[int, ...]: ("a tuple of whole numbers", (tuple,)),
+    type(None): ("None", (type(None),)),
+}
 
 
-def _is_real(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+def _described(kind: Any) -> str:
+    return _KINDS[kind][0]
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    """Whether a value is of an annotated type; a bool is no number."""
+    if isinstance(value, bool):
+        return kind is bool
+    if kind == tuple[int, ...] and isinstance(value, tuple):
+        return all(_is_a(entry, int) for entry in value)
+    return isinstance(value, _KINDS[kind][1])
