@@ -26,16 +26,17 @@ from refine.loading import LoadedNetwork, load_gan, load_teacher
 from refine.measuring import Measure, measure_for, real_images
 from refine.memory import memory_advice
 from refine.metrics import Teacher
+from refine.objectives import OBJECTIVES
 from refine.pickles import NetworkPickle
 from refine.preflight import Preflight, preflight
 from refine.probe import Probe
-from refine.run_dir import RunDir
+from refine.run_dir import RunDir, moment
 from refine.setup import choose_device, make_trainer, run_name, shape_of, with_lasting_paths, would_use_cuda
 from refine.signals import StopRequest
 from refine.state import load_state, load_weights, read_state, remember_start, state_of
-from refine.status import Tick, format_time, resources, tick_line, tick_row
+from refine.status import Tick, format_time, resources, tick_line, tick_row, warm_up_row
 from refine.streams import stream_generator
-from refine.trainer import Trainer
+from refine.trainer import Progress, Trainer
 
 log = logging.getLogger("refine")
 
@@ -106,7 +107,7 @@ def refine(
             run_dir = RunDir(resume.parent)
             if distributed.is_first():
                 run_dir.write_options(config.to_json())
-                run_dir.cut_rows(trainer.progress.cur_nimg)
+                run_dir.cut_rows(position(config, trainer.progress))
                 run_dir.set_aside(trainer.progress.cur_nimg)
         return Run(config, trainer, run_dir, gan.pickle, Origin(hashes, start), probe, measure).train()
 
@@ -138,6 +139,13 @@ class Origin:
     start: dict[str, torch.Tensor] | None = None
 
 
+def position(config: RunConfig, progress: Progress) -> int:
+    """Where a run is on the axis of its statistics: images of generator updates, those of the warm-up before 0."""
+    if progress.step or not OBJECTIVES[config.objective].needs_fake:
+        return progress.cur_nimg
+    return min(progress.warmup_nimg - round(config.warmup_kimg * 1000), 0)
+
+
 class Run:
     """The loop over ticks, and what is written at each. Only the first of several processes writes and speaks."""
 
@@ -160,10 +168,10 @@ class Run:
         self.stop = StopRequest()
         # A run that was finished already has its last snapshot.
         finished = trainer.progress.cur_nimg >= config.kimg * 1000
-        has_snapshot = finished and run_dir.snapshot_path(trainer.progress.cur_nimg).exists()
+        has_snapshot = finished and self.snapshot_path().exists()
         self.saved_nimg = trainer.progress.cur_nimg if has_snapshot else None
         self.stopping = self.worse = False
-        self.events = EventWriter(run_dir.path, trainer.progress.cur_nimg // 1000)
+        self.events = EventWriter(run_dir.path, position(config, trainer.progress) // 1000)
         self.bar: Any = None
 
     def train(self) -> Path:
@@ -191,7 +199,7 @@ class Run:
                 # Ticks lie on a grid that no interruption shifts.
                 ticks_before = (progress.cur_nimg - config.batch) // self.tick_nimg
                 if self.tick_number() > ticks_before:
-                    self.tick()
+                    self.tick(self.tick_number())
                     if self.tick_number() // config.snap_ticks > ticks_before // config.snap_ticks:
                         self.save()
                     elif self.state_is_due():
@@ -200,7 +208,7 @@ class Run:
             self.bar.close()
             if not self.stopping:
                 if progress.cur_nimg > self.tick_start_nimg:
-                    self.tick()
+                    self.tick(self.tick_number() + 1)  # what is left, shorter than the others
                     self.start_tick()
                 if self.saved_nimg != progress.cur_nimg:
                     self.save()
@@ -210,7 +218,7 @@ class Run:
                 distributed.barrier()  # a process that ends makes the launcher end all, one of which is still saving
                 self.say(f"Stopped by {self.stop.name}; go on with --resume={state}")
                 raise KeyboardInterrupt
-        return self.run_dir.snapshot_path(progress.cur_nimg)
+        return self.snapshot_path()
 
     def try_pair(self) -> None:
         """Says what the teacher makes of the generator's images, so that a hopeless pair is noticed at once."""
@@ -233,10 +241,12 @@ class Run:
             if progress.warmup_nimg - said_nimg >= self.config.tick_kimg * 1000 and progress.warmup_nimg < total:
                 said_nimg = progress.warmup_nimg
                 remaining = (time.perf_counter() - start_time) / (said_nimg - start_nimg) * (total - said_nimg)
+                values = self.trainer.averages.means()
                 self.say(
                     f"warm-up kimg {said_nimg / 1000:.1f} of {total / 1000:.1f} "
-                    f"fake {self.trainer.averages.means()['Loss/fake']:.3f} eta {format_time(remaining)}"
+                    f"fake {values['Loss/fake']:.3f} eta {format_time(remaining)}"
                 )
+                self.add_row(warm_up_row(position(self.config, progress), values))
                 self.trainer.averages = Averages()
                 if self.state_is_due():
                     self.save_state()
@@ -248,11 +258,11 @@ class Run:
             self.start_tick()
             self.say(f"Fake score fitted to {progress.warmup_nimg / 1000:.1f} kimg of the generator as it is")
 
-    def tick(self) -> None:
+    def tick(self, number: int) -> None:
         """A status line and a row of statistics."""
         progress, config, now = self.trainer.progress, self.config, time.perf_counter()
         tick = Tick(
-            number=self.tick_number(),
+            number=number,
             cur_nimg=progress.cur_nimg,
             nimg=progress.cur_nimg - self.tick_start_nimg,
             seconds=now - self.tick_start_time,
@@ -265,14 +275,18 @@ class Run:
         if distributed.is_first():
             values |= self.probe.measure(self.trainer.generator) | resources(self.trainer.device)
             self.say(tick_line(tick, values, progress.num_nonfinite))
-            row = tick_row(tick, values, progress.num_nonfinite)
-            self.run_dir.add_stats(row | {"timestamp": time.time()})
-            self.events.add(row, progress.cur_nimg, time.time())
+            self.add_row(tick_row(tick, values, progress.num_nonfinite))
         self.trainer.averages = Averages()
         self.tick_end_time = now
 
+    def add_row(self, row: dict[str, Any]) -> None:
+        """A row of statistics, for `stats.jsonl` and for TensorBoard."""
+        if distributed.is_first():
+            self.run_dir.add_stats(row | {"timestamp": time.time()})
+            self.events.add(row, row["Progress/cur_nimg"], time.time())
+
     def tick_number(self) -> int:
-        """Ticks since the start of the run, before any interruption."""
+        """Whole ticks since the start of the run, before any interruption."""
         return self.trainer.progress.cur_nimg // self.tick_nimg
 
     def start_tick(self) -> None:
@@ -298,10 +312,18 @@ class Run:
     def save(self) -> None:
         """A snapshot, the state to go on from, and then the metrics, which may be interrupted."""
         self.save_snapshot()
-        self.save_images(f"fakes{self.trainer.progress.cur_nimg // 1000:06d}.png")
+        self.save_images(f"fakes{self.moment()}.png")
         self.save_state()
         self.saved_nimg = self.trainer.progress.cur_nimg
         self.take_metrics()
+
+    def moment(self) -> str:
+        """The moment in the names of what is saved now."""
+        return moment(self.trainer.progress.cur_nimg, self.config.batch)
+
+    def snapshot_path(self) -> Path:
+        """Where the pickle of this moment goes."""
+        return self.run_dir.snapshot_path(self.moment())
 
     def save_snapshot(self) -> None:
         """The pickle that came in, with the live generator as G and the moving average as G_ema."""
@@ -309,7 +331,7 @@ class Run:
             return
         networks = {"G": self.trainer.generator, "G_ema": self.trainer.generator_ema}
         present = {key: n.state_dict() for key, n in networks.items() if self.pickle.get(key) is not None}
-        pickles.save(self.pickle, self.run_dir.snapshot_path(self.trainer.progress.cur_nimg), present)
+        pickles.save(self.pickle, self.snapshot_path(), present)
 
     def save_state(self) -> Path:
         """The training state; the two newest are kept."""
@@ -331,7 +353,7 @@ class Run:
         """
         if self.measure is None or not self.metrics_are_due() or self.should_stop():
             return
-        path = self.run_dir.snapshot_path(self.trainer.progress.cur_nimg)
+        path = self.snapshot_path()
         # One of several processes cannot leave alone; all is saved, so the launcher may end them.
         self.stop.urgent = distributed.size() == 1
         try:
@@ -353,8 +375,7 @@ class Run:
 
     def start_is_measured(self) -> bool:
         """Whether an earlier process measured the generator as it came."""
-        path = self.run_dir.snapshot_path(0)
-        return distributed.broadcast(is_measured(self.run_dir, path.name))
+        return distributed.broadcast(is_measured(self.run_dir, self.snapshot_path().name))
 
     def metrics_are_due(self) -> bool:
         """Whether this snapshot is one of those to measure; the last one is in any case."""

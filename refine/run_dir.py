@@ -4,7 +4,8 @@
         training_options.json   log.txt   stats.jsonl   fakes_init.png   fakes<kimg>.png
         network-snapshot-<kimg>.pkl   network-best.pkl   training-state-<kimg>.pt   metric-<name>.jsonl
 
-<kimg> has six digits, as everywhere in the StyleGAN family.
+<kimg> has six digits, as everywhere in the StyleGAN family. Where a kimg has more than one snapshot, as in a run that
+is shorter, the images beyond it follow: `network-snapshot-000003_520.pkl`.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from refine.errors import UserError
 from refine.files import atomic_write, cannot_write
 
 OPTIONS, STATS, LOG, BEST = "training_options.json", "stats.jsonl", "log.txt", "network-best.pkl"
+_SNAPSHOT = re.compile(r"network-snapshot-(\d{6,})(?:_(\d{3}))?\.pkl")
 _STATE = re.compile(r"training-state-(\d{6,})\.pt")
 NUM_STATES_KEPT = 2
 
@@ -97,10 +99,14 @@ class RunDir:
         return [path.name.removeprefix("metric-").removesuffix(".jsonl") for path in self.path.glob("metric-*.jsonl")]
 
     def cut_rows(self, cur_nimg: int) -> None:
-        """Drops rows of all jsonl files that are newer than a state: a resumed run writes them again."""
+        """Drops rows of all jsonl files that are newer than a state: a resumed run writes them again.
+
+        Args:
+            cur_nimg: of the state; negative in the warm-up, as in its rows.
+        """
         self._cut(self.path / STATS, lambda row: row["Progress/cur_nimg"] <= cur_nimg)
         for path in self.path.glob("metric-*.jsonl"):
-            self._cut(path, lambda row: _snapshot_kimg(row) <= cur_nimg // 1000)
+            self._cut(path, lambda row: _snapshot_nimg(row) <= max(cur_nimg, 0))
 
     def set_aside(self, cur_nimg: int) -> None:
         """Renames states newer than the one that a run goes on from, and removes what a killed process left behind."""
@@ -128,9 +134,9 @@ class RunDir:
                 file.write(snapshot.read_bytes())
         os.replace(temporary, link)
 
-    def snapshot_path(self, cur_nimg: int) -> Path:
-        """Where the pickle of that moment goes."""
-        return self.path / f"network-snapshot-{cur_nimg // 1000:06d}.pkl"
+    def snapshot_path(self, moment: str) -> Path:
+        """Where the pickle of a `moment` goes."""
+        return self.path / f"network-snapshot-{moment}.pkl"
 
     def state_path(self, cur_nimg: int) -> Path:
         """Where the training state of that moment goes."""
@@ -163,6 +169,20 @@ class RunDir:
             raise cannot_write(path, error) from error
 
 
+def moment(cur_nimg: int, batch: int) -> str:
+    """How a moment is called in the names of snapshots and pictures; no two moments share a name.
+
+    The first step in a kimg has six digits and nothing else, and ordinary runs save at no other. Any other one, as the
+    end of a run of 0.5 kimg, has its images too: `000000_500`.
+
+    Args:
+        cur_nimg: images so far, a multiple of the batch.
+        batch: images of a step.
+    """
+    kimg, images = divmod(cur_nimg, 1000)
+    return f"{kimg:06d}" if images < batch else f"{kimg:06d}_{images:03d}"
+
+
 def _kimg(state: Path) -> int:
     match = _STATE.fullmatch(state.name)
     assert match
@@ -179,10 +199,10 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _snapshot_kimg(row: Mapping[str, Any]) -> int:
-    """The kimg in a metric row's `network-snapshot-000123.pkl`."""
-    match = re.search(r"(\d+)\.pkl$", str(row["snapshot_pkl"]))
-    return int(match[1]) if match else 0
+def _snapshot_nimg(row: Mapping[str, Any]) -> int:
+    """The images in a metric row's `network-snapshot-000123.pkl`; at most those of the snapshot itself."""
+    match = _SNAPSHOT.search(str(row["snapshot_pkl"]))
+    return int(match[1]) * 1000 + int(match[2] or 0) if match else 0
 
 
 def image_grid(images: torch.Tensor, columns: int) -> Image.Image:

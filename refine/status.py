@@ -67,6 +67,11 @@ def tick_row(tick: Tick, values: Mapping[str, float], num_nonfinite: int) -> dic
     }
 
 
+def warm_up_row(cur_nimg: int, values: Mapping[str, float]) -> dict[str, Any]:
+    """A row of `stats.jsonl` from the warm-up, at negative `cur_nimg`: the generator has not moved."""
+    return {"Progress/kimg": cur_nimg / 1000, "Progress/cur_nimg": cur_nimg, **values}
+
+
 def tick_line(tick: Tick, values: Mapping[str, float], num_nonfinite: int) -> str:
     """The status line: StyleGAN's fields in StyleGAN's order, then those of Refine."""
     return (

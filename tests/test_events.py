@@ -23,6 +23,20 @@ def test_scalars_over_kimg(tmp_path):
     assert found == [(4, 2.0, 1004.0), (8, 4.0, 1008.0)]
 
 
+def test_the_warm_up_lies_before_zero(tmp_path):
+    """Stopped in it and resumed from an older state, what is written again is hidden."""
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    for first_kimg, kimgs in ((-4, (-3, -2, -1)), (-2, (-2, -1, 0, 1))):
+        events = EventWriter(tmp_path, first_kimg)
+        for kimg in kimgs:
+            events.add({"Loss/fake": float(first_kimg)}, kimg * 1000, 1000.0 + kimg)
+        events.close()
+    accumulator = reader.EventAccumulator(str(tmp_path))
+    accumulator.Reload()
+    found = [(event.step, event.value) for event in accumulator.Scalars("Loss/fake")]
+    assert found == [(-3, -4.0), (-2, -2.0), (-1, -2.0), (0, -2.0), (1, -2.0)]
+
+
 def test_without_tensorboard(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     events = EventWriter(tmp_path)

@@ -50,5 +50,5 @@ def test_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             source = "".join(cell["source"]).replace("https://github.com/OWNER/refine", f"file://{ROOT}")
             assert not cell["outputs"] and "torch" not in source.replace("pytorch", "")
             execute(source, names)
-    assert [path.name for path in shown] == ["fakes_init.png", "fakes000000.png"]
+    assert [path.name for path in shown] == ["fakes_init.png", "fakes000000_064.png"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in shown)

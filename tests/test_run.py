@@ -19,7 +19,8 @@ from refine import best, cli, load_gan, memory, pickles, run, setup, status
 from refine import state as run_state
 from refine.config import RunConfig
 from refine.errors import UserError
-from refine.run_dir import RunDir, find_state, image_grid
+from refine.report.read import read_run, warnings
+from refine.run_dir import RunDir, find_state, image_grid, moment
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -52,11 +53,14 @@ def test_what_a_run_writes(pair, tmp_path):
     snapshot = run.refine(config(pair, tmp_path))
     folder = snapshot.parent
     assert folder.name == "00000-b_cond16-s4_sid_ddpmpp_cond16-ikl-batch8"
-    names = {"training_options.json", "log.txt", "stats.jsonl", "fakes_init.png", "fakes000000.png"}
-    assert {p.name for p in folder.iterdir() if "tfevents" not in p.name} == names | {
-        "network-snapshot-000000.pkl",
-        "training-state-000000.pt",
-    }
+    names = {"training_options.json", "log.txt", "stats.jsonl", "training-state-000000.pt", "fakes_init.png"}
+    names |= {"fakes000000_032.png", "fakes000000_048.png"}
+    moments = ("000000", "000000_032", "000000_048")
+    written = {p.name for p in folder.iterdir() if "tfevents" not in p.name}
+    assert written == names | {f"network-snapshot-{moment}.pkl" for moment in moments}
+    assert snapshot.name == "network-snapshot-000000_048.pkl"
+    start = weights(folder / "network-snapshot-000000.pkl")
+    assert torch.equal(start["G"]["synthesis.b8.conv0.weight"], start["G_ema"]["synthesis.b8.conv0.weight"])
     stored = RunConfig.from_dict(json.loads((folder / "training_options.json").read_text()))
     assert stored == config(pair, tmp_path, precision="fp32")  # what `auto` meant
     rows = [json.loads(line) for line in (folder / "stats.jsonl").read_text().splitlines()]
@@ -77,9 +81,9 @@ def test_what_a_run_writes(pair, tmp_path):
     ]
     words = [*stylegans, "gap", "fake", "drift", "nonfinite", "eta"]
     assert [word for word in line.split() if word in words] == words
-    for name in ("fakes_init.png", "fakes000000.png"):
+    for name in ("fakes_init.png", "fakes000000_048.png"):
         assert Image.open(folder / name).size == (160, 96)
-    before, after = (np.asarray(Image.open(folder / name)) for name in ("fakes_init.png", "fakes000000.png"))
+    before, after = (np.asarray(Image.open(folder / name)) for name in ("fakes_init.png", "fakes000000_048.png"))
     assert (before != after).any()
 
 
@@ -98,6 +102,44 @@ def test_warm_up_says_how_far_it_is(pair, tmp_path):
     said = [line.split(" fake")[0] for line in lines if line.startswith("warm-up")]
     assert said == ["warm-up kimg 0.0 of 0.0", "warm-up kimg 0.0 of 0.0"]
     assert all(" eta " in line for line in lines if line.startswith("warm-up"))
+    rows = [json.loads(line) for line in (snapshot.parent / "stats.jsonl").read_text().splitlines()]
+    assert [row["Progress/cur_nimg"] for row in rows] == [-24, -8, 8]  # before 0 the generator has not moved
+    assert all(row["Loss/fake"] > 0 and ("Score/gap" in row) == (row["Progress/kimg"] > 0) for row in rows)
+    losses = read_run(snapshot.parent).series("Loss/fake")
+    assert losses == [(row["Progress/kimg"], row["Loss/fake"]) for row in rows]
+
+
+@pytest.mark.parametrize("batch", [1, 8, 127, 128, 600, 999, 1000, 1001, 2500])
+def test_no_two_moments_share_a_name(batch):
+    names = [moment(nimg, batch) for nimg in range(0, 20_000, batch)]
+    files = [f"{name}.pkl" for name in names]
+    assert len(set(files)) == len(files) and files == sorted(files)
+    first_steps = {name[:6]: name for name in reversed(names)}
+    assert all(name == kimg for kimg, name in first_steps.items())  # as the StyleGAN family has it
+
+
+def test_the_last_tick_may_be_short(pair, tmp_path):
+    """It has a number and, beside that of the kimg before it, a snapshot of its own."""
+    snapshot = run.refine(config(pair, tmp_path, kimg=0.040))
+    rows = [json.loads(line) for line in (snapshot.parent / "stats.jsonl").read_text().splitlines()]
+    assert [(row["Progress/tick"], row["Progress/cur_nimg"]) for row in rows] == [(1, 16), (2, 32), (3, 40)]
+    assert snapshot.name == "network-snapshot-000000_040.pkl"
+
+
+def test_a_shorter_last_stretch_keeps_the_best_snapshot(pair, tmp_path, quick_steps):
+    """The snapshot at 2.5 kimg must not take the place of that at 2."""
+    options = config(pair, tmp_path, kimg=2.5, **(LARGE | {"batch": 500, "batch_gpu": 4}))
+    snapshot = run.refine(options, measure=scripted([5.0, 4.0, 3.0, 6.0]))
+    assert snapshot.name == "network-snapshot-000002_500.pkl"
+    assert (snapshot.parent / "network-best.pkl").resolve().name == "network-snapshot-000002.pkl"
+    found = read_run(snapshot.parent)
+    assert found.snapshots == [0, 1, 2, 2.5] and found.results()["fid50k_full"][-1] == (2.5, 6.0)
+    assert found.after[0] == 2.5
+    sentences = " ".join(warnings(found))
+    assert "to 6 at 2.5 kimg: take network-snapshot-000002.pkl." in sentences and "not measured" not in sentences
+    # Resumed from the state at 2 kimg, the row at 2.5 is measured again.
+    RunDir(snapshot.parent).cut_rows(2000)
+    assert len(RunDir(snapshot.parent).metric_rows("fid50k_full")) == 3
 
 
 def test_snapshot_is_the_pickle_that_came_in(pair, tmp_path):
@@ -383,7 +425,7 @@ def test_started_from_the_weights_of_another_run(pair, tmp_path):
     moved, start = weights(second), weights(first)
     assert torch.allclose(moved["G"]["synthesis.b8.conv0.weight"], start["G"]["synthesis.b8.conv0.weight"], atol=1e-6)
     continued = find_state(str(second.parent), "")
-    assert run.refine(setup.resumed_config(continued, {"kimg": 0.016}), resume=continued) == second
+    assert run.refine(setup.resumed_config(continued, {"kimg": 0.016}), resume=continued).parent == second.parent
     state.unlink()  # the run has its beginning in its own states
     run.refine(setup.resumed_config(continued, {"kimg": 0.024}), resume=continued)
     drift = [json.loads(line)["Drift/parameters"] for line in (second.parent / "stats.jsonl").read_text().splitlines()]
@@ -436,8 +478,11 @@ def test_rows_newer_than_the_state_are_cut(tmp_path):
     with (tmp_path / "stats.jsonl").open("a") as file:
         file.write('{"Progress/cur_ni')  # killed while writing
     folder.cut_rows(2000)
-    rows = [json.loads(line)["Progress/cur_nimg"] for line in (tmp_path / "stats.jsonl").read_text().splitlines()]
-    assert rows == [1000, 2000]
+    kept = lambda: [json.loads(line)["Progress/cur_nimg"] for line in (tmp_path / "stats.jsonl").open()]  # noqa: E731
+    assert kept() == [1000, 2000]
+    (tmp_path / "stats.jsonl").write_text("".join(f'{{"Progress/cur_nimg": {n}}}\n' for n in (-24, -16, -8)))
+    folder.cut_rows(-16)  # a state from the warm-up
+    assert kept() == [-24, -16]
 
 
 def test_the_two_newest_states_are_kept(tmp_path):
@@ -524,10 +569,33 @@ def test_times():
         ("batch", 0), ("batch", 2.5), ("batch", True), ("batch_gpu", 3), ("seed", -1), ("glr", 0), ("kimg", -1),
         ("glr", float("nan")), ("warmup_kimg", -1), ("beta1", 1.0), ("clip_grad", 0), ("ema_rampup", -1),
         ("device", "tpu"), ("noise_mode", "x"), ("weighting", "x"), ("resample", "nearest"), ("sigma", "x"),
-        ("fake_sigma", "x"), ("train_layers", "top"), ("fake_steps", 0),
+        ("fake_sigma", "x"), ("train_layers", "top"), ("fake_steps", 0), ("kimg", float("inf")),
     ],
 )  # fmt: skip
 def test_nonsense_is_refused(option, value):
     with pytest.raises(UserError) as error:
         RunConfig(gan="g", teacher="t", **{option: value})
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "kind"),
+    [
+        ("batch", "32", "a whole number"), ("kimg", None, "a number"), ("gan", Path("g.pkl"), "text"),
+        ("preflight", 1, "True or False"), ("glr", True, "a number"), ("desc", 3, "text or None"),
+        ("clip_grad", "1", "a number or None"), ("batch_gpu", 2.0, "a whole number or None"),
+        ("class_map", [1, 0], "a tuple of whole numbers or None"),
+        ("class_map", (1, "0"), "a tuple of whole numbers or None"),
+    ],
+)  # fmt: skip
+def test_types_are_checked(option, value, kind):
+    name = option.replace("_", "-")
+    with pytest.raises(UserError) as error:
+        RunConfig(**({"gan": "g", "teacher": "t"} | {option: value}))
+    assert str(error.value) == f"--{name} must be {kind}, not {value!r}."
+
+
+def test_every_type_of_an_option_has_words():
+    """A whole number will do for a number, and every default is of its type."""
+    options = RunConfig(gan="g", teacher="t", kimg=3, class_map=(1, 0))
+    assert RunConfig.from_dict(json.loads(options.to_json())) == options

@@ -61,4 +61,4 @@ def test_command_with_stand_ins(command: str, served: None, tmp_path: Path) -> N
     result = CliRunner().invoke(cli.main, [*shlex.split(command)[2:], *SHORT])
     assert result.exit_code == 0, result.stderr
     (folder,) = (tmp_path / "training-runs").iterdir()
-    assert len(list(folder.glob("network-snapshot-*.pkl"))) == 1 and (folder / "fakes_init.png").exists()
+    assert len(list(folder.glob("network-snapshot-*.pkl"))) == 2 and (folder / "fakes_init.png").exists()

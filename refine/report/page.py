@@ -126,7 +126,7 @@ def before_after(run: Run) -> str:
         f'<div><div class="slider"><img alt="after" src="{data_uri(after)}">'
         f'<img alt="before" src="{data_uri(run.before)}"></div>'
         '<input type="range" min="0" max="100" value="50" aria-label="before and after">'
-        f"<p class='ends soft'><span>before</span><span>after {kimg} kimg</span></p></div>"
+        f"<p class='ends soft'><span>before</span><span>after {kimg:g} kimg</span></p></div>"
     )
 
 

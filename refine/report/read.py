@@ -15,8 +15,8 @@ from refine.errors import UserError
 Row = dict[str, Any]
 Points = list[tuple[float, float]]  # (kimg, value), finite, in the order of the file
 
-_SNAPSHOT = re.compile(r"network-snapshot-(\d{6,})\.pkl")
-_FAKES = re.compile(r"fakes(\d{6,})\.png")
+_SNAPSHOT = re.compile(r"network-snapshot-(\d{6,}(?:_\d{3})?)\.pkl")
+_FAKES = re.compile(r"fakes(\d{6,}(?:_\d{3})?)\.png")
 _BAND = re.compile(r"(?P<base>.+)/sigma_(?P<low>[^_]+)_(?P<high>[^_]+)")
 LOWER_IS_BETTER = ("fid", "fdd", "kid", "ppl")
 
@@ -40,9 +40,9 @@ class Run:
     options: Row
     stats: list[Row]
     metrics: dict[str, list[Row]]
-    snapshots: list[int]
+    snapshots: list[float]
     before: Path | None
-    after: tuple[int, Path] | None
+    after: tuple[float, Path] | None
     num_damaged: int
 
     @property
@@ -130,14 +130,14 @@ def read_run(path: Path) -> Run:
         metrics[file.stem.removeprefix("metric-")] = rows
         num_damaged += bad
     names = sorted(file.name for file in path.iterdir())
-    fakes = sorted((int(m[1]), path / name) for name in names if (m := _FAKES.fullmatch(name)))
+    fakes = sorted((_kimg(m[1]), path / name) for name in names if (m := _FAKES.fullmatch(name)))
     before = path / "fakes_init.png"
     return Run(
         path=path,
         options=options,
         stats=stats,
         metrics=metrics,
-        snapshots=sorted(int(m[1]) for name in names if (m := _SNAPSHOT.fullmatch(name))),
+        snapshots=sorted(_kimg(m[1]) for name in names if (m := _SNAPSHOT.fullmatch(name))),
         before=before if before.is_file() else None,
         after=fakes[-1] if fakes else None,
         num_damaged=num_damaged,
@@ -156,16 +156,16 @@ def warnings(run: Run) -> list[str]:
         if last[1] > best[1] * 1.01:
             found.append(
                 f"{name} rose from {best[1]:.4g} at {best[0]:g} kimg to {last[1]:.4g} at {last[0]:g} kimg: "
-                f"take network-snapshot-{int(best[0]):06d}.pkl."
+                f"take network-snapshot-{_moment(best[0])}.pkl."
             )
     nonfinite = [value for _, value in run.series("Progress/num_nonfinite")]
     if nonfinite and max(nonfinite) > 0:
         found.append(f"{max(nonfinite):g} updates were left out because a gradient was not finite.")
     for name, rows in run.metrics.items():
-        measured = {int(kimg) for row in rows if (kimg := snapshot_kimg(row)) is not None}
+        measured = {snapshot_kimg(row) for row in rows}
         missing = [kimg for kimg in run.snapshots if kimg not in measured]
         if missing:
-            kimgs = ", ".join(str(kimg) for kimg in missing[:8]) + (", ..." if len(missing) > 8 else "")
+            kimgs = ", ".join(f"{kimg:g}" for kimg in missing[:8]) + (", ..." if len(missing) > 8 else "")
             found.append(f"{name} was not measured for the snapshot at {kimgs} kimg.")
     if not run.metrics:
         found.append("No metric was measured: pictures alone do not tell whether a generator got better.")
@@ -197,7 +197,19 @@ def command(run: Run) -> str:
 def snapshot_kimg(row: Mapping[str, Any]) -> float | None:
     """Which snapshot a metric's row is about."""
     match = _SNAPSHOT.search(str(row.get("snapshot_pkl")))
-    return float(match[1]) if match else None
+    return _kimg(match[1]) if match else None
+
+
+def _kimg(moment: str) -> float:
+    """`000003` -> 3, `000003_520` -> 3.52: the names of `run_dir.moment`."""
+    kimg, _, images = moment.partition("_")
+    return int(kimg) + int(images or 0) / 1000
+
+
+def _moment(kimg: float) -> str:
+    """The inverse."""
+    whole, images = divmod(round(kimg * 1000), 1000)
+    return f"{whole:06d}" + (f"_{images:03d}" if images else "")
 
 
 def number(value: Any) -> float | None:

@@ -35,8 +35,8 @@ def test_a_run_is_judged_and_reported(tmp_path):
     folder = refine(RunConfig(gan="digits", teacher="edm-digits", outdir=str(tmp_path), **sizes)).parent
     result = CliRunner().invoke(main, [str(tmp_path / "latest"), "--samples=100"])
     assert result.exit_code == 0, result.output
-    assert "network-snapshot-000000.pkl fid " in result.output
-    (row,) = map(json.loads, (folder / "metric-digits100_test.jsonl").read_text().splitlines())
+    assert "network-snapshot-000000_004.pkl fid " in result.output
+    _, row = map(json.loads, (folder / "metric-digits100_test.jsonl").read_text().splitlines())
     assert sum(row["provenance"]["class_shares"]) == pytest.approx(1)
     assert "not Inception" in row["provenance"]["detector"]
     before, picture = (Image.open(folder / name) for name in ("fakes_init.png", "before-after.png"))

@@ -103,7 +103,7 @@ def test_commands_of_the_document(repository: str, tmp_path: Path, monkeypatch: 
     to_run = [["refine.inspect", "network.pkl"], [*shlex.split(refine)[1:], *TINY], ["trust.py"]]
     arguments = [part for command in to_run for part in ("--", *command)]
     printed = call([sys.executable, "watch.py", ",".join(["torch_utils", *NAMES[repository]]), *arguments])
-    (snapshot,) = checkout.glob("training-runs/*/network-snapshot-*.pkl")
+    snapshot = sorted(checkout.glob("training-runs/*/network-snapshot-*.pkl"))[-1]
     for expected in (
         "StyleGAN2 generator (stylegan2-ada-pytorch)",
         str(snapshot.name),
