@@ -17,7 +17,7 @@ from torch import Tensor
 from refine.assets.digits import NUM_CLASSES, Images
 from refine.diffusion import Denoiser, heun_sample
 
-Sampler = Callable[[Tensor], Tensor]  # one-hot labels [N, 10] -> images [N, 1, 16, 16] in [-1, 1]
+Sampler = Callable[[Tensor], Tensor]  # one-hot labels [N, 10] -> images [N, 1, R, R] in [-1, 1]
 NEAREST = 5
 
 
@@ -44,7 +44,7 @@ class Figures:
 
 
 def figures(images: Tensor, classes: Tensor, reals: Images, detector: torch.nn.Module) -> Figures:
-    """Compares images [N, 1, 16, 16] uint8, made for `classes` [N], with real ones.
+    """Compares images [N, 1, R, R] uint8, made for `classes` [N], with real ones of the same size.
 
     Precision, recall and coverage depend on how many there are: they take the first images, as many as real ones, in
     which all classes should occur alike (as `sample` has it).
@@ -99,7 +99,7 @@ def variance_within(images: Tensor, classes: Tensor) -> float:
 
 @torch.no_grad()
 def sample(sampler: Sampler, count: int, batch: int = 200) -> tuple[Tensor, Tensor]:
-    """Images [count, 1, 16, 16] uint8 and their classes, which take turns."""
+    """Images [count, 1, R, R] uint8 and their classes, which take turns."""
     classes = torch.arange(count) % NUM_CLASSES
     labels = torch.nn.functional.one_hot(classes, NUM_CLASSES).float()
     images = torch.cat([sampler(part) for part in labels.split(batch)])
@@ -112,5 +112,6 @@ def generator_sampler(G: Any) -> Sampler:
 
 
 def teacher_sampler(denoiser: Denoiser) -> Sampler:
-    """Images of a diffusion model: 18 steps of Heun's method."""
-    return lambda labels: heun_sample(denoiser, torch.randn(len(labels), 1, 16, 16), labels).float()
+    """Images of a diffusion model, of its own resolution: 18 steps of Heun's method."""
+    size = denoiser.img_resolution
+    return lambda labels: heun_sample(denoiser, torch.randn(len(labels), 1, size, size), labels).float()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -112,13 +112,17 @@ def draw_before_and_after(folder: Path, zoom: int = 3, gap: int = 8) -> Path | N
     before, later = folder / "fakes_init.png", sorted(folder.glob("fakes[0-9]*.png"))
     if not before.exists() or not later:
         return None
-    grids = [
-        ImageOps.scale(Image.open(path).convert("L"), zoom, Image.Resampling.NEAREST) for path in (before, later[-1])
-    ]
-    picture = Image.new("L", (grids[0].width + gap + grids[1].width, grids[0].height), 255)
-    picture.paste(grids[0], (0, 0))
-    picture.paste(grids[1], (grids[0].width + gap, 0))
-    path = folder / "before-after.png"
+    return side_by_side([before, later[-1]], folder / "before-after.png", zoom, gap)
+
+
+def side_by_side(pictures: Sequence[Path], path: Path, zoom: int = 3, gap: int = 8) -> Path:
+    """Puts grey pictures of one height into one PNG, enlarged, with a white gap between them."""
+    grids = [ImageOps.scale(Image.open(p).convert("L"), zoom, Image.Resampling.NEAREST) for p in pictures]
+    picture = Image.new("L", (sum(grid.width + gap for grid in grids) - gap, grids[0].height), 255)
+    left = 0
+    for grid in grids:
+        picture.paste(grid, (left, 0))
+        left += grid.width + gap
     with atomic_write(path) as file:
         picture.save(file, "PNG")
     return path

@@ -70,15 +70,17 @@ def save_teacher(teacher: EDMPrecond, path: Path) -> None:
         "ema": teacher,
         "loss_fn": EDMLoss(),
         "augment_pipe": None,
-        "dataset_kwargs": dataset_kwargs("training.dataset.ImageFolderDataset", teacher.label_dim),
+        "dataset_kwargs": dataset_kwargs(
+            "training.dataset.ImageFolderDataset", teacher.label_dim, teacher.img_resolution
+        ),
     }
     save_pickle(content, path)
 
 
-def dataset_kwargs(class_name: str, num_labels: int) -> dnnlib.EasyDict:
+def dataset_kwargs(class_name: str, num_labels: int, resolution: int = RESOLUTION) -> dnnlib.EasyDict:
     """How those repositories describe the data that a network was trained on."""
     return dnnlib.EasyDict(
-        class_name=class_name, path="digits-train.zip", use_labels=num_labels > 0, xflip=False, resolution=RESOLUTION
+        class_name=class_name, path="digits-train.zip", use_labels=num_labels > 0, xflip=False, resolution=resolution
     )
 
 

@@ -21,6 +21,7 @@ class TeacherOptions:
         batch: images of a step.
         lr: Adam's learning rate; constant for the first half, then linearly to 0.
         ema_halflife_kimg: half-life of the moving average of the weights.
+        resolution: pixels of the images that it is trained on.
         model_channels, channel_mult, num_blocks, attn_resolutions, dropout: of the DDPM++ U-Net.
         label_dim: width of the labels; 0: the network knows of no classes.
     """
@@ -29,6 +30,7 @@ class TeacherOptions:
     batch: int = 64
     lr: float = 1e-3
     ema_halflife_kimg: float = 5
+    resolution: int = RESOLUTION
     model_channels: int = 16
     channel_mult: tuple[int, ...] = (1, 2, 2)
     num_blocks: int = 1
@@ -41,7 +43,7 @@ def make_network(options: TeacherOptions) -> EDMPrecond:
     """The untrained denoiser."""
     unet = {key: value for key, value in asdict(options).items() if key in UNET_OPTIONS}
     unet = {key: list(value) if isinstance(value, tuple) else value for key, value in unet.items()}
-    return EDMPrecond(img_resolution=RESOLUTION, img_channels=1, use_fp16=False, model_type="SongUNet", **unet)
+    return EDMPrecond(img_resolution=options.resolution, img_channels=1, use_fp16=False, model_type="SongUNet", **unet)
 
 
 UNET_OPTIONS = ("label_dim", "model_channels", "channel_mult", "num_blocks", "attn_resolutions", "dropout")
