@@ -243,6 +243,41 @@ def test_upfirdn2d_of_random_images(calls, size, taps, up, down, padding, flip, 
         assert_near(result, correct, scale if scale.numel() else correct)
 
 
+factors = st.tuples(st.integers(1, 3), st.integers(1, 3))
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    size=st.tuples(st.integers(1, 34), st.integers(1, 34)),
+    # Of StyleGAN2, for which there are kernels of their own, and others.
+    resampling=st.one_of(
+        st.sampled_from([((1, 1), (1, 1)), ((2, 2), (1, 1)), ((1, 1), (2, 2))]), st.tuples(factors, factors)
+    ),
+    taps=st.one_of(st.just(4), st.integers(1, 13), st.tuples(st.integers(1, 6), st.integers(1, 6))),
+    padding=st.tuples(*[st.integers(-4, 14)] * 4),
+    planes=st.tuples(st.integers(1, 2), st.integers(1, 5)),
+    format=st.sampled_from([torch.contiguous_format, torch.channels_last]),
+    dtype=st.sampled_from([torch.float32, torch.float64, torch.float16, torch.bfloat16]),
+    value=st.sampled_from([torch.nan, torch.inf, -torch.inf]),
+    seed=st.integers(0, 2**32),
+)
+def test_what_is_not_finite_stays_under_the_filter(
+    calls, size, resampling, taps, padding, planes, format, dtype, value, seed
+):
+    """One pixel is NaN or infinite: so are the elements of the result that it is part of, and no others."""
+    torch.manual_seed(seed)
+    (up, down), f = resampling, torch.randn(taps)
+    x = torch.randn(*planes, *size).to(dtype).contiguous(memory_format=format)
+    if size[1] * up[0] + sum(padding[:2]) < f.shape[-1] or size[0] * up[1] + sum(padding[2:]) < f.shape[0]:
+        return
+    if calls is None and dtype not in (torch.float32, torch.float64):
+        return  # PyTorch's own convolutions in 16 bits spread NaN to neighbours.
+    x[tuple(torch.randint(n, ()) for n in x.shape)] = value
+    y = upfirdn2d.upfirdn2d(x, f, up, down, padding)
+    expected = reference.upfirdn2d(x.double(), f.double(), up, down, padding)
+    assert torch.equal(y.isfinite(), expected.isfinite())
+
+
 # --- layouts, dtypes, empty and unusual tensors
 
 

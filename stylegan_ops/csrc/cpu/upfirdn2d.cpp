@@ -146,14 +146,11 @@ class RowFilter {
 
     void filter_vertically(const Stored* x, int64_t first, int64_t last) {
         // With the number of taps known outside of the loop, short rows take half the time.
-        const std::vector<Phase>& phases = plan_.y.phases;
-        const bool uniform = std::all_of(phases.begin(), phases.end(),
-                                         [&](const Phase& phase) { return phase.taps == phases[0].taps; });
-        if (uniform && phases[0].taps == 2) return filter_vertically<2>(x, first, last);
-        if (uniform && phases[0].taps == 4) return filter_vertically<4>(x, first, last);
+        if (plan_.y.each_phase_has(2)) return filter_vertically<2>(x, first, last);
+        if (plan_.y.each_phase_has(4)) return filter_vertically<4>(x, first, last);
         for (int64_t i = first; i < last; ++i) {
-            const int64_t phase = gather(x, i);
-            combine(sources_.data(), plan_.column[phase].data(), phases[phase].taps, inside_, inside(i - first), false);
+            const int64_t phase = gather(x, i), taps = plan_.y.phases[phase].taps;
+            combine(sources_.data(), plan_.column[phase].data(), taps, inside_, inside(i - first), false);
         }
     }
 

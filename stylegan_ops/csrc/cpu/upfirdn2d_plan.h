@@ -31,6 +31,12 @@ struct Axis {
     int64_t most_taps;
     int64_t first, last;                // Inputs that some output needs, from `first` to before `last`, and
     int64_t inside_first, inside_last;  // those of them that the image has.
+
+    // The first input of an output, which the image may not have.
+    int64_t input(int64_t output) const { return phases[output % period].base + output / period * step; }
+    bool each_phase_has(int64_t taps) const {
+        return std::all_of(phases.begin(), phases.end(), [=](const Phase& phase) { return phase.taps == taps; });
+    }
 };
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }

@@ -1,18 +1,17 @@
-// upfirdn2d of small planes with separable filters; their rows are too short for RowFilter to be quick at.
+// upfirdn2d of small planes with a separable filter of four taps, plain, upsampling by 2 or downsampling by 2: the cases
+// of StyleGAN2 and their gradients. The rows of small planes are too short for RowFilter to be quick at.
 //
-// Horizontally, a block of neighbouring outputs is a vector: the sum, over the few inputs that it depends on, of the
-// input times the vector of its weights. So borders, padding and resampling are all in the weights, which every row of
-// every plane shares. Vertically, outputs are sums of such rows, between rows of zeros for the padding.
-//
-// Where neighbouring outputs begin at neighbouring inputs, there is a vector of inputs per tap instead, and weights are
-// zero for what such a vector has of the rows before and behind.
-//
-// Some weights are zero, so that an input that is infinite or NaN makes NaN of whole blocks near it.
+// A block of neighbouring columns is computed from top to bottom, and filtered rows stay in registers until all outputs
+// that they are part of are done. Horizontally, four vectors of inputs, weighted, make up a vector of outputs, or two
+// where upsampling. Their lanes may lie beside the image, where memory has the end of another row. These are cleared by
+// a mask, since even a weight of zero would make NaN of an infinite value there.
 #ifndef STYLEGAN_OPS_CPU_UPFIRDN2D_SMALL_H
 #define STYLEGAN_OPS_CPU_UPFIRDN2D_SMALL_H
 
 #include <algorithm>
 #include <cstring>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "element.h"
@@ -25,268 +24,250 @@ namespace stylegan_ops {
 
 template <typename T, int Lanes>
 struct Vector {
+    using Integer = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
     typedef T Type __attribute__((vector_size(Lanes * sizeof(T))));
+    typedef Integer Mask __attribute__((vector_size(Lanes * sizeof(T))));
+
     static Type load(const T* from) {
         Type to;
         std::memcpy(&to, from, sizeof to);
         return to;
     }
     static void store(T* to, Type from) { std::memcpy(to, &from, sizeof from); }
-};
+    static Type where(Mask mask, Type value) { return Type(mask & Mask(value)); }
 
-// Neighbouring outputs of a row, as many as a vector has lanes, and what they depend on.
-struct Block {
-    int64_t column;   // The first output.
-    int64_t input;    // The first input, and
-    int64_t inputs;   // how many there are.
-    int64_t weights;  // Where the first one's vector of weights is, and
-    int64_t by_tap;   // where the vectors of the taps are, if outputs begin at neighbouring inputs.
-    int64_t base;     // The input that the first output begins at, which may be outside.
-};
-
-template <typename T>
-struct SmallPlan {
-    std::vector<Block> blocks;  // The last two may overlap.
-    std::vector<T> weights;
-    int64_t taps;      // Vectors of inputs per block, or 0.
-    int64_t products;  // The plan is incomplete where they exceed kMostProducts.
-};
-
-constexpr int kVectorBytes = 32;
-template <typename T>
-constexpr int kLanes = kVectorBytes / int(sizeof(T));
-
-// More columns are quicker one vector of neighbours at a time, and with more rows, planes do not fit into the cache.
-constexpr int64_t kSmallWidth = 32, kSmallHeight = 64;
-// Vectors of weights for a row, twice those by tap; with more, RowFilter is as quick.
-constexpr int64_t kMostProducts = 28;
-
-template <typename T>
-SmallPlan<T> make_small_plan(const Upfirdn2dArgs& args, const Plan<T>& plan, int lanes) {
-    SmallPlan<T> small{{}, {}, 0, 0};
-    const Axis& axis = plan.x;
-    if (axis.period == 1 && axis.step == 1) small.taps = axis.phases[0].taps;
-    for (int64_t begin = 0; begin < args.y_width; begin += lanes) {
-        const int64_t column = std::min(begin, args.y_width - lanes);
-        // Of the outputs in turn, the phase and the input that its first tap meets.
-        const auto for_each_output = [&](auto visit) {
-            int64_t phase = column % axis.period, start = column / axis.period * axis.step;
-            for (int lane = 0; lane < lanes; ++lane) {
-                visit(lane, axis.phases[phase], plan.rows[0][phase], start + axis.phases[phase].base);
-                if (++phase == axis.period) phase = 0, start += axis.step;
-            }
-        };
-        int64_t first = args.x_width, last = 0;
-        for_each_output([&](int, const Phase& phase, const std::vector<T>&, int64_t base) {
-            first = std::min(first, std::max<int64_t>(base, 0));
-            last = std::max(last, std::min(base + phase.taps, args.x_width));
-        });
-        Block block{column, first, std::max<int64_t>(last - first, 0), int64_t(small.weights.size()), 0, 0};
-        small.products += small.taps > 0 ? 2 * small.taps : block.inputs;
-        if (small.products > kMostProducts) break;
-        block.by_tap = block.weights + block.inputs * lanes;
-        block.base = column + axis.phases[0].base;
-        small.weights.resize(block.by_tap + small.taps * lanes, T(0));
-        for_each_output([&](int lane, const Phase& phase, const std::vector<T>& taps, int64_t base) {
-            for (int64_t t = std::max<int64_t>(0, -base); t < std::min(phase.taps, args.x_width - base); ++t) {
-                small.weights[block.weights + (base + t - first) * lanes + lane] = taps[t];
-                if (small.taps > 0) small.weights[block.by_tap + t * lanes + lane] = taps[t];
-            }
-        });
-        small.blocks.push_back(block);
+    // Lanes First, First + 2, ... of a, then those of b.
+    template <int First>
+    static Type every_other(Type a, Type b) {
+        return every_other<First>(a, b, std::make_integer_sequence<int, Lanes>());
     }
-    return small;
-}
-
-template <typename Element, int Lanes>
-class SmallFilter {
-    using T = typename Element::Math;
-    using Stored = typename Element::Stored;
-    using V = Vector<T, Lanes>;
-
-  public:
-    // Filters up to `together` planes at a time.
-    SmallFilter(const Upfirdn2dArgs& args, const Plan<T>& plan, const SmallPlan<T>& small, int64_t together)
-        : args_(args),
-          plan_(plan),
-          small_(small),
-          rows_(plan.y.last - plan.y.first),
-          filtered_((together * rows_ + 1) * args.y_width),
-          inputs_(kSame ? 0 : together * args.x_height * args.x_width),
-          results_(kSame ? 0 : together * args.y_height * args.y_width) {
-        for (int64_t plane = 0; plane < together; ++plane) {
-            for (int64_t row = 0; row < args.x_height; ++row) {
-                const bool used = row >= plan.y.inside_first && row < plan.y.inside_last;
-                targets_.push_back((used ? plane * rows_ + row - plan.y.first : together * rows_) * args.y_width);
-            }
-        }
-    }
-
-    // Compute planes [begin, end).
-    void run(int64_t begin, int64_t end) {
-        const int64_t planes = end - begin;
-        const int64_t in = args_.x_height * args_.x_width, out = args_.y_height * args_.y_width;
-        const Stored* const x = static_cast<const Stored*>(args_.x) + begin * in;
-        Stored* const y = static_cast<Stored*>(args_.y) + begin * out;
-        if constexpr (kSame) {
-            filter_rows(x, planes * args_.x_height, begin * in, (plan_.planes - end) * in);
-            filter_columns(planes, y);
-        } else {
-            for (int64_t i = 0; i < planes * in; ++i) inputs_[i] = Element::load(x[i]);
-            filter_rows(inputs_.data(), planes * args_.x_height, 0, 0);
-            filter_columns(planes, results_.data());
-            for (int64_t i = 0; i < planes * out; ++i) y[i] = Element::store(results_[i]);
-        }
+    // From lane First on, a lane of a, the same one of b, the next one of a, ...
+    template <int First>
+    static Type interleaved(Type a, Type b) {
+        return interleaved<First>(a, b, std::make_integer_sequence<int, Lanes>());
     }
 
   private:
-    static constexpr bool kSame = sizeof(T) == sizeof(Stored);
-    // Rows that are computed at once, since a single sum would wait for each of its additions.
-    static constexpr int kRows = 8;
+    template <int First, int... I>
+    static Type every_other(Type a, Type b, std::integer_sequence<int, I...>) {
+        return shuffle<(First + 2 * I)...>(a, b);
+    }
+    template <int First, int... I>
+    static Type interleaved(Type a, Type b, std::integer_sequence<int, I...>) {
+        return shuffle<(First + I / 2 + I % 2 * Lanes)...>(a, b);
+    }
+    template <int... I>
+    static Type shuffle(Type a, Type b) {
+#ifdef __clang__
+        return __builtin_shufflevector(a, b, I...);
+#else
+        return __builtin_shuffle(a, b, Mask{I...});
+#endif
+    }
+};
 
-    // All rows of x, with `before` values before them and `behind` values behind them that may be read too.
-    void filter_rows(const T* x, int64_t rows, int64_t before, int64_t behind) {
-        const int64_t width = args_.x_width;
-        for (const Block& block : small_.blocks) {
-            int64_t first = 0, last = 0;  // Rows whose vectors of inputs lie where one may read.
-            if (small_.taps > 0) {
-                first = std::clamp<int64_t>(ceil_div(std::max<int64_t>(-block.base - before, 0), width), 0, rows);
-                const int64_t end = block.base + small_.taps - 1 + Lanes - width;  // Of what the last row reads.
-                last = std::max(first, rows - ceil_div(std::max<int64_t>(end - behind, 0), width));
+// The longest that the processor has: compilers keep longer ones in memory.
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
+// How outputs and inputs advance along a row.
+enum class Step { kPlain, kUp, kDown };
+
+// Wider rows are RowFilter's, as are planes that do not fit into the first cache together with what becomes of them.
+constexpr int64_t kSmallWidth = 64, kSmallBytes = 32 << 10;
+// Most elements before or behind a plane that vectors may reach, which only odd paddings make them do.
+constexpr int64_t kMostOutside = 64;
+
+template <typename T, int Lanes, Step Kind>
+class SmallFilter {
+    using V = Vector<T, Lanes>;
+    using Type = typename V::Type;
+    // An output is a sum of four products, two for each phase where upsampling.
+    static constexpr int kPhases = Kind == Step::kUp ? 2 : 1, kTaps = 4 / kPhases;
+    static constexpr int kReach = Kind == Step::kUp ? 1 + Lanes : Kind == Step::kDown ? 2 + 2 * Lanes : 3 + Lanes;
+
+  public:
+    static constexpr int kColumns = Lanes * kPhases;  // That are computed at once.
+
+    SmallFilter(const Upfirdn2dArgs& args, const Plan<T>& plan) : args_(args), plan_(plan) {
+        for (int64_t phase = 0; phase < int64_t(plan.column.size()); ++phase) {
+            columns_.insert(columns_.end(), plan.column[phase].begin(), plan.column[phase].end());
+            const bool last = phase + 1 == int64_t(plan.column.size());
+            const int64_t next = last ? plan.y.phases[0].base + plan.y.step : plan.y.phases[phase + 1].base;
+            advances_.push_back(next - plan.y.phases[phase].base);
+        }
+        for (int64_t begin = 0; begin < args.y_width; begin += kColumns) {
+            const Block block = make_block(std::min(begin, args.y_width - kColumns));
+            for (int phase = 0; phase < kPhases; ++phase) {
+                before_ = std::max(before_, -block.base[phase]);
+                behind_ = std::max(behind_, block.base[phase] + kReach - args.x_width);
             }
-            sum_inputs(x, block, 0, first);
-            if (small_.taps == 4) {
-                sum_taps<4>(x, block, first, last);
-            } else {
-                sum_taps<0>(x, block, first, last);
-            }
-            sum_inputs(x, block, last, rows);
+            blocks_.push_back(block);
         }
     }
 
-    // Most as in filter_columns.
-    template <int Most>
-    void sum_taps(const T* x, const Block& block, int64_t row, int64_t last) {
-        if (row >= last) return;
-        const int64_t taps = Most == 0 ? small_.taps : Most;
-        const T* const weights = small_.weights.data() + block.by_tap;
-        T* const out = filtered_.data() + block.column;
-        const T* from = x + row * args_.x_width + block.base;
-        typename V::Type known[Most == 0 ? 1 : Most];
-        for (int t = 0; t < Most; ++t) known[t] = V::load(weights + t * Lanes);
-        for (; row < last; ++row, from += args_.x_width) {
-            typename V::Type sum{};
-            for (int64_t t = 0; t < taps; ++t) {
-                sum += (Most == 0 ? V::load(weights + t * Lanes) : known[Most == 0 ? 0 : t]) * V::load(from + t);
-            }
-            V::store(out + targets_[row], sum);
-        }
+    // Values before and behind planes that run() reads too; they do not matter.
+    int64_t before() const { return before_; }
+    int64_t behind() const { return behind_; }
+
+    // Compute y of planes that lie one behind the other. Compiled once, not once for each element type and caller.
+    __attribute__((noinline)) void run(const T* x, int64_t planes, T* y) const {
+        const bool two = plan_.y.most_taps == 2;
+        for (const Block& block : blocks_) two ? filter<2>(block, x, planes, y) : filter<4>(block, x, planes, y);
     }
 
-    void sum_inputs(const T* x, const Block& block, int64_t row, int64_t rows) {
-        const int64_t width = args_.x_width;
-        const T* const weights = small_.weights.data() + block.weights;
-        T* const out = filtered_.data() + block.column;
-        for (; row + kRows <= rows; row += kRows) {
-            typename V::Type s0{}, s1{}, s2{}, s3{}, s4{}, s5{}, s6{}, s7{};
-            // Three pointers, since eight would not leave enough registers, and compilers kept from making more.
-            const T* a = x + row * width + block.input;
-            const T *b = a + 3 * width, *c = a + 6 * width;
-            for (int64_t i = 0; i < block.inputs; ++i, ++a, ++b, ++c) {
-                __asm__("" : "+r"(a), "+r"(b), "+r"(c));
-                const typename V::Type w = V::load(weights + i * Lanes);
-                s0 += w * a[0], s1 += w * a[width], s2 += w * a[2 * width];
-                s3 += w * b[0], s4 += w * b[width], s5 += w * b[2 * width];
-                s6 += w * c[0], s7 += w * c[width];
+  private:
+    // Neighbouring columns of the result.
+    struct Block {
+        int64_t column;   // The first one.
+        int64_t base[2];  // The first inputs of the outputs there and, where upsampling, in the next column.
+        Type weights[4];
+        typename V::Mask inside[4];  // All bits where the product's input is one of the image.
+    };
+    struct Row {
+        Type part[kPhases];
+    };
+
+    Block make_block(int64_t first) const {
+        Block block{};
+        block.column = first;
+        for (int p = 0; p < 4; ++p) {
+            const int64_t column = first + p / kTaps;
+            block.base[p / kTaps] = plan_.x.input(column);
+            block.weights[p] = plan_.rows[0][column % kPhases][p % kTaps] - Type{};
+            for (int lane = 0; lane < Lanes; ++lane) {
+                const int64_t input = plan_.x.input(column + lane * kPhases) + p % kTaps;
+                block.inside[p][lane] = input >= 0 && input < args_.x_width ? -1 : 0;
             }
-            const int64_t* const target = targets_.data() + row;
-            V::store(out + target[0], s0), V::store(out + target[1], s1), V::store(out + target[2], s2);
-            V::store(out + target[3], s3), V::store(out + target[4], s4), V::store(out + target[5], s5);
-            V::store(out + target[6], s6), V::store(out + target[7], s7);
         }
-        for (; row < rows; ++row) {
-            typename V::Type sum{};
-            const T* const a = x + row * width + block.input;
-            for (int64_t i = 0; i < block.inputs; ++i) sum += V::load(weights + i * Lanes) * a[i];
-            V::store(out + targets_[row], sum);
-        }
+        return block;
     }
 
-    // Most 0 stands for any number of taps; others know them when they are compiled.
-    template <int Most>
-    void filter_columns(const T* rows, const Phase& phase, const T* weights, T* target) {
-        const int64_t width = args_.y_width, period = plan_.y.period, taps = Most == 0 ? phase.taps : Most;
-        typename V::Type known[Most == 0 ? 1 : Most];
-        for (int t = 0; t < Most; ++t) known[t] = typename V::Type{} + weights[t];
-        const T* source = rows + (phase.base - plan_.y.first) * width;
-        for (int64_t i = 0; i < phase.count; ++i) {
-            for (const Block& block : small_.blocks) {
-                typename V::Type sum{};
-                for (int64_t t = 0; t < taps; ++t) {
-                    const typename V::Type row = V::load(source + t * width + block.column);
-                    sum += Most == 0 ? weights[t] * row : known[Most == 0 ? 0 : t] * row;
-                }
-                V::store(target + block.column, sum);
+    // The block's part of a horizontally filtered row.
+    static Row filter_row(const Block& block, const T* row) {
+        Row sum{};
+        const auto product = [&](int p, Type inputs) { return block.weights[p] * V::where(block.inside[p], inputs); };
+        const T* const x = row + block.base[0];
+        if constexpr (Kind == Step::kPlain) {
+            for (int p = 0; p < 4; ++p) sum.part[0] += product(p, V::load(x + p));
+        } else if constexpr (Kind == Step::kDown) {
+            for (int p = 0; p < 4; p += 2) {
+                const Type a = V::load(x + p), b = V::load(x + p + Lanes);
+                sum.part[0] += product(p, V::template every_other<0>(a, b));
+                sum.part[0] += product(p + 1, V::template every_other<1>(a, b));
             }
-            source += plan_.y.step * width;
-            target += period * width;
+        } else {
+            const T* const x1 = row + block.base[1];
+            const Type a = product(0, V::load(x)) + product(1, V::load(x + 1));
+            const Type b = product(2, V::load(x1)) + product(3, V::load(x1 + 1));
+            sum.part[0] = V::template interleaved<0>(a, b);
+            sum.part[1] = V::template interleaved<Lanes / 2>(a, b);
         }
+        return sum;
     }
 
-    template <int Most>
-    void filter_columns(int64_t planes, T* y) {
+    template <int Taps>
+    void filter(const Block& columns, const T* x, int64_t planes, T* y) const {
+        // Copies, since for all that the compiler knows, each store might change the originals.
+        const Block block = columns;
+        const int64_t x_height = args_.x_height, x_width = args_.x_width;
+        const int64_t y_height = args_.y_height, y_width = args_.y_width;
+        const int64_t top = plan_.y.phases[0].base, phases = int64_t(advances_.size());
+        const T* const weights = columns_.data();
+        const int64_t* const advances = advances_.data();
         for (int64_t plane = 0; plane < planes; ++plane) {
-            for (size_t p = 0; p < plan_.y.phases.size(); ++p) {
-                filter_columns<Most>(filtered_.data() + plane * rows_ * args_.y_width, plan_.y.phases[p],
-                                     plan_.column[p].data(), y + (plane * args_.y_height + int64_t(p)) * args_.y_width);
+            const T* const image = x + plane * x_height * x_width;
+            T* to = y + plane * y_height * y_width + block.column;
+            int64_t next = top;
+            Row rows[Taps];  // Below an output.
+            const auto advance = [&] {
+                for (int t = 0; t + 1 < Taps; ++t) rows[t] = rows[t + 1];
+                rows[Taps - 1] = next >= 0 && next < x_height ? filter_row(block, image + next * x_width) : Row{};
+                ++next;
+            };
+            for (int t = 0; t < Taps; ++t) advance();
+            for (int64_t i = 0, phase = 0; i < y_height; ++i, to += y_width) {
+                for (int part = 0; part < kPhases; ++part) {
+                    Type sum{};
+                    for (int t = 0; t < Taps; ++t) sum += weights[phase * Taps + t] * rows[t].part[part];
+                    V::store(to + part * Lanes, sum);
+                }
+                for (int64_t n = advances[phase]; n > 0; --n) advance();
+                if (++phase == phases) phase = 0;
             }
         }
-    }
-
-    void filter_columns(int64_t planes, T* y) {
-        const std::vector<Phase>& phases = plan_.y.phases;
-        const bool uniform = std::all_of(phases.begin(), phases.end(),
-                                         [&](const Phase& phase) { return phase.taps == phases[0].taps; });
-        if (uniform && phases[0].taps == 2) return filter_columns<2>(planes, y);
-        if (uniform && phases[0].taps == 4) return filter_columns<4>(planes, y);
-        filter_columns<0>(planes, y);
     }
 
     const Upfirdn2dArgs& args_;
     const Plan<T>& plan_;
-    const SmallPlan<T>& small_;
-    const int64_t rows_;            // Horizontally filtered rows of a plane, with those of zeros.
-    std::vector<T> filtered_;       // Such rows, and one for what is not used. Those of zeros are never overwritten.
-    std::vector<T> inputs_;
-    std::vector<T> results_;
-    std::vector<int64_t> targets_;  // Where in filtered_ the rows of x go.
+    std::vector<Block> blocks_;      // The last two may overlap.
+    std::vector<T> columns_;         // The vertical filter's taps, phase by phase, and
+    std::vector<int64_t> advances_;  // how many inputs later an output of the next phase begins.
+    int64_t before_ = 0, behind_ = 0;
 };
 
-template <typename Element, int Lanes>
-bool filter_if_small(const Upfirdn2dArgs& args, const Plan<typename Element::Math>& plan) {
-    const auto small = make_small_plan(args, plan, Lanes);
-    if (small.products > kMostProducts) return false;
-    const int64_t values = std::max((plan.y.last - plan.y.first) * args.y_width, args.x_height * args.x_width);
-    const int64_t together = std::clamp<int64_t>(4096 / values, 1, plan.planes);  // They stay in the first cache.
-    const int64_t elements = plan.planes * args.y_height * args.y_width;
-    parallel_blocks(ceil_div(plan.planes, together), elements, args.num_threads, [&](int64_t first, int64_t last) {
-        SmallFilter<Element, Lanes> filter(args, plan, small, together);
-        for (int64_t block = first; block < last; ++block) {
-            filter.run(block * together, std::min((block + 1) * together, plan.planes));
+template <typename Element, int Lanes, Step Kind>
+bool filter_if_wide_enough(const Upfirdn2dArgs& args, const Plan<typename Element::Math>& plan) {
+    using T = typename Element::Math;
+    using Stored = typename Element::Stored;
+    using Filter = SmallFilter<T, Lanes, Kind>;
+    constexpr bool same = sizeof(T) == sizeof(Stored);
+    if (args.y_width < Filter::kColumns) return false;
+    const Filter filter(args, plan);
+    const int64_t before = filter.before(), behind = filter.behind();
+    if (std::max(before, behind) > kMostOutside) return false;
+    const int64_t in = args.x_height * args.x_width, out = args.y_height * args.y_width;
+    const int64_t bytes = (in + out) * int64_t(sizeof(T));
+    const int64_t together = std::clamp<int64_t>(kSmallBytes / bytes, 1, plan.planes);
+    parallel_blocks(ceil_div(plan.planes, together), plan.planes * out, args.num_threads, [&](int64_t i, int64_t last) {
+        std::vector<T> inputs(before + together * in + behind), results(same ? 0 : together * out);
+        for (; i < last; ++i) {
+            const int64_t begin = i * together, end = std::min(begin + together, plan.planes);
+            const Stored* const x = static_cast<const Stored*>(args.x) + begin * in;
+            Stored* const y = static_cast<Stored*>(args.y) + begin * out;
+            // The first and the last planes may lack values beside them, and are copied to where there are some.
+            const bool copied = !same || begin * in < before || (plan.planes - end) * in < behind;
+            if (copied) std::transform(x, x + (end - begin) * in, inputs.begin() + before, Element::load);
+            if constexpr (same) {
+                filter.run(copied ? inputs.data() + before : x, end - begin, y);
+            } else {
+                filter.run(inputs.data() + before, end - begin, results.data());
+                std::transform(results.begin(), results.begin() + (end - begin) * out, y, Element::store);
+            }
         }
     });
     return true;
 }
 
+template <typename Element, int Bytes>
+bool filter_by_vectors_of(const Upfirdn2dArgs& args, const Plan<typename Element::Math>& plan) {
+    constexpr int lanes = Bytes / int(sizeof(typename Element::Math));
+    const Axis& x = plan.x;
+    bool done = false;
+    if (x.each_phase_has(4) && x.period == 1 && x.step == 1) {
+        done = filter_if_wide_enough<Element, lanes, Step::kPlain>(args, plan);
+    } else if (x.each_phase_has(4) && x.period == 1 && x.step == 2) {
+        done = filter_if_wide_enough<Element, lanes, Step::kDown>(args, plan);
+    } else if (x.each_phase_has(2) && x.phases.size() == 2 && x.step == 1) {
+        done = filter_if_wide_enough<Element, lanes, Step::kUp>(args, plan);
+    }
+    if constexpr (Bytes > 16) done = done || filter_by_vectors_of<Element, Bytes / 2>(args, plan);
+    return done;
+}
+
 // Compute it this way; false if another way is better.
 template <typename Element>
 bool filter_if_small(const Upfirdn2dArgs& args, const Plan<typename Element::Math>& plan) {
-    constexpr int lanes = kLanes<typename Element::Math>;
-    if (!plan.separable || plan.pixel > 1 || args.x_height * args.x_width == 0) return false;
-    if (args.y_width < lanes / 2 || args.y_width > kSmallWidth) return false;
-    if (std::max({args.x_height, args.y_height, plan.y.last - plan.y.first}) > kSmallHeight) return false;
-    return args.y_width < lanes ? filter_if_small<Element, lanes / 2>(args, plan)
-                                : filter_if_small<Element, lanes>(args, plan);
+    const int64_t values = args.x_height * args.x_width + args.y_height * args.y_width;
+    if (!plan.separable || plan.pixel > 1 || args.y_width > kSmallWidth) return false;
+    if (values * int64_t(sizeof(typename Element::Math)) > kSmallBytes) return false;
+    if (!plan.y.each_phase_has(4) && !plan.y.each_phase_has(2)) return false;
+    return filter_by_vectors_of<Element, kVectorBytes>(args, plan);
 }
 
 }  // namespace stylegan_ops
