@@ -30,44 +30,65 @@ class Baseline:
         teacher: EDMPrecond around a DDPM++ network.
         batch: images of each update.
         lr: of both networks.
+        halflife_nimg: of the moving average, in images.
+        log_sigma: mean and standard deviation of the logarithm of the noise levels.
     """
 
-    def __init__(self, generator: Any, teacher: Any, batch: int, lr: float = 1e-5, halflife_nimg: float = 5e5) -> None:
+    def __init__(
+        self,
+        generator: Any,
+        teacher: Any,
+        batch: int,
+        lr: float = 1e-5,
+        halflife_nimg: float = 5e5,
+        log_sigma: tuple[float, float] = (P_MEAN, P_STD),
+    ) -> None:
         self.generator, self.generator_ema = generator.requires_grad_(True), copy.deepcopy(generator)
         self.teacher, self.fake = teacher.requires_grad_(False), copy.deepcopy(teacher).requires_grad_(True)
-        self.batch, self.beta = batch, 0.5 ** (batch / halflife_nimg)
+        self.batch, self.beta, self.log_sigma = batch, 0.5 ** (batch / halflife_nimg), log_sigma
         self.generator_optimizer = torch.optim.Adam(self.generator.parameters(), lr=lr, betas=(0.0, 0.999))
         self.fake_optimizer = torch.optim.Adam(self.fake.parameters(), lr=lr, betas=(0.0, 0.999))
 
-    def draw(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Latents, labels and noise levels."""
-        z = torch.randn(self.batch, self.generator.z_dim)
-        c = torch.eye(max(self.generator.c_dim, 1))[torch.randint(max(self.generator.c_dim, 1), [self.batch])]
-        return z, c, (torch.randn(self.batch, 1, 1, 1) * P_STD + P_MEAN).exp()
+    def draw(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Latents, labels, noise levels and noise."""
+        generator, (mean, std) = self.generator, self.log_sigma
+        z = torch.randn(self.batch, generator.z_dim)
+        c = torch.eye(max(generator.c_dim, 1))[torch.randint(max(generator.c_dim, 1), [self.batch])]
+        noise = torch.randn(self.batch, generator.img_channels, *[generator.img_resolution] * 2)
+        return z, c, (torch.randn(self.batch, 1, 1, 1) * std + mean).exp(), noise
 
-    def step(self) -> None:
-        """One update of the fake score, one of the generator, one of the moving average."""
-        z, c, sigma = self.draw()
-        with torch.no_grad():
-            x0 = generate(self.generator, z, c)
-        self.fake_optimizer.zero_grad()
-        denoised = denoise(self.fake, x0 + sigma * torch.randn_like(x0), sigma, c, dropout=True)
-        weight = (sigma**2 + SIGMA_DATA**2) / (sigma * SIGMA_DATA) ** 2
-        (weight * (denoised - x0) ** 2).sum().mul(1 / self.batch).backward()
-        _apply(self.fake_optimizer)
-
-        z, c, sigma = self.draw()
-        self.generator_optimizer.zero_grad()
-        x0 = generate(self.generator, z, c)
-        with torch.no_grad():
-            x_t = x0 + sigma * torch.randn_like(x0)
-            gradient = denoise(self.fake, x_t, sigma, c) - denoise(self.teacher, x_t, sigma, c)
-        (gradient * x0).sum().mul(1 / self.batch).backward()
-        _apply(self.generator_optimizer)
-
+    def step(self) -> tuple[Tensor, Tensor]:
+        """One update of the fake score, one of the generator, one of the moving average: the loss and the gap."""
+        loss, gap = self.fit_fake(), self.move_generator()
         with torch.no_grad():
             for average, live in zip(self.generator_ema.parameters(), self.generator.parameters(), strict=True):
                 average.copy_(live.lerp(average, self.beta))
+        return loss, gap
+
+    def fit_fake(self) -> Tensor:
+        """An update of the fake score; its loss."""
+        z, c, sigma, noise = self.draw()
+        with torch.no_grad():
+            x0 = generate(self.generator, z, c)
+        self.fake_optimizer.zero_grad()
+        denoised = denoise(self.fake, x0 + sigma * noise, sigma, c, dropout=True)
+        weight = (sigma**2 + SIGMA_DATA**2) / (sigma * SIGMA_DATA) ** 2
+        loss = (weight * (denoised - x0) ** 2).sum().mul(1 / self.batch)
+        loss.backward()
+        _apply(self.fake_optimizer)
+        return loss.detach()
+
+    def move_generator(self) -> Tensor:
+        """An update of the generator; how far both estimates are from each other, the mean over images."""
+        z, c, sigma, noise = self.draw()
+        self.generator_optimizer.zero_grad()
+        x0 = generate(self.generator, z, c)
+        with torch.no_grad():
+            x_t = x0 + sigma * noise
+            gradient = denoise(self.fake, x_t, sigma, c) - denoise(self.teacher, x_t, sigma, c)
+        (gradient * x0).sum().mul(1 / self.batch).backward()
+        _apply(self.generator_optimizer)
+        return gradient.square().mean(dim=[1, 2, 3]).sqrt().mean()
 
 
 def _apply(optimizer: torch.optim.Optimizer) -> None:

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import agreement
 import baseline_step
+import sharing
 import step
 
+from refine import trainer as trainer_module
+from refine.bridge import Bridge
+from refine.config import RunConfig
+from refine.networks.edm_layers import UNetBlock
+from refine.trainer import Trainer
+
+generate = baseline_step.generate
 SMALL = {
     "unconditional": step.Size(16, 0, 3, (16, 2, 128, 16), (8, (1, 2), 1), 4),
     "conditional": step.Size(32, 5, 1, (16, 2, 256, 16), (8, (2, 2), 1), 4),
@@ -47,3 +58,92 @@ def test_both_step(name, monkeypatch):
             trainer.step()
         assert any(not torch.equal(a, b) for a, b in zip(before, trainer.generator.parameters(), strict=True))
         assert any(not torch.equal(a, b) for a, b in zip(start, trainer.fake.parameters(), strict=True))
+
+
+@pytest.fixture
+def float64_by_default():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def test_steps_are_those_of_refine_for_the_same_numbers(monkeypatch, float64_by_default):
+    """Warm-up, ramps, both updates and the average: Refine with a forward pass for each update, on the same draws."""
+    size = SMALL["conditional"]
+    config = RunConfig(
+        gan="g", teacher="t", batch=4, glr=1e-3, flr=2e-3, lr_rampup_kimg=0.012, lr_decay="cosine", kimg=0.1,
+        ema_halflife_kimg=0.1, ema_rampup=0.5, sigma="lognormal:0.6,1", fake_sigma="lognormal:0.6,1",
+        share_forward=False,
+    )  # fmt: skip
+    # In float64: Adam makes whole steps of rounding errors where a gradient is zero, as that of a key's bias is.
+    networks = [network.double() for network in step.networks(size)]
+    for module in networks[1].modules():
+        if isinstance(module, UNetBlock):
+            module.dropout = 0.0
+    monkeypatch.setattr(baseline_step, "generate", lambda g, z, c: generate(g, z, c, "const"))
+    plain = agreement.Plain(config, *copy.deepcopy(networks))
+    generator, teacher = copy.deepcopy(networks)
+    average = copy.deepcopy(generator).requires_grad_(False)
+    bridge = Bridge(size.resolution, size.classes)
+    shipped = Trainer(
+        replace(config, noise_mode="const"), generator.requires_grad_(True), average, teacher, copy.deepcopy(teacher),
+        bridge, torch.device("cpu"),
+    )  # fmt: skip
+    drawn = []
+    draw = trainer_module.draw
+
+    def remember(*args):
+        drawn.append(draw(*args))
+        return drawn[-1]
+
+    def same_numbers():
+        d = drawn.pop(0)
+        sigma, noise = (d.sigma, d.noise) if len(d.sigma) else (d.fake_sigma, d.fake_noise)
+        return d.z, d.c, sigma.reshape(-1, 1, 1, 1), noise
+
+    monkeypatch.setattr(trainer_module, "draw", remember)
+    monkeypatch.setattr(plain.recipe, "draw", same_numbers)
+    for training in (shipped, plain):
+        for _ in range(2):
+            training.warm_up_step()
+        for _ in range(4):
+            training.step()
+    assert not drawn
+    vector = torch.nn.utils.parameters_to_vector
+    starts = {"generator": networks[0], "generator_ema": networks[0], "fake": networks[1]}
+    for name, start in starts.items():
+        a, b = (vector(getattr(owner, name).parameters()) for owner in (plain.recipe, shipped))
+        assert (a - b).norm() < 1e-4 * (b - vector(start.parameters())).norm(), name
+    means = plain.averages.means(), shipped.averages.means()
+    for name, value in means[0].items():
+        assert value == pytest.approx(means[1][name], rel=1e-5), name
+
+
+def test_settings_that_the_recipe_lacks_are_refused():
+    for changes in ({"sigma": "karras"}, {"fake_sigma": "lognormal:0,1"}, {"weighting": "dmd"}, {"fake_steps": 2}):
+        with pytest.raises(ValueError, match="the plain recipe knows"):
+            agreement.Plain(RunConfig(gan="g", teacher="t", **changes), None, None)
+
+
+def test_agreement_is_told_by_all_divisions():
+    """Five values against five: 252 divisions, of which two are as far apart as these."""
+    low, high = [1.0, 2, 3, 4, 5], [6.0, 7, 8, 9, 10]
+    assert agreement.permutation_p(low, high) == pytest.approx(2 / 252)
+    assert agreement.permutation_p(low, low) == 1
+    runs = {
+        form: [{"figures": {"fid": x, "recall": x}, "loss": [0, 0, x], "gap": [9, 9, x]} for x in values]
+        for form, values in zip(agreement.FORMS, (low, low, high), strict=True)
+    }
+    lines = agreement.comparison(runs)
+    assert len(lines) == 3 + 4 * 3
+    assert lines[4].endswith("| +0 (-2.3 to +2.3) | 1.00 |") and lines[5].endswith("| +5 (+2.7 to +7.3) | 0.01 |")
+    assert (
+        agreement.table(runs)[-1]
+        == "| 3 | " + " | ".join(f"{mean:.1f} ± 1.6 | {mean:.4f} ± 1.5811" for mean in (3, 3, 8)) + " |"
+    )
+
+
+def test_equal_time_is_shared_by_warm_up_and_steps():
+    batch = sharing.COMMON["batch"]
+    warm_up_steps = -(-sharing.COMMON["warmup_kimg"] * 1000 // batch)
+    assert sharing.kimg_within(100 + 0.1 * warm_up_steps, 0.1, 0.25) == 400 * batch / 1000
