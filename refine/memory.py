@@ -58,6 +58,7 @@ class Memory:
             f"          {counted} (counted)",
             f"          activations of {self.images} images {format_bytes(self.activations)} (measured on one, in "
             "float32; bf16 and fp16 take less)",
+            f"          a copy of {format_bytes(self.state)} in main memory while a snapshot is written (counted)",
         ]
 
 

@@ -6,7 +6,7 @@ import copy
 import logging
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,10 @@ from refine.pickles import NetworkPickle
 from refine.preflight import Preflight, preflight
 from refine.probe import Probe
 from refine.run_dir import RunDir, moment
+from refine.saving import Origin, Saver
 from refine.setup import choose_device, make_trainer, run_name, shape_of, with_lasting_paths, would_use_cuda
 from refine.signals import StopRequest
-from refine.state import load_state, load_weights, read_state, remember_start, state_of
+from refine.state import load_state, load_weights, read_state, remember_start
 from refine.status import Tick, format_time, resources, tick_line, tick_row, warm_up_row
 from refine.streams import stream_generator
 from refine.trainer import Progress, Trainer
@@ -126,19 +127,6 @@ def _new_folder(config: RunConfig, gan: LoadedNetwork, teacher: LoadedNetwork) -
     return run_dir.path
 
 
-@dataclass(frozen=True)
-class Origin:
-    """Where a run came from.
-
-    Attributes:
-        hashes: sha256 of its pickles, by the option that named them.
-        start: weights that it began with, where they are not those of its pickle.
-    """
-
-    hashes: dict[str, str]
-    start: dict[str, torch.Tensor] | None = None
-
-
 def position(config: RunConfig, progress: Progress) -> int:
     """Where a run is on the axis of its statistics: images of generator updates, those of the warm-up before 0."""
     if progress.step or not OBJECTIVES[config.objective].needs_fake:
@@ -160,7 +148,8 @@ class Run:
         measure: Measure | None = None,
     ) -> None:
         self.config, self.trainer, self.run_dir = config, trainer, run_dir
-        self.pickle, self.origin, self.probe, self.measure = pickle, origin, probe, measure
+        self.probe, self.measure = probe, measure
+        self.saver = Saver(trainer, pickle, run_dir, origin)
         self.tick_nimg = max(round(config.tick_kimg * 1000), 1)
         self.start_time = self.tick_start_time = self.tick_end_time = self.state_time = time.perf_counter()
         self.tick_start_nimg = trainer.progress.cur_nimg
@@ -182,11 +171,12 @@ class Run:
             stack.enter_context(logging_redirect_tqdm([log]))
             stack.callback(self.events.close)
             stack.enter_context(self.stop.listening())
+            stack.enter_context(self.saver)  # whatever ends the run, it ends with complete files
             if progress.step == 0 and progress.warmup_nimg == 0:
                 self.try_pair()
                 self.save_images("fakes_init.png")
                 self.save_reals()
-                self.save_snapshot()
+                self.saver.save(snapshot=True)
                 self.take_metrics()
             elif progress.step == 0 and not self.start_is_measured():
                 self.take_metrics()  # the run was stopped before that was done
@@ -212,9 +202,11 @@ class Run:
                     self.start_tick()
                 if self.saved_nimg != progress.cur_nimg:
                     self.save()
+            self.saver.wait()
             self.should_stop()  # somebody may have asked for it while the last snapshot was saved
             if self.stopping:
                 state = self.save_state()
+                self.saver.wait()
                 distributed.barrier()  # a process that ends makes the launcher end all, one of which is still saving
                 self.say(f"Stopped by {self.stop.name}; go on with --resume={state}")
                 raise KeyboardInterrupt
@@ -302,7 +294,12 @@ class Run:
         )
 
     def should_stop(self) -> bool:
-        """Whether any process was told to stop, or the metric says so; the same answer at all of them."""
+        """Whether any process was told to stop, or the metric says so; the same answer at all of them.
+
+        Raises:
+            UserError: a file could not be written.
+        """
+        self.saver.check()
         with distributed.phase(f"step {self.trainer.progress.step}"):
             self.stopping = distributed.any_process(self.stop.number is not None)
         return self.stopping or self.worse
@@ -311,9 +308,9 @@ class Run:
 
     def save(self) -> None:
         """A snapshot, the state to go on from, and then the metrics, which may be interrupted."""
-        self.save_snapshot()
+        self.saver.save(snapshot=True, state=True)
+        self.state_time = time.perf_counter()
         self.save_images(f"fakes{self.moment()}.png")
-        self.save_state()
         self.saved_nimg = self.trainer.progress.cur_nimg
         self.take_metrics()
 
@@ -325,22 +322,11 @@ class Run:
         """Where the pickle of this moment goes."""
         return self.run_dir.snapshot_path(self.moment())
 
-    def save_snapshot(self) -> None:
-        """The pickle that came in, with the live generator as G and the moving average as G_ema."""
-        if not distributed.is_first():
-            return
-        networks = {"G": self.trainer.generator, "G_ema": self.trainer.generator_ema}
-        present = {key: n.state_dict() for key, n in networks.items() if self.pickle.get(key) is not None}
-        pickles.save(self.pickle, self.snapshot_path(), present)
-
     def save_state(self) -> Path:
         """The training state; the two newest are kept."""
-        path = self.run_dir.state_path(self.trainer.progress.cur_nimg)
-        state = state_of(self.trainer, self.origin.hashes, self.origin.start)
-        if distributed.is_first():
-            self.run_dir.save_state(self.trainer.progress.cur_nimg, state)
+        self.saver.save(state=True)
         self.state_time = time.perf_counter()
-        return path
+        return self.run_dir.state_path(self.trainer.progress.cur_nimg)
 
     def state_is_due(self) -> bool:
         """Whether the last state is so old that too much would be lost; the first process's clock decides."""
@@ -353,6 +339,7 @@ class Run:
         """
         if self.measure is None or not self.metrics_are_due() or self.should_stop():
             return
+        self.saver.wait()  # the measured snapshot is there, whatever becomes of the measurement
         path = self.snapshot_path()
         # One of several processes cannot leave alone; all is saved, so the launcher may end them.
         self.stop.urgent = distributed.size() == 1

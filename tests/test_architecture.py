@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Components of refine/, from the bottom up. Each may import its own layer and those below, without circles.
 # The package itself offers names of the product lazily: importing a light component never loads a heavy one.
 LAYERS = (
-    {"errors", "files", "download", "command_line", "distributed", "signals", "presets"},
+    {"errors", "files", "download", "command_line", "distributed", "signals", "presets", "background"},
     {
         "pickles",
         "networks",
@@ -31,7 +31,7 @@ LAYERS = (
     }
     | {"acceleration", "bridge", "detail", "objectives", "augment", "classes", "preflight", "corrections"},
     {"config", "train_layers", "probe", "events", "best", "state", "run_dir", "status", "metrics", "report", "trainer"}
-    | {"memory"},
+    | {"memory", "saving"},
     {"loading", "describe", "setup", "measuring"},
     {"run", "inspect", "profile", "metrics.__main__", "assets", "generate", "blend", "export", "dry_run"},
     {"cli"},

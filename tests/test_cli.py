@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from refine import cli
 from refine.config import RunConfig
-from refine.run import Run
+from refine.saving import Saver
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -109,12 +109,17 @@ def test_plan_is_what_a_run_does(fixture_path, tmp_path):
     assert "0.042 kimg in 11 steps of 4 images, after 0.01 kimg of warm-up (3 steps)" in plan
     assert "a snapshot every 0.016 kimg, 4 of 521 kB each" in plan
     saved = []
-    original = Run.save_snapshot
+    original = Saver.save
+
+    def save(self, *, snapshot=False, state=False):
+        saved.extend([self.trainer.progress.step] * snapshot)
+        original(self, snapshot=snapshot, state=state)
+
     try:
-        Run.save_snapshot = lambda self: (saved.append(self.trainer.progress.step), original(self))
+        Saver.save = save
         assert run(*pair, *options, "--preflight=0").exit_code == 0
     finally:
-        Run.save_snapshot = original
+        Saver.save = original
     assert saved == [0, 4, 8, 11]
 
 
