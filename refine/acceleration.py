@@ -61,6 +61,8 @@ def checkpoint_blocks(network: nn.Module) -> int:
 def compile_blocks(network: nn.Module, backend: str = "inductor") -> int:
     """Has torch.compile compile every block as a whole, once for all blocks of a shape, on first use.
 
+    With `checkpoint_blocks`, this comes first: what is computed again is then what was compiled.
+
     Each shape of a block is compiled for itself (inductor fails on some of these blocks if sizes are symbols), which
     takes minutes on a CPU and makes nothing faster there: this is meant for GPUs.
 
@@ -78,5 +80,5 @@ def compile_blocks(network: nn.Module, backend: str = "inductor") -> int:
     torch._inductor.config.fallback_random = True  # the numbers that eager PyTorch draws
     blocks = blocks_of(network)
     for block in blocks:
-        block.compile(fullgraph=True, dynamic=False, backend=backend)
+        block.forward = torch.compile(block.forward, fullgraph=True, dynamic=False, backend=backend)
     return len(blocks)

@@ -118,6 +118,13 @@ RUN_OPTIONS: tuple[tuple[str, tuple[str, ...], Any, str, str], ...] = (
     ("Metrics", ("metric-every",), _INT, "N", "Measure each N-th snapshot, and the last one."),
     ("Machine", ("precision",), _TEXT, "TYPE", "Of the U-Nets: auto, fp32, bf16 or fp16."),
     ("Machine", ("compile",), _BOOL, "0|1", "Run the networks' blocks through torch.compile."),
+    (
+        "Machine",
+        ("cuda-graphs",),
+        _BOOL,
+        "0|1",
+        "CUDA graphs of passes without gradients; not yet run on a GPU.",
+    ),
     ("Machine", ("checkpoint",), _BOOL, "0|1", "Compute activations twice instead of keeping them: less memory."),
     ("Machine", ("device",), _TEXT, "NAME", "auto, cpu, cuda or mps."),
     ("Machine", ("seed",), _INT, "N", "Of everything that is drawn."),

@@ -70,6 +70,7 @@ class RunConfig:
         stop_if_worse: end the run after so many snapshots in a row whose FID rose; None: never.
         precision: of the U-Nets: `auto` (by device), `fp32`, `bf16` or `fp16`.
         compile: run the blocks of all networks through torch.compile.
+        cuda_graphs: replay passes of teacher and fake score without gradients as CUDA graphs; elsewhere no effect.
         checkpoint: compute activations again in the backward pass instead of keeping them: slower, with less memory.
         device: `auto`, `cpu`, `cuda` or `mps`.
     """
@@ -123,6 +124,7 @@ class RunConfig:
     stop_if_worse: int | None = None
     precision: str = "auto"
     compile: bool = False
+    cuda_graphs: bool = False
     checkpoint: bool = False
     device: str = "auto"
 

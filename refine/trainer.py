@@ -20,6 +20,7 @@ from refine.acceleration import checkpoint_blocks, compile_blocks
 from refine.averages import Averages
 from refine.bridge import Bridge
 from refine.config import RunConfig
+from refine.cuda_graphs import CudaGraphs, graph_forward
 from refine.diffusion import usable_sigmas
 from refine.draws import Draws, DrawShape, draw, micro_batches
 from refine.errors import UserError
@@ -85,12 +86,16 @@ class Trainer:
         self.fake = fake.requires_grad_(True)
         for network in (self.teacher, self.fake):
             network.use_fp16 = False  # the precision is chosen here, not by the pickle
+        if config.compile:  # before checkpoints, which run the compiled blocks again
+            for network in (self.generator, self.teacher, self.fake):
+                compile_blocks(network)
         if config.checkpoint:
             for network in (self.generator, self.fake):
                 checkpoint_blocks(network)
-        if config.compile:
-            for network in (self.generator, self.teacher, self.fake):
-                compile_blocks(network)
+        if config.cuda_graphs:
+            graphs = CudaGraphs()
+            for network in (self.teacher, self.fake):
+                graph_forward(network, graphs)
         betas, scale_loss = (config.beta1, config.beta2), self.precision == "fp16"
         trained = [p for p in generator.parameters() if p.requires_grad]
         self.generator_optimizer = Optimizer(trained, betas, config.clip_grad, scale_loss)

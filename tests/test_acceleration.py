@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from refine import trainer as trainer_module
 from refine.acceleration import blocks_of, checkpoint_blocks, compile_blocks
 from refine.config import RunConfig
 from refine.loading import load_gan, load_teacher
@@ -125,3 +126,51 @@ def test_dropout_at_its_limits():
     assert dropout(x, 0.3, training=False) is x or torch.equal(dropout(x, 0.3, training=False), x)
     assert torch.equal(dropout(x, 0.0, training=True), x)
     assert not dropout(x, 1.0, training=True).any()
+
+
+def gradients_of_a_step(**changes):
+    """Of generator and fake score, where both scores differ; without dropout, which compiled networks draw anew."""
+    config = RunConfig(
+        gan=GAN, teacher=TEACHER, batch=2, kimg=1.0, beta1=0.0, fake_dropout=False, noise_mode="const", **changes
+    )
+    trainer = make_trainer(config, load_gan(GAN), load_teacher(TEACHER), torch.device("cpu"))
+    rng = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in trainer.fake.parameters():
+            parameter.mul_(1 + 0.1 * torch.randn(parameter.shape, generator=rng))
+    trainer.step()
+    optimizers = (trainer.generator_optimizer.adam, trainer.fake_optimizer.adam)
+    return [[state["exp_avg"] for state in adam.state.values()] for adam in optimizers]  # with beta1=0, the gradients
+
+
+def same_gradients(found, expected):
+    for a, b in zip(found, expected, strict=True):
+        scale = max(float(gradient.abs().max()) for gradient in b)
+        assert scale > 0
+        for x, y in zip(a, b, strict=True):
+            torch.testing.assert_close(x, y, rtol=1e-3, atol=1e-4 * float(y.abs().max()) + 1e-6 * scale)
+
+
+@pytest.fixture(scope="module")
+def eager_gradients():
+    return gradients_of_a_step()
+
+
+def compile_one(monkeypatch, backend):
+    """Has `--compile` compile one block of each network: all of them take minutes."""
+    monkeypatch.setattr(
+        trainer_module, "compile_blocks", lambda network: compile_blocks(blocks_of(network)[1], backend)
+    )
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_a_step_of_compiled_networks(monkeypatch, eager_gradients, checkpoint):
+    """`aot_eager` traces what inductor would compile, and keeps PyTorch's arithmetic; also under checkpoints."""
+    compile_one(monkeypatch, "aot_eager")
+    same_gradients(gradients_of_a_step(compile=True, checkpoint=checkpoint), eager_gradients)
+
+
+@pytest.mark.slow
+def test_a_step_by_inductor_under_checkpoints(monkeypatch, eager_gradients):
+    compile_one(monkeypatch, "inductor")
+    same_gradients(gradients_of_a_step(compile=True, checkpoint=True), eager_gradients)

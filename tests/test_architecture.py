@@ -29,7 +29,17 @@ LAYERS = (
         "precision",
         "seeds",
     }
-    | {"acceleration", "bridge", "detail", "objectives", "augment", "classes", "preflight", "corrections"},
+    | {
+        "acceleration",
+        "cuda_graphs",
+        "bridge",
+        "detail",
+        "objectives",
+        "augment",
+        "classes",
+        "preflight",
+        "corrections",
+    },
     {"config", "train_layers", "probe", "events", "best", "state", "run_dir", "status", "metrics", "report", "trainer"}
     | {"memory", "saving"},
     {"loading", "describe", "setup", "measuring"},

@@ -31,6 +31,7 @@ VALUES: dict[str, tuple[list[str], list[str]]] = {
     "weighting": (["uniform", "dmd", "score"], ["dmdd", "UNIFORM"]),
     "fake-steps": (["1", "2"], ["0", "-3", "1e3"]),
     "compile": (["0"], ["maybe"]),
+    "cuda-graphs": (["0", "1"], ["2"]),
     "checkpoint": (["0", "1"], ["2"]),
     "share-forward": (["0", "1", "true"], ["2"]),
     "share-unet": (["0", "1"], ["2"]),

@@ -1,0 +1,160 @@
+"""CUDA graphs of forward passes without gradients: one launch in place of hundreds, where a GPU waits for Python.
+
+A graph repeats kernels at the addresses that they had when it was captured. So inputs are copied to buffers of their
+own, the result is copied out, and weights, which an optimiser moves in place, are seen as they are. Whatever a graph
+would not repeat faithfully runs as usual: gradients, dropout and all that is random, other shapes, other settings.
+
+Tests run this with a stand-in for CUDA; on a GPU it has not been run yet.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+log = logging.getLogger("refine")
+
+CALLS_BEFORE = 2  # as usual, before a graph is made: many shapes occur once
+MAX_GRAPHS = 4  # of one network; each keeps its buffers
+WARM_UPS = 2
+
+
+class CudaGraphs:
+    """What is needed of CUDA. All graphs share one pool of memory: none needs another's while it runs."""
+
+    def __init__(self) -> None:
+        self._pool: Any = None
+
+    def usable(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether these can be inputs of a graph."""
+        on_cuda = bool(tensors) and all(tensor.device.type == "cuda" for tensor in tensors)
+        return on_cuda and not torch.cuda.is_current_stream_capturing()
+
+    def random_state(self, tensor: Tensor) -> Tensor:
+        """The state of the default generator of a tensor's device."""
+        return torch.cuda.get_rng_state(tensor.device)
+
+    def capture(self, run: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
+        """Records what `run` does.
+
+        Returns:
+            Where its result lies, and the function that computes it anew.
+
+        Raises:
+            RuntimeError: it does something that cannot be recorded, or memory does not suffice.
+        """
+        current, side = torch.cuda.current_stream(), torch.cuda.Stream()
+        side.wait_stream(current)
+        with torch.cuda.stream(side):
+            for _ in range(WARM_UPS):
+                run()
+        current.wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        # Other threads (NCCL's, the one that writes snapshots) may use CUDA meanwhile.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            output = run()
+        self._pool = graph.pool()
+        return output, graph.replay
+
+
+class _Graph(NamedTuple):
+    inputs: list[Tensor]
+    output: Tensor
+    replay: Callable[[], None]
+    addresses: list[int]  # of weights
+
+
+class GraphedForward:
+    """A network's forward function that replays a graph where it can.
+
+    Args:
+        network: whose result is one tensor.
+        cuda: makes graphs.
+    """
+
+    def __init__(self, network: nn.Module, cuda: CudaGraphs) -> None:
+        self.network, self.plain, self.cuda = network, network.forward, cuda
+        self.graphs: dict[Any, _Graph] = {}
+        self.calls: dict[Any, int] = {}
+        self.given_up = False
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        """What the network's own forward function returns, in memory of its own."""
+        tensors = [value for value in args if isinstance(value, Tensor)]
+        varies = self.network.training or torch.is_grad_enabled() or torch.is_inference_mode_enabled()
+        if self.given_up or varies or kwargs or not self.cuda.usable(tensors):
+            return self.plain(*args, **kwargs)
+        key = _key(args)
+        graph = self.graphs.get(key)
+        if graph is not None and graph.addresses != self._addresses():  # the network was moved
+            self.graphs.clear()
+            graph = None
+        if graph is None:
+            self.calls[key] = self.calls.get(key, 0) + 1
+            if self.calls[key] <= CALLS_BEFORE or len(self.graphs) >= MAX_GRAPHS:
+                return self.plain(*args)
+            graph = self._capture(args)
+            if graph is None:
+                return self.plain(*args)
+            self.graphs[key] = graph
+        for buffer, tensor in zip(graph.inputs, tensors, strict=True):
+            buffer.copy_(tensor)
+        graph.replay()
+        return graph.output.clone()
+
+    def _capture(self, args: tuple[Any, ...]) -> _Graph | None:
+        buffers = [value.clone() if isinstance(value, Tensor) else value for value in args]
+        inputs = [value for value in buffers if isinstance(value, Tensor)]
+        before = self.cuda.random_state(inputs[0])
+        try:
+            with _no_cached_casts():
+                self.plain(*buffers)
+                if not torch.equal(before, self.cuda.random_state(inputs[0])):
+                    self._give_up("it draws random numbers")
+                    return None
+                output, replay = self.cuda.capture(lambda: self.plain(*buffers))
+        except RuntimeError as error:  # CUDA's errors, among them that of memory
+            self._give_up((str(error).splitlines() or [type(error).__name__])[0])
+            return None
+        return _Graph(inputs, output, replay, self._addresses())
+
+    def _give_up(self, reason: str) -> None:
+        self.given_up = True
+        self.graphs.clear()
+        log.warning(f"{type(self.network).__name__} runs without CUDA graphs: {reason}")
+
+    def _addresses(self) -> list[int]:
+        return [tensor.data_ptr() for tensor in (*self.network.parameters(), *self.network.buffers())]
+
+
+def graph_forward(network: nn.Module, cuda: CudaGraphs) -> GraphedForward:
+    """Has a network's forward passes without gradients replay CUDA graphs."""
+    network.forward = forward = GraphedForward(network, cuda)
+    return forward
+
+
+def _key(args: tuple[Any, ...]) -> Any:
+    """What decides which kernels run: shapes, strides and types, and settings of PyTorch."""
+    values = tuple(
+        (value.shape, value.stride(), value.dtype, value.device) if isinstance(value, Tensor) else value
+        for value in args
+    )
+    kind = next(value.device.type for value in args if isinstance(value, Tensor))
+    settings = (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)
+    return values, settings, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
+
+
+@contextmanager
+def _no_cached_casts() -> Iterator[None]:
+    """Autocast casts weights each time: a graph has to repeat the cast, not to keep what came of it."""
+    previous = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(previous)
