@@ -10,7 +10,7 @@ from torch import Tensor
 
 from stylegan_ops.conv2d_resample import conv2d_resample
 from stylegan_ops.fma import fma
-from stylegan_ops.geometry import PaddingLike, check_images
+from stylegan_ops.geometry import NO_PADDING, PaddingLike, check_images, parse_padding
 from stylegan_ops.modulated_conv2d_table import BATCHES, FUSED_SPEEDUP
 
 
@@ -93,6 +93,10 @@ def modulated_conv2d(
         w = weight * styles[:, None, :, None, None]  # [N, out_channels, in_channels, height, width]
         if scales is not None:
             w = w * scales[:, :, None, None, None]
+        if weight[0, 0].numel() == 1 and up == 1 == down and parse_padding(padding) == NO_PADDING:
+            # A matrix for each sample; many groups of a few channels are what convolutions are slow at.
+            y = torch.bmm(w.flatten(2).to(x.dtype), x.flatten(2)).unflatten(2, x.shape[2:])
+            return y if noise is None else y + noise.to(y.dtype)
         y = convolve(x.reshape(1, -1, *x.shape[2:]), w.flatten(0, 1), groups=batch)
         y = y.reshape(batch, -1, *y.shape[2:])
         return y if noise is None else y + noise.to(y.dtype)

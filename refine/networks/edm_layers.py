@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from refine.errors import UserError
 from refine.networks.initial import normal
+from stylegan_ops.upfirdn2d import upfirdn2d
 
 Resampling = Literal["up", "down"]
 
@@ -30,12 +31,12 @@ def _resampling_kernel(taps: Sequence[float]) -> Tensor:
 
 def _filter_by_2(x: Tensor, kernel: Tensor, resampling: Resampling, padding: int) -> Tensor:
     """Filters every channel of x [N, C, H, W] and changes its resolution by two."""
-    channels = x.shape[1]
-    weight = kernel.to(x.dtype).expand(channels, -1, -1, -1)
+    f, taps = kernel[0, 0], kernel.shape[3]
     if resampling == "up":
         # Three of four samples are inserted zeros: the factor 4 keeps the mean.
-        return functional.conv_transpose2d(x, 4 * weight, stride=2, padding=padding, groups=channels)
-    return functional.conv2d(x, weight, stride=2, padding=padding, groups=channels)
+        before, after = taps - 1 - padding, taps - 2 - padding
+        return upfirdn2d(x, f, up=2, padding=(before, after, before, after), gain=4)
+    return upfirdn2d(x, f, down=2, padding=padding, flip_filter=True)
 
 
 class Resample(nn.Module):
