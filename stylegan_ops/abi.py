@@ -17,7 +17,7 @@ from torch import Tensor
 
 from stylegan_ops.reference import ACTIVATIONS
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 DTYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
 ACTS = tuple(ACTIVATIONS)
 VALUE, GRAD, GRAD2 = range(3)
@@ -77,6 +77,55 @@ class Upfirdn2dArgs(ctypes.Structure):
     )
 
 
+class Conv3x3Args(ctypes.Structure):
+    """The struct of the same name in csrc/abi.h."""
+
+    _fields_ = (
+        ("x", ctypes.c_void_p),
+        ("w", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("y", ctypes.c_void_p),
+        ("batch", ctypes.c_int64),
+        ("in_channels", ctypes.c_int64),
+        ("out_channels", ctypes.c_int64),
+        ("height", ctypes.c_int64),
+        ("width", ctypes.c_int64),
+        ("transposed", ctypes.c_int32),
+        ("filter_gradient", ctypes.c_int32),
+        ("num_threads", ctypes.c_int32),
+        ("unused", ctypes.c_int32),
+    )
+
+
+class GroupNormArgs(ctypes.Structure):
+    """The struct of the same name in csrc/abi.h."""
+
+    _fields_ = (
+        ("x", ctypes.c_void_p),
+        ("before", ctypes.c_void_p),
+        ("weight", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("scale", ctypes.c_void_p),
+        ("shift", ctypes.c_void_p),
+        ("dy", ctypes.c_void_p),
+        ("y", ctypes.c_void_p),
+        ("mean", ctypes.c_void_p),
+        ("inverse", ctypes.c_void_p),
+        ("dbefore", ctypes.c_void_p),
+        ("dweight", ctypes.c_void_p),
+        ("dbias", ctypes.c_void_p),
+        ("dscale", ctypes.c_void_p),
+        ("dshift", ctypes.c_void_p),
+        ("batch", ctypes.c_int64),
+        ("channels", ctypes.c_int64),
+        ("groups", ctypes.c_int64),
+        ("size", ctypes.c_int64),
+        ("eps", ctypes.c_double),
+        ("num_threads", ctypes.c_int32),
+        ("unused", ctypes.c_int32),
+    )
+
+
 def _packer(structure: type[ctypes.Structure]) -> struct.Struct:
     """What packs the members of a structure, arrays element by element, in their order."""
     codes: dict[Any, str] = {
@@ -91,6 +140,8 @@ def _packer(structure: type[ctypes.Structure]) -> struct.Struct:
 
 _BIAS_ACT = _packer(BiasActArgs)
 _UPFIRDN2D = _packer(Upfirdn2dArgs)
+_CONV3X3 = _packer(Conv3x3Args)
+_GROUP_NORM = _packer(GroupNormArgs)
 
 
 def is_channels_last(x: Tensor) -> bool:
@@ -231,4 +282,79 @@ def upfirdn2d_args(
         flip,
         DTYPES[x.dtype],
         num_threads,
+    )
+
+
+def conv3x3_args(
+    y: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    transposed: bool,
+    num_threads: int = 1,
+    filter_gradient: bool = False,
+) -> bytes:
+    """Pack Conv3x3Args, of contiguous float32 tensors.
+
+    Args:
+        y: [N, out_channels, H, W]: where the result goes; its gradient if `filter_gradient`.
+        x: images [N, in_channels, H, W].
+        weight: [out_channels, in_channels, 3, 3], in channels first if `transposed`; where its gradient goes if
+            `filter_gradient`.
+        bias: [out_channels] or None.
+        transposed: whether `weight` stands for its transpose, with both axes of its 3 x 3 reversed.
+        num_threads: how many threads of the CPU may share the work.
+        filter_gradient: compute that.
+    """
+    source, target = (y, weight) if filter_gradient else (weight, y)
+    return _CONV3X3.pack(
+        x.data_ptr(),
+        source.data_ptr(),
+        0 if bias is None else bias.data_ptr(),
+        target.data_ptr(),
+        x.shape[0],
+        x.shape[1],
+        y.shape[1],
+        x.shape[2],
+        x.shape[3],
+        transposed,
+        filter_gradient,
+        num_threads,
+        0,
+    )
+
+
+def group_norm_args(
+    x: Tensor,
+    groups: int,
+    eps: float,
+    num_threads: int,
+    inputs: Sequence[Tensor | None],
+    dy: Tensor | None,
+    y: Tensor,
+    statistics: Tensor,
+    grads: Sequence[Tensor | None] = (None,) * 5,
+) -> bytes:
+    """Pack GroupNormArgs, of contiguous float32 tensors.
+
+    Args:
+        x: [N, C, ...].
+        groups: of neighbouring channels.
+        eps: added to variances.
+        num_threads: how many threads of the CPU may share the work.
+        inputs: weight, bias, before, scale, shift; the last three may be None.
+        dy: the gradient of the result, or None for the result.
+        y: where the result, or the gradient of x, goes.
+        statistics: [2, N, groups], mean and reciprocal deviation of each group.
+        grads: where those of `inputs` go.
+    """
+    weight, bias, before, scale, shift = (0 if tensor is None else tensor.data_ptr() for tensor in inputs)
+    dweight, dbias, dbefore, dscale, dshift = (0 if tensor is None else tensor.data_ptr() for tensor in grads)
+    batch, channels = x.shape[:2]
+    mean = statistics.data_ptr()
+    return _GROUP_NORM.pack(
+        *(x.data_ptr(), before, weight, bias, scale, shift),
+        *(0 if dy is None else dy.data_ptr(), y.data_ptr(), mean, mean + 4 * batch * groups),
+        *(dbefore, dweight, dbias, dscale, dshift),
+        *(batch, channels, groups, x.numel() // max(1, batch * channels), eps, num_threads, 0),
     )

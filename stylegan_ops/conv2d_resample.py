@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from stylegan_ops.conv3x3 import conv3x3
 from stylegan_ops.geometry import (
     NO_PADDING,
     Padding,
@@ -96,6 +97,8 @@ def conv2d_resample(
         x = upfirdn2d(x, f, padding=sides, flip_filter=flip_filter)
         return conv2d_padded(x, correlated_w, NO_PADDING, stride=factor_down, groups=groups)
 
+    if groups == 1 and sides == (1, 1, 1, 1) and kernel == (3, 3):
+        return conv3x3(x, correlated_w)
     return conv2d_padded(x, correlated_w, sides, groups=groups)
 
 

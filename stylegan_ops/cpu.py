@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -30,7 +31,8 @@ def library() -> ctypes.CDLL:
     version = loaded.stylegan_ops_abi_version()
     if version != abi.ABI_VERSION:
         raise OSError(f"{path} has version {version} of the kernels' arguments, not {abi.ABI_VERSION}: delete it")
-    for function in (loaded.stylegan_ops_bias_act, loaded.stylegan_ops_upfirdn2d):
+    names = ("bias_act", "upfirdn2d", "conv3x3", "group_norm_silu")
+    for function in (getattr(loaded, f"stylegan_ops_{name}") for name in names):
         function.argtypes = [ctypes.c_char_p]  # Bytes are passed as a pointer to them.
         function.restype = ctypes.c_int
     return loaded
@@ -127,3 +129,52 @@ def upfirdn2d(
     if library().stylegan_ops_upfirdn2d(args) != 0:
         raise ValueError(f"the CPU library has no upfirdn2d for {x.dtype}")
     return y
+
+
+def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None, transposed: bool = False) -> Tensor:
+    """Correlate float32 images [N, C, H, W], padded by one pixel, with [out_channels, C, 3, 3], or with its transpose.
+
+    Transposed, it maps the gradient of a result to that of the images.
+    """
+    x, weight = x.contiguous(), weight.contiguous()
+    bias = None if bias is None else bias.contiguous()
+    y = torch.empty((x.shape[0], weight.shape[1 if transposed else 0], *x.shape[2:]), dtype=x.dtype)
+    library().stylegan_ops_conv3x3(abi.conv3x3_args(y, x, weight, bias, transposed, torch.get_num_threads()))
+    return y
+
+
+def conv3x3_filter_gradient(x: Tensor, dy: Tensor) -> Tensor:
+    """The gradient [out_channels, C, 3, 3] of the filters, of images and the gradient of the result."""
+    x, dy = x.contiguous(), dy.contiguous()
+    dw = torch.empty((dy.shape[1], x.shape[1], 3, 3), dtype=x.dtype)
+    args = abi.conv3x3_args(dy, x, dw, None, False, torch.get_num_threads(), filter_gradient=True)
+    library().stylegan_ops_conv3x3(args)
+    return dw
+
+
+def group_norm_silu(x: Tensor, groups: int, eps: float, inputs: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
+    """Compute silu((group_norm(x + before) * weight + bias) * (1 + scale) + shift), all contiguous float32.
+
+    Args:
+        x: [N, C, ...].
+        groups: of neighbouring channels.
+        eps: added to variances.
+        inputs: weight, bias, before, scale, shift; the last three may be None.
+
+    Returns:
+        The result; mean and reciprocal deviation of each group, [2, N, groups].
+    """
+    y, statistics = torch.empty_like(x), torch.empty((2, x.shape[0], groups), dtype=x.dtype)
+    args = abi.group_norm_args(x, groups, eps, torch.get_num_threads(), inputs, None, y, statistics)
+    library().stylegan_ops_group_norm_silu(args)
+    return y, statistics
+
+
+def group_norm_silu_grads(
+    dy: Tensor, x: Tensor, groups: int, eps: float, inputs: Sequence[Tensor | None], statistics: Tensor
+) -> list[Tensor | None]:
+    """The gradients of x and of `inputs`, None where these are."""
+    dx, grads = torch.empty_like(x), [None if t is None else torch.empty_like(t) for t in inputs]
+    args = abi.group_norm_args(x, groups, eps, torch.get_num_threads(), inputs, dy, dx, statistics, grads)
+    library().stylegan_ops_group_norm_silu(args)
+    return [dx, *grads]

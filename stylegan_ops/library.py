@@ -96,7 +96,8 @@ def _kernels_serve(device: torch.device, dtype: torch.dtype) -> bool:
 _kernels_serve._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def _needs_grad(*tensors: Tensor | None) -> bool:
+def needs_grad(*tensors: Tensor | None) -> bool:
+    """Whether autograd has to know of an operator on these tensors."""
     if torch.is_grad_enabled():
         for tensor in tensors:
             if tensor is not None and tensor.requires_grad:
@@ -110,7 +111,7 @@ def _needs_grad(*tensors: Tensor | None) -> bool:
 def bias_act(x: Tensor, b: Tensor | None, dim: int, act: int, alpha: float, gain: float, clamp: float) -> Tensor:
     """Compute clamp(gain * act(x + b)); b has x's dtype."""
     operators, differentiable = route(x, b)
-    if differentiable or not _needs_grad(x, b):
+    if differentiable or not needs_grad(x, b):
         return operators.bias_act(x, b, dim, act, alpha, gain, clamp)
     return _BiasAct.apply(x, b, (dim, act, alpha, gain, clamp), operators)
 
@@ -120,7 +121,7 @@ def bias_act_grad(
 ) -> Tensor:
     """Compute the derivative of sum(dy * bias_act(x, b, ...)) with respect to x."""
     operators, differentiable = route(x, b, dy)
-    if differentiable or not _needs_grad(dy, x, b):
+    if differentiable or not needs_grad(dy, x, b):
         return operators.bias_act_grad(dy, x, b, dim, act, alpha, gain, clamp)
     return _BiasActGrad.apply(dy, x, b, (dim, act, alpha, gain, clamp), operators)
 
@@ -128,7 +129,7 @@ def bias_act_grad(
 def bias_act_grad2(ddx: Tensor, dy: Tensor, x: Tensor, b: Tensor | None, *options: Any) -> Tensor:
     """Compute the derivative of sum(ddx * bias_act_grad(dy, x, b, ...)) with respect to x."""
     operators, differentiable = route(x, b, dy, ddx)
-    if not differentiable and _needs_grad(ddx, dy, x, b):
+    if not differentiable and needs_grad(ddx, dy, x, b):
         operators = plain  # There are no kernels for third derivatives.
     return operators.bias_act_grad2(ddx, dy, x, b, *options)
 
@@ -138,13 +139,13 @@ def upfirdn2d(x: Tensor, f: Tensor, *options: Any) -> Tensor:
     operators, differentiable = route(x, f)
     if operators is not plain:
         # The kernels' filters are constants of single precision.
-        if _needs_grad(f):
+        if needs_grad(f):
             return plain.upfirdn2d(x, f, *options)
         if f.dtype != torch.float32:
             if f.dtype == torch.float64 == x.dtype:
                 return plain.upfirdn2d(x, f, *options)
             f = f.to(torch.float32)
-    if differentiable or not _needs_grad(x):
+    if differentiable or not needs_grad(x):
         return operators.upfirdn2d(x, f, *options)
     return _Upfirdn2d.apply(x, f, options, operators)
 

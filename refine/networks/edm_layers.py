@@ -18,6 +18,8 @@ from torch.nn import functional
 
 from refine.errors import UserError
 from refine.networks.initial import normal
+from stylegan_ops.conv3x3 import conv3x3
+from stylegan_ops.group_norm_silu import group_norm_silu
 from stylegan_ops.upfirdn2d import upfirdn2d
 
 Resampling = Literal["up", "down"]
@@ -37,6 +39,13 @@ def _filter_by_2(x: Tensor, kernel: Tensor, resampling: Resampling, padding: int
         before, after = taps - 1 - padding, taps - 2 - padding
         return upfirdn2d(x, f, up=2, padding=(before, after, before, after), gain=4)
     return upfirdn2d(x, f, down=2, padding=padding, flip_filter=True)
+
+
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Convolves x, zero-padded such that its size stays."""
+    if weight.shape[2] == 3:
+        return conv3x3(x, weight, bias)
+    return functional.conv2d(x, weight, bias, padding=weight.shape[2] // 2)
 
 
 class Resample(nn.Module):
@@ -89,20 +98,13 @@ class Conv2d(nn.Conv2d):
         """[N, in_channels, H, W] -> [N, out_channels, H', W']."""
         assert self.bias is not None
         weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
-        padding = self.kernel_size[0] // 2
         if self.resampling is None:
-            return functional.conv2d(x, weight, bias, padding=padding)
+            return _convolve(x, weight, bias)
         if self.convolve_first:
             # The filter sees convolved values outside of the image: its padding moves into the convolution.
-            x = functional.conv2d(x, weight, bias, padding=padding + self.filter_padding)
+            x = functional.conv2d(x, weight, bias, padding=self.kernel_size[0] // 2 + self.filter_padding)
             return _filter_by_2(x, self.resample_filter, self.resampling, padding=0)
-        x = _filter_by_2(x, self.resample_filter, self.resampling, self.filter_padding)
-        return functional.conv2d(x, weight, bias, padding=padding)
-
-
-def silu(x: Tensor) -> Tensor:
-    """The product x * sigmoid(x), of a tensor that nobody else needs: in its own memory where no gradient wants it."""
-    return functional.silu(x, inplace=not torch.is_grad_enabled())
+        return _convolve(_filter_by_2(x, self.resample_filter, self.resampling, self.filter_padding), weight, bias)
 
 
 def dropout(x: Tensor, p: float, training: bool) -> Tensor:
@@ -128,6 +130,13 @@ class GroupNorm(nn.GroupNorm):
         """[N, C, H, W] -> [N, C, H, W]."""
         weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
         return functional.group_norm(x, self.num_groups, weight, bias, self.eps)
+
+    def silu(
+        self, x: Tensor, before: Tensor | None = None, scale: Tensor | None = None, shift: Tensor | None = None
+    ) -> Tensor:
+        """The SiLU of forward(x + before) * (1 + scale) + shift; all but x are [N, C]."""
+        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+        return group_norm_silu(x, self.num_groups, weight, bias, self.eps, before, scale, shift)
 
 
 class PositionalEmbedding(nn.Module):
@@ -235,14 +244,14 @@ class UNetBlock(nn.Module):
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """Maps x [N, in_channels, H, W], emb [N or 1, emb_channels] to [N, out_channels, H', W']."""
-        h = self.conv0(silu(self.norm0(x)))
-        modulation = self.affine(emb).to(h.dtype)[:, :, None, None]
+        h = self.conv0(self.norm0.silu(x))
+        modulation = self.affine(emb).to(h.dtype).expand(len(h), -1)
         if self.adaptive_scale:
             scale, shift = modulation.chunk(2, dim=1)
-            h = self.norm1(h) * (1 + scale) + shift
+            h = self.norm1.silu(h, scale=scale, shift=shift)
         else:
-            h = self.norm1(h + modulation)
-        h = self.conv1(dropout(silu(h), self.dropout, self.training))
+            h = self.norm1.silu(h, before=modulation)
+        h = self.conv1(dropout(h, self.dropout, self.training))
         h = (h + (x if self.skip is None else self.skip(x))) * self.skip_scale
         if self.num_heads:
             h = (h + self._self_attention(h)) * self.skip_scale

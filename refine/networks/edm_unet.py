@@ -23,7 +23,6 @@ from refine.networks.edm_layers import (
     PositionalEmbedding,
     Resample,
     UNetBlock,
-    silu,
 )
 from refine.networks.initial import normal
 
@@ -268,7 +267,9 @@ class SongUNet(_UNet):
         for res, h in self._encode_decode(x, emb).items():  # from low to high resolution
             name = f"{res}x{res}"
             if self.decoder_type == "skip" or res == self.resolutions[0]:
-                image = self.dec[f"{name}_aux_conv"](silu(self.dec[f"{name}_aux_norm"](h)))
+                norm = self.dec[f"{name}_aux_norm"]
+                assert isinstance(norm, GroupNorm)
+                image = self.dec[f"{name}_aux_conv"](norm.silu(h))
                 output = image if output is None else image + self.dec[f"{name}_aux_up"](output)
         assert output is not None
         return output
@@ -355,7 +356,7 @@ class DhariwalUNet(_UNet):
                 class_labels = _drop_labels(class_labels, x.shape[0], self.label_dropout)
             emb = emb + self.map_label(class_labels)
         h = self._encode_decode(x, functional.silu(emb))[self.resolutions[0]]
-        return self.out_conv(silu(self.out_norm(h)))
+        return self.out_conv(self.out_norm.silu(h))
 
 
 def _require_one_of(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -16,7 +16,7 @@ typedef int64_t sgo_int64;
 #endif
 
 // Raised whenever a struct, an enumeration or the meaning of a member changes; abi.py has the same number.
-#define STYLEGAN_OPS_ABI_VERSION 2
+#define STYLEGAN_OPS_ABI_VERSION 3
 
 enum SgoDtype { SGO_FLOAT64 = 0, SGO_FLOAT32 = 1, SGO_BFLOAT16 = 2, SGO_FLOAT16 = 3 };
 
@@ -87,6 +87,53 @@ struct Upfirdn2dArgs {
     sgo_int32 flip;
     sgo_int32 dtype;
     sgo_int32 num_threads;  // for the CPU
+};
+
+// Contiguous float32. y[n, o, i, j] = bias[o] + sum over c, k, l of w[o, c, k, l] * x[n, c, i + k - 1, j + l - 1], x
+// being 0 outside; if `transposed`, w[c, o, 2 - k, 2 - l] stands for w[o, c, k, l]. If `filter_gradient`, w is the
+// gradient of y and y the resulting gradient of w.
+struct Conv3x3Args {
+    const void* x;     // [batch, in_channels, height, width]
+    const void* w;     // [out_channels, in_channels, 3, 3]
+    const void* bias;  // [out_channels], or null
+    void* y;           // [batch, out_channels, height, width]
+    sgo_int64 batch;
+    sgo_int64 in_channels;
+    sgo_int64 out_channels;
+    sgo_int64 height;
+    sgo_int64 width;
+    sgo_int32 transposed;
+    sgo_int32 filter_gradient;
+    sgo_int32 num_threads;
+    sgo_int32 unused;
+};
+
+// Contiguous float32, in images [batch, channels, size]. y = silu(u * (1 + scale) + shift), u = n * weight + bias, where n
+// is x + before less the mean of its group of channels, times `inverse`, the reciprocal square root of its variance
+// + eps. If dy is given, mean and inverse are read and y is the gradient of x.
+struct GroupNormArgs {
+    const void* x;
+    const void* before;  // [batch, channels], or null, like scale and shift
+    const void* weight;  // [channels]
+    const void* bias;    // [channels]
+    const void* scale;
+    const void* shift;
+    const void* dy;  // the gradient of y, or null
+    void* y;
+    void* mean;     // [batch, groups]
+    void* inverse;  // [batch, groups]
+    void* dbefore;  // gradients; null where there is no such input
+    void* dweight;
+    void* dbias;
+    void* dscale;
+    void* dshift;
+    sgo_int64 batch;
+    sgo_int64 channels;
+    sgo_int64 groups;
+    sgo_int64 size;
+    double eps;
+    sgo_int32 num_threads;
+    sgo_int32 unused;
 };
 
 #endif

@@ -138,13 +138,13 @@ def test_sigma_and_x_may_come_in_every_form(load, golden):
     want = net(x, torch.full([8], sigma))
     assert want.dtype == torch.float32
     for form in (sigma, torch.tensor(sigma), torch.full([8, 1, 1, 1], sigma), torch.tensor([sigma]).double()):
-        assert largest_error(net(x, form), want.numpy()) < 1e-6
+        assert largest_error(net(x, form), want.numpy()) < 5e-6
     assert torch.equal(net(x.double(), torch.full([8], sigma)), want)
 
     conditional, one_hot = load(NAMES[1]), torch.eye(5)[[3]]
     want = conditional(x, sigma, one_hot.expand(8, -1))
     for labels in (one_hot, one_hot.double(), one_hot.long()):
-        assert largest_error(conditional(x, sigma, labels), want.numpy()) < 1e-6
+        assert largest_error(conditional(x, sigma, labels), want.numpy()) < 5e-6
 
 
 def test_labels_of_the_wrong_width_are_refused_and_needless_ones_ignored(load):

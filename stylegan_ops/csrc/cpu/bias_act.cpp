@@ -9,24 +9,6 @@
 namespace stylegan_ops {
 namespace {
 
-// An activation's value and derivatives; the compiler drops what is not used.
-template <typename T>
-struct Jet {
-    T value;
-    T first;
-    T second;
-};
-
-// sigmoid and its first and second derivative, from exp(-|z|), which neither overflows nor cancels.
-template <typename T>
-inline Jet<T> sigmoid(T z) {
-    const T e = exponential(z < 0 ? z : -z).exp;
-    const T inverse = T(1) / (T(1) + e);
-    const T first = e * inverse * inverse;
-    const T slope = (T(1) - e) * inverse * first;
-    return {z < 0 ? e * inverse : inverse, first, z < 0 ? slope : -slope};
-}
-
 template <int Act, typename T>
 inline Jet<T> activation(T z, T alpha) {
     if constexpr (Act == SGO_RELU) {

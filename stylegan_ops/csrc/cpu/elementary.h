@@ -55,22 +55,39 @@ struct Exponential {
     T expm1;
 };
 
-// exp(x) and exp(x) - 1 of x <= 0. x = n ln 2 + r with |r| <= ln(2) / 2, and exp(x) = 2^n exp(r).
+// exp(x) = p * 2^n + 2^n, where x = n ln 2 + r, |r| <= ln(2) / 2, and p = exp(r) - 1.
 template <typename T>
-inline Exponential<T> exponential(T x) {
+struct Parts {
+    T p;
+    T power;
+};
+
+template <typename T>
+inline Parts<T> exponential_parts(T x) {
     using P = Precision<T>;
     using Bits = typename P::Bits;
     // Adding 1.5 * 2^mantissa leaves a sum whose last bits are the nearest whole number.
     constexpr T shift = T(Bits(3) << (P::mantissa - 1));
-    const T bounded = x < P::lowest ? P::lowest : x;
-    const T shifted = bounded * T(1.4426950408889634) + shift;
+    const T shifted = x * T(1.4426950408889634) + shift;
     const T n = shifted - shift;
-    const T r = (bounded - n * P::ln2_high) - n * P::ln2_low;
-    const T p = r * exp_series<1, P::exp_terms>(r);
+    const T r = (x - n * P::ln2_high) - n * P::ln2_low;
     const Bits exponent = bit_cast<Bits>(shifted) - bit_cast<Bits>(shift) + Bits(P::bias);
-    const T power = bit_cast<T>(Bits(exponent << P::mantissa));
-    const T scaled = power * p;
-    return {x < P::lowest ? T(0) : scaled + power, x < P::lowest ? T(-1) : scaled + (power - T(1))};
+    return {r * exp_series<1, P::exp_terms>(r), bit_cast<T>(Bits(exponent << P::mantissa))};
+}
+
+// exp(x) and exp(x) - 1 of x <= 0.
+template <typename T>
+inline Exponential<T> exponential(T x) {
+    using P = Precision<T>;
+    const Parts<T> parts = exponential_parts(x < P::lowest ? P::lowest : x);
+    const T scaled = parts.power * parts.p;
+    return {x < P::lowest ? T(0) : scaled + parts.power, x < P::lowest ? T(-1) : scaled + (parts.power - T(1))};
+}
+
+// exp(x) of |x| <= 87.
+inline float exponential_within(float x) {
+    const Parts<float> parts = exponential_parts(x);
+    return parts.power * parts.p + parts.power;
 }
 
 // log(1 + t) = 2 atanh(t / (2 + t)) of t in [0, 1].
@@ -78,6 +95,24 @@ template <typename T>
 inline T log1p(T t) {
     const T s = t / (T(2) + t);
     return T(2) * s * atanh_series<0, Precision<T>::atanh_terms>(s * s);
+}
+
+// A function's value and derivatives; the compiler drops what is not used.
+template <typename T>
+struct Jet {
+    T value;
+    T first;
+    T second;
+};
+
+// sigmoid and its first and second derivative, from exp(-|z|), which neither overflows nor cancels.
+template <typename T>
+inline Jet<T> sigmoid(T z) {
+    const T e = exponential(z < 0 ? z : -z).exp;
+    const T inverse = T(1) / (T(1) + e);
+    const T first = e * inverse * inverse;
+    const T slope = (T(1) - e) * inverse * first;
+    return {z < 0 ? e * inverse : inverse, first, z < 0 ? slope : -slope};
 }
 
 }  // namespace stylegan_ops
