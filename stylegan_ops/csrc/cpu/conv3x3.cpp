@@ -28,15 +28,7 @@ class Buffer {
     float* begin_;
 };
 
-// Neighbouring tiles of one row of tiles of one image.
-struct Run {
-    int64_t image;
-    int64_t row;     // of pixels, where the tiles of results begin
-    int64_t column;  // likewise
-    int64_t count;
-    int64_t first;  // which of a block's tiles is the first
-};
-
+// How images are cut into tiles of 4 x 4 results, which are numbered row by row.
 struct Tiling {
     int64_t height, width, rows, columns, count;
 
@@ -46,90 +38,151 @@ struct Tiling {
           rows((args.height + 3) / 4),
           columns((args.width + 3) / 4),
           count(args.batch * rows * columns) {}
-
-    // The tiles [begin, begin + size), of which those that do not exist are left out.
-    std::vector<Run> runs(int64_t begin, int64_t size) const {
-        std::vector<Run> result;
-        const int64_t end = std::min(begin + size, count);
-        for (int64_t tile = begin; tile < end;) {
-            const int64_t column = tile % columns, row = tile / columns % rows, image = tile / columns / rows;
-            const int64_t together = std::min(columns - column, end - tile);
-            result.push_back({image, 4 * row, 4 * column, together, tile - begin});
-            tile += together;
-        }
-        return result;
-    }
 };
 
-// Pixels [begin, begin + count) of a row of `width`, zeros outside.
-inline void copy_row(const float* row, int64_t width, int64_t begin, int64_t count, float* to) {
-    const int64_t whole = std::min(count, width - begin);
-    int64_t done = std::max<int64_t>(0, -begin);
-    for (int64_t k = 0; k < done; ++k) to[k] = 0;
-    for (; done + kLanes <= whole; done += kLanes) store_vec(to + done, load_vec(row + begin + done));
-    for (; done + 4 <= whole; done += 4) std::memcpy(to + done, row + begin + done, 4 * sizeof(float));
-    for (; done < whole; ++done) to[done] = row[begin + done];
-    for (; done < count; ++done) to[done] = 0;
-}
+constexpr int64_t kPerVec = kLanes / 4;  // tiles whose rows fill a vector
 
-// Elements that `gather` works in.
-constexpr int64_t lines_size(int64_t block) { return 6 * 8 * block; }
+// A block of tiles of one channel, copied to where all tiles have zeros or neighbours around them.
+template <int64_t Block>
+class Pixels {
+   public:
+    explicit Pixels(const Tiling& tiling)
+        // At worst, tiles stand alone: 6 x 8 pixels. A vector may be read at the last one.
+        : tiling_(tiling), memory_(48 * Block + 2 * kLanes), lines_(6 * 8 * Block) {
+        std::memset(memory_.get(), 0, sizeof(float) * (48 * Block + 2 * kLanes));
+        std::memset(lines_.get(), 0, sizeof(float) * 6 * 8 * Block);
+    }
 
-// Pixels [row + Offset, ... + Size) x likewise of each tile to tiles[(i * Size + j) * block + tile]. All of `lines` must
-// have a value.
-template <int Size, int Offset>
-void gather(const float* images, int64_t image_step, const Tiling& tiling, const std::vector<Run>& runs, int64_t block,
-            float* tiles, float* lines) {
-    // A tile's row as its first four pixels and, elsewhere, the next four. Written long before they are read, since
-    // processors read slowly what was just written in other pieces.
-    for (const Run& run : runs) {
-        const float* const plane = images + run.image * image_step;
-        const int64_t left = run.column + Offset;
+    // Go to the tiles [begin, begin + Block), of which the last ones may not exist.
+    void move(int64_t begin) {
+        strips_.clear();
+        count_ = std::min(Block, tiling_.count - begin);
+        in_vectors_ = tiling_.columns % kPerVec == 0 && begin % kPerVec == 0;
+        int64_t offset = 0;
+        for (int64_t tile = 0; tile < count_;) {
+            const int64_t number = begin + tile, column = number % tiling_.columns;
+            const int64_t row = number / tiling_.columns % tiling_.rows;
+            const int64_t image = number / tiling_.columns / tiling_.rows;
+            const int64_t together = std::min(tiling_.columns - column, count_ - tile);
+            const bool whole = together == tiling_.columns;
+            if (whole && !strips_.empty() && strips_.back().whole && strips_.back().image == image) {
+                strips_.back().rows += 4;  // Below what came before.
+            } else {
+                if (!strips_.empty()) offset += strips_.back().rows * strips_.back().step;
+                strips_.push_back({image, 4 * row - 1, 6, 4 * column, 4 * together, offset, 4 * together + 4, whole});
+            }
+            const Strip& strip = strips_.back();
+            for (int64_t k = 0; k < together; ++k, ++tile) {
+                from_[tile] = strip.offset + (strip.rows - 6) * strip.step + 4 * k;
+                step_[tile] = strip.step;
+                image_[tile] = image;
+                place_[tile] = 4 * row * tiling_.width + 4 * (column + k);
+            }
+        }
+        for (int64_t tile = count_; tile < Block; ++tile) from_[tile] = 0, step_[tile] = 0;
+    }
+
+    // The pixels of a channel, given that of the first image, to tiles[(i * Size + j) * Block + tile]: 6 x 6 with the
+    // neighbours of a tile, or its own 4 x 4.
+    template <int Size>
+    void gather(const float* channel, int64_t image_step, float* tiles) {
+        for (const Strip& strip : strips_) copy(strip, channel + strip.image * image_step);
+        const auto row_of = [&](int64_t tile, int i) {
+            return memory_.get() + from_[tile] + (Size == 6 ? i * step_[tile] : (i + 1) * step_[tile] + 1);
+        };
+        if (!in_vectors_) {
+            // All is written before any is read, since processors read slowly what was just written in pieces.
+            for (int i = 0; i < Size; ++i) {
+                float* const first = lines_.get() + i * 8 * Block;
+                for (int64_t tile = 0; tile < count_; ++tile) {
+                    const float* const row = row_of(tile, i);
+                    std::memcpy(first + 4 * tile, row, 4 * sizeof(float));
+                    if (Size == 6) std::memcpy(first + 4 * (Block + tile), row + 4, 4 * sizeof(float));
+                }
+            }
+        }
         for (int i = 0; i < Size; ++i) {
-            const int64_t row = run.row + Offset + i;
-            float* const first = lines + i * 8 * block + 4 * run.first;
-            float* const next = first + 4 * block;
-            if (row < 0 || row >= tiling.height) {
-                std::memset(first, 0, size_t(run.count) * 4 * sizeof(float));
-                if (Size > 4) std::memset(next, 0, size_t(run.count) * 4 * sizeof(float));
+            for (int64_t tile = 0; tile < Block; tile += kLanes) {
+                Vec parts[4], next[4];
+                for (int part = 0; part < 4; ++part) {
+                    const int64_t at = tile + part * kPerVec;
+                    const float* const line = lines_.get() + i * 8 * Block + 4 * at;
+                    const float* const row = in_vectors_ ? row_of(at, i) : line;
+                    parts[part] = load_vec(row);
+                    if (Size == 6) next[part] = load_vec(in_vectors_ ? row + 4 : line + 4 * Block);
+                }
+                float* const to = tiles + i * Size * Block + tile;
+                deal_four<4>(parts, to, Block);
+                if (Size == 6) deal_four<2>(next, to + 4 * Block, Block);
+            }
+        }
+    }
+
+    // The inverse for tiles of 4 x 4 results.
+    void scatter(const float* tiles, float* channel, int64_t image_step) {
+        for (int i = 0; i < 4; ++i) {
+            float* const line = lines_.get() + i * 4 * Block;
+            for (int64_t tile = 0; tile < Block; tile += kLanes) {
+                Vec parts[4];
+                merge_four(tiles + i * 4 * Block + tile, Block, parts);
+                for (int part = 0; part < 4; ++part) {
+                    const int64_t at = tile + part * kPerVec;
+                    if (!in_vectors_ || tiling_.width % 4 != 0 || tiling_.height % 4 != 0) {
+                        store_vec(line + 4 * at, parts[part]);
+                    } else if (at < count_) {
+                        store_vec(channel + image_[at] * image_step + place_[at] + i * tiling_.width, parts[part]);
+                    }
+                }
+            }
+        }
+        if (in_vectors_ && tiling_.width % 4 == 0 && tiling_.height % 4 == 0) return;
+        for (int64_t tile = 0; tile < count_; ++tile) {
+            float* const to = channel + image_[tile] * image_step + place_[tile];
+            const int64_t row = place_[tile] / tiling_.width, column = place_[tile] % tiling_.width;
+            for (int i = 0; i < 4 && row + i < tiling_.height; ++i) {
+                const float* const from = lines_.get() + i * 4 * Block + 4 * tile;
+                if (column + 4 <= tiling_.width) {
+                    std::memcpy(to + i * tiling_.width, from, 4 * sizeof(float));
+                } else {
+                    for (int64_t j = 0; column + j < tiling_.width; ++j) to[i * tiling_.width + j] = from[j];
+                }
+            }
+        }
+    }
+
+   private:
+    // Neighbouring tiles of one image, with a border of one pixel: rows from first_row on, columns from column - 1 on.
+    struct Strip {
+        int64_t image, first_row, rows, column, width, offset, step;
+        bool whole;  // rows of tiles
+    };
+
+    void copy(const Strip& strip, const float* plane) {
+        const int64_t width = std::min(strip.width, tiling_.width - strip.column);
+        for (int64_t i = 0; i < strip.rows; ++i) {
+            float* const to = memory_.get() + strip.offset + i * strip.step;
+            const int64_t row = strip.first_row + i;
+            if (row < 0 || row >= tiling_.height) {
+                std::memset(to, 0, size_t(strip.width + 2) * sizeof(float));
                 continue;
             }
-            const float* const from = plane + row * tiling.width;
-            copy_row(from, tiling.width, left, 4 * run.count, first);
-            if (Size > 4) copy_row(from, tiling.width, left + 4, 4 * run.count, next);
+            const float* const from = plane + row * tiling_.width + strip.column;
+            to[0] = strip.column > 0 ? from[-1] : 0.0f;
+            int64_t j = 0;
+            for (; j + kLanes <= width; j += kLanes) store_vec(to + 1 + j, load_vec(from + j));
+            for (; j + 4 <= width; j += 4) std::memcpy(to + 1 + j, from + j, 4 * sizeof(float));
+            for (; j < width; ++j) to[1 + j] = from[j];
+            for (; j <= strip.width; ++j) to[1 + j] = strip.column + j < tiling_.width ? from[j] : 0.0f;
         }
     }
-    for (int i = 0; i < Size; ++i) {
-        const float* const first = lines + i * 8 * block;
-        for (int64_t tile = 0; tile < block; tile += kLanes) {
-            float* const to = tiles + i * Size * block + tile;
-            deal_four<4>(first + 4 * tile, to, block);
-            if (Size > 4) deal_four<2>(first + 4 * block + 4 * tile, to + 4 * block, block);
-        }
-    }
-}
 
-// The inverse for tiles of results.
-void scatter(const float* tiles, float* images, int64_t image_step, const Tiling& tiling, const std::vector<Run>& runs,
-             int64_t block, float* lines) {
-    for (int i = 0; i < 4; ++i) {
-        for (int64_t tile = 0; tile < block; tile += kLanes) {
-            merge_four(tiles + i * 4 * block + tile, block, lines + 4 * (i * block + tile));
-        }
-    }
-    for (const Run& run : runs) {
-        float* const plane = images + run.image * image_step + run.column;
-        const int64_t length = std::min(4 * run.count, tiling.width - run.column);
-        for (int i = 0; i < 4 && run.row + i < tiling.height; ++i) {
-            const float* const from = lines + 4 * (i * block + run.first);
-            float* const to = plane + (run.row + i) * tiling.width;
-            int64_t done = 0;
-            for (; done + kLanes <= length; done += kLanes) store_vec(to + done, load_vec(from + done));
-            for (; done + 4 <= length; done += 4) std::memcpy(to + done, from + done, 4 * sizeof(float));
-            for (; done < length; ++done) to[done] = from[done];
-        }
-    }
-}
+    const Tiling tiling_;
+    const Buffer memory_, lines_;
+    std::vector<Strip> strips_;
+    int64_t count_ = 0;
+    bool in_vectors_ = false;  // tiles that fill vectors lie side by side
+    int64_t from_[Block], step_[Block], image_[Block], place_[Block];
+};
 
 // Gathered tiles, of which `block` lie side by side, to values at the points, `step` apart.
 template <typename Transform>
@@ -202,14 +255,13 @@ void convolve(const Conv3x3Args& args) {
     expect_writes(y, args.batch * out * pixels * int64_t(sizeof(float)));
     const int64_t blocks = (tiling.count + kBlock - 1) / kBlock;
     parallel_blocks(blocks, tiling.count * 16 * (in + out) * 8, args.num_threads, [&](int64_t first, int64_t last) {
-        const Buffer values(kPoints * point_step), products(kPoints * kRows * kBlock), tiles(kPoints * kBlock),
-            lines(lines_size(kBlock));
-        std::memset(lines.get(), 0, sizeof(float) * lines_size(kBlock));
+        const Buffer values(kPoints * point_step), products(kPoints * kRows * kBlock), tiles(kPoints * kBlock);
+        Pixels<kBlock> block_pixels(tiling);
         for (int64_t block = first; block < last; ++block) {
-            const std::vector<Run> runs = tiling.runs(block * kBlock, kBlock);
+            block_pixels.move(block * kBlock);
             // At each point_step of values, [column / kColumns][channel][column % kColumns]
             for (int64_t i = 0; i < in; ++i) {
-                gather<6, -1>(x + i * pixels, in * pixels, tiling, runs, kBlock, tiles.get(), lines.get());
+                block_pixels.gather<6>(x + i * pixels, in * pixels, tiles.get());
                 for (int64_t column = 0; column < kBlock; column += kLanes) {
                     const int64_t panel = column / kColumns;
                     float* const to = values.get() + (panel * in + i) * kColumns + column % kColumns;
@@ -241,8 +293,7 @@ void convolve(const Conv3x3Args& args) {
                             [&](int i, int j) { return load_vec(from + (i * 6 + j) * kRows * kBlock + column); },
                             [&](int i, int j, Vec v) { store_vec(result + (i * 4 + j) * kBlock + column, v + shift); });
                     }
-                    scatter(result, y + channel * pixels, out * pixels, tiling,
-                            runs, kBlock, lines.get());
+                    block_pixels.scatter(result, y + channel * pixels, out * pixels);
                 }
             }
         }
@@ -279,20 +330,19 @@ void filter_gradient(const Conv3x3Args& args) {
     const Buffer right(kPoints * in_padded * kLongBlock), left(kPoints * left_step);
     const int64_t in_panels = in_padded / kLanes, out_panels = out_padded / kRows;
     for (int64_t begin = 0; begin < tiling.count; begin += kLongBlock) {
-        const std::vector<Run> runs = tiling.runs(begin, kLongBlock);
         const int64_t tiles_here = std::min(kLongBlock, tiling.count - begin);
         const int64_t used = round_up(tiles_here, kLanes);
         const int64_t work = tiles_here * 16 * (in + out);
         parallel_blocks(in_panels + out_panels, work, args.num_threads, [&](int64_t first, int64_t last) {
-            const Buffer tiles(kPoints * kLongBlock), values(kPoints * values_step), lines(lines_size(kLongBlock));
-            std::memset(lines.get(), 0, sizeof(float) * lines_size(kLongBlock));
+            const Buffer tiles(kPoints * kLongBlock), values(kPoints * values_step);
+            Pixels<kLongBlock> block_pixels(tiling);
+            block_pixels.move(begin);
             for (int64_t panel = first; panel < last; ++panel) {
                 if (panel >= in_panels) {
                     for (int64_t r = 0; r < kRows; ++r) {
                         const int64_t channel = (panel - in_panels) * kRows + r;
                         if (channel < out) {
-                            gather<4, 0>(dy + channel * pixels, out * pixels, tiling, runs, kLongBlock, tiles.get(),
-                                         lines.get());
+                            block_pixels.gather<4>(dy + channel * pixels, out * pixels, tiles.get());
                         } else {
                             std::memset(tiles.get(), 0, sizeof(float) * 16 * kLongBlock);
                         }
@@ -304,8 +354,7 @@ void filter_gradient(const Conv3x3Args& args) {
                 for (int64_t c = 0; c < kLanes; ++c) {
                     const int64_t channel = panel * kLanes + c;
                     if (channel < in) {
-                        gather<6, -1>(x + channel * pixels, in * pixels, tiling, runs, kLongBlock, tiles.get(),
-                                      lines.get());
+                        block_pixels.gather<6>(x + channel * pixels, in * pixels, tiles.get());
                     } else {
                         std::memset(tiles.get(), 0, sizeof(float) * kPoints * kLongBlock);
                     }

@@ -101,13 +101,11 @@ inline Vec in_turn(Vec a, Vec b) {
 }
 #endif
 
-// to[j * step + k] = from[4 * k + j] for the first Count j and kLanes k
+// to[j * step + k] = from[4 * k + j] for the first Count j and kLanes k, `from` being four vectors
 template <int Count>
-inline void deal_four(const float* from, float* to, int64_t step) {
-    const Vec a = load_vec(from), b = load_vec(from + kLanes), c = load_vec(from + 2 * kLanes),
-              d = load_vec(from + 3 * kLanes);
-    const Vec even_ab = every_second<0>(a, b), even_cd = every_second<0>(c, d);
-    const Vec odd_ab = every_second<1>(a, b), odd_cd = every_second<1>(c, d);
+inline void deal_four(const Vec* from, float* to, int64_t step) {
+    const Vec even_ab = every_second<0>(from[0], from[1]), even_cd = every_second<0>(from[2], from[3]);
+    const Vec odd_ab = every_second<1>(from[0], from[1]), odd_cd = every_second<1>(from[2], from[3]);
     store_vec(to, every_second<0>(even_ab, even_cd));
     store_vec(to + step, every_second<0>(odd_ab, odd_cd));
     if constexpr (Count == 4) {
@@ -117,15 +115,15 @@ inline void deal_four(const float* from, float* to, int64_t step) {
 }
 
 // The inverse: to[4 * k + j] = from[j * step + k]
-inline void merge_four(const float* from, int64_t step, float* to) {
+inline void merge_four(const float* from, int64_t step, Vec* to) {
     const Vec a = load_vec(from), b = load_vec(from + step), c = load_vec(from + 2 * step),
               d = load_vec(from + 3 * step);
     const Vec ac_low = in_turn<0>(a, c), ac_high = in_turn<1>(a, c);
     const Vec bd_low = in_turn<0>(b, d), bd_high = in_turn<1>(b, d);
-    store_vec(to, in_turn<0>(ac_low, bd_low));
-    store_vec(to + kLanes, in_turn<1>(ac_low, bd_low));
-    store_vec(to + 2 * kLanes, in_turn<0>(ac_high, bd_high));
-    store_vec(to + 3 * kLanes, in_turn<1>(ac_high, bd_high));
+    to[0] = in_turn<0>(ac_low, bd_low);
+    to[1] = in_turn<1>(ac_low, bd_low);
+    to[2] = in_turn<0>(ac_high, bd_high);
+    to[3] = in_turn<1>(ac_high, bd_high);
 }
 
 // to[column][row] = from[row][column] of kLanes x kLanes elements
