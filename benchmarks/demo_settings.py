@@ -34,8 +34,9 @@ def sigmas(text: str) -> dict[str, str]:
     return {"sigma": text, "fake_sigma": text}
 
 
+CONSTANT: dict[str, Any] = {"share_forward": True, "lr_decay": "none"}  # one batch for both updates, rates that stay
 SIGMA_0, SIGMA_06 = sigmas("lognormal:0,1.2"), sigmas("lognormal:0.6,1.2")
-RATES_3, RATES_5 = {"glr": 3e-3, "flr": 3e-3}, {"glr": 5e-3, "flr": 5e-3}
+RATES_3, RATES_5 = {**CONSTANT, "glr": 3e-3, "flr": 3e-3}, {**CONSTANT, "glr": 5e-3, "flr": 5e-3}
 TRIES: dict[str, dict[str, Any]] = {
     # What the settings were chosen from.
     "sigma 0, rates 3e-3, 20 kimg": {**SIGMA_0, **RATES_3, "kimg": 20.0},
@@ -43,6 +44,8 @@ TRIES: dict[str, dict[str, Any]] = {
     "sigma 0, rates 5e-3, no dropout, 20 kimg": {**SIGMA_0, **RATES_5, "fake_dropout": False, "kimg": 20.0},
     "sigma 0.6, rates 5e-3, 20 kimg": {**SIGMA_06, **RATES_5, "kimg": 20.0},
     "sigma 0.6, rates 5e-3, 26 kimg": {**SIGMA_06, **RATES_5, "kimg": 26.0},
+    "sigma 0.6, rates 5e-3, 30 kimg": {**SIGMA_06, **RATES_5, "kimg": 30.0},
+    "sigma 0.6, rate 7e-3 to 0, one batch, 32 kimg": {"share_forward": True, "kimg": 32.0},
     # The demo, and what becomes of it without its parts.
     "demo": {},
     "without warm-up": {"warmup_kimg": 0.0},
