@@ -25,7 +25,7 @@ from refine.errors import UserError
 @click.option("--trust-pickle", is_flag=True, help="Run embedded source where Refine has no network of its own.")
 @click.option("--metric-seed", default=0, show_default=True, help="Of latents, labels and noise.")
 @click.option("--fid-seeds", default=1, show_default=True, help="Ranges of latents; 3: each and the minimum, as EDM.")
-@click.option("--batch", default=64, show_default=True, help="Images at once.")
+@click.option("--batch", type=int, help="Images at once. Default: by trial on a GPU, 64 on a CPU.")
 @click.option("--workers", default=2, show_default=True, help="Threads that decode images.")
 @click.option("--mirror", default=False, type=bool, help="Legacy metrics see each image of the data mirrored too.")
 @click.option("--trunc", default=1.0, show_default=True, help="Truncation psi.")

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from refine import pickles, zoo
 from refine.errors import UserError
+from refine.metrics.batches import is_out_of_memory
 
 log = logging.getLogger("refine")
 
@@ -85,9 +86,9 @@ class Detector:
         try:
             with torch.no_grad(), exact_convolutions():
                 result = self.module(images.to(self.device), **arguments)
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:  # TorchScript raises RuntimeError, and a few others
+            if is_out_of_memory(error):
+                raise
             raise UserError(
                 f"The detector {self.path} cannot be called with {how} on images {list(images.shape)} "
                 f"({_last_line(error)}): give one that is called as the StyleGAN suite calls its own."

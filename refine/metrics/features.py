@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -15,6 +16,7 @@ from tqdm import tqdm
 
 from refine import distributed
 from refine.errors import UserError
+from refine.metrics.batches import BatchSize
 from refine.metrics.detectors import Detector
 from refine.metrics.moments import MomentsBuilder, merge_all
 from refine.metrics.sampler import for_detector
@@ -23,7 +25,7 @@ log = logging.getLogger("refine")
 SECONDS_BETWEEN_LINES = 60.0  # where there is no terminal to show a bar
 
 T = TypeVar("T")
-Images = Callable[[range, int], Iterator[Tensor]]  # (numbers of images, batch) -> uint8 [N, C, H, W], N <= batch
+Images = Callable[[range, BatchSize], Iterator[Tensor]]  # numbers of images -> uint8 [N, C, H, W], N <= batch.now
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Tap:
     keep: str = "moments"
 
 
-def collect(images: Images, numbers: range, taps: Sequence[Tap], batch: int, title: str) -> dict[Tap, Any]:
+def collect(images: Images, numbers: range, taps: Sequence[Tap], batch: BatchSize, title: str) -> dict[Tap, Any]:
     """Sends images through detectors.
 
     Args:
@@ -63,10 +65,11 @@ def collect(images: Images, numbers: range, taps: Sequence[Tap], batch: int, tit
     def work() -> list[Any]:
         kept: dict[Tap, Any] = {tap: MomentsBuilder() if tap.keep == "moments" else [] for tap in taps}
         outputs = {(tap.detector, tap.output) for tap in taps}
+        begun = time.perf_counter()
         for part in with_progress(images(mine, batch), len(mine), title):
             seen = for_detector(part)
             for detector, output in outputs:
-                rows = getattr(detector, output)(seen)
+                rows = torch.cat([*batch.parts(range(len(seen)), partial(_seen_by, detector, output, seen))])
                 if not torch.isfinite(rows).all():
                     raise UserError(f"The detector {detector.path} gives features that are not finite: take another.")
                 for tap in taps:
@@ -76,6 +79,8 @@ def collect(images: Images, numbers: range, taps: Sequence[Tap], batch: int, tit
                         kept[tap].add(rows)
                     else:
                         kept[tap].append(rows.to(torch.float16 if tap.keep == "half" else torch.float32).cpu().numpy())
+            batch.took(len(part), time.perf_counter() - begun)
+            begun = time.perf_counter()
         return [kept[tap].build() if tap.keep == "moments" else _joined(kept[tap]) for tap in taps]
 
     parts = at_all(work)
@@ -87,13 +92,17 @@ def collect(images: Images, numbers: range, taps: Sequence[Tap], batch: int, tit
     }
 
 
-def collect_rows(values: Callable[[range, int], Iterator[Tensor]], numbers: range, batch: int, title: str) -> Any:
+def collect_rows(values: Images, numbers: range, batch: BatchSize, title: str) -> Any:
     """The concatenated values [len(numbers)] of all processes, at all of them."""
     mine = numbers[distributed.share(len(numbers))]
     parts = at_all(
         lambda: [part.float().cpu().numpy() for part in with_progress(values(mine, batch), len(mine), title)]
     )
     return np.concatenate([row for part in parts for row in part])
+
+
+def _seen_by(detector: Detector, output: str, images: Tensor, part: range) -> Tensor:
+    return getattr(detector, output)(images[part.start : part.stop])
 
 
 def _joined(rows: list[np.ndarray]) -> np.ndarray | None:

@@ -27,7 +27,7 @@ class MetricOptions:
         seed: of the latents, labels and noise: the same for every snapshot, so that snapshots compare.
         fid_seeds: ranges of latents that the FID is computed for; with 3, each and the minimum are given, as EDM does.
         every: measure each so-manieth snapshot.
-        batch: images that go through generator and detector at once, per process.
+        batch: images that go through generator and detector at once, per process; None: see `batches.BatchSize`.
         workers: threads that decode images of a data set.
         mirror: legacy metrics see each image of the data set mirrored too.
         noise_mode: the generator's own noise: `random` (drawn anew for each image from the seed), `const` or `none`.
@@ -46,7 +46,7 @@ class MetricOptions:
     seed: int = 0
     fid_seeds: int = 1
     every: int = 1
-    batch: int = 64
+    batch: int | None = None
     workers: int = 2
     mirror: bool = False
     noise_mode: str = "random"
@@ -59,7 +59,7 @@ class MetricOptions:
         for name in self.metrics:
             parse_metric(name)
         for option, value in (("fid-seeds", self.fid_seeds), ("metric-every", self.every), ("batch", self.batch)):
-            if value < 1:
+            if value is not None and value < 1:
                 raise UserError(f"--{option} must be at least 1, not {value}.")
         if self.ref_images is not None and self.ref_images < 2:
             raise UserError(f"--ref-images must be at least 2, not {self.ref_images}.")

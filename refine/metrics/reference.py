@@ -15,6 +15,7 @@ from torch import Tensor
 
 from refine.diffusion import Denoiser, HeunOptions, heun_sample
 from refine.metrics import cache
+from refine.metrics.batches import USUAL, BatchSize
 from refine.metrics.dataset import ImageDataset
 from refine.metrics.detectors import Detector
 from refine.metrics.features import Tap, at_first, collect
@@ -93,7 +94,7 @@ class Reference(ABC):
 class _ImageReference(Reference):
     """A reference that consists of images."""
 
-    batch: int
+    batch: BatchSize
 
     def __init__(self) -> None:
         self._in_memory: dict[str, dict[str, np.ndarray]] = {}  # moments, and what the cache would not take
@@ -107,7 +108,7 @@ class _ImageReference(Reference):
         """The numbers of the images that the metric takes."""
 
     @abstractmethod
-    def _images(self, spec: MetricSpec, numbers: range, batch: int) -> Iterator[Tensor]: ...
+    def _images(self, spec: MetricSpec, numbers: range, batch: BatchSize) -> Iterator[Tensor]: ...
 
     def prepare(self, wanted: Sequence[tuple[Tap, MetricSpec]]) -> None:
         """See `Reference.prepare`."""
@@ -166,7 +167,7 @@ class DatasetReference(_ImageReference):
 
     kind = "data"
 
-    def __init__(self, path: str, *, mirror: bool = False, batch: int = 64, workers: int = 2) -> None:
+    def __init__(self, path: str, *, mirror: bool = False, batch: int | None = None, workers: int = 2) -> None:
         """Opens the data set.
 
         Args:
@@ -180,7 +181,7 @@ class DatasetReference(_ImageReference):
         """
         super().__init__()
         plain = ImageDataset(path)
-        self.mirror, self.batch, self.workers = mirror, batch, workers
+        self.mirror, self.batch, self.workers = mirror, BatchSize(batch or USUAL), workers
         self.plain, self.mirrored = plain, ImageDataset(path, xflip=True) if mirror else plain
         self.path, self.name = plain.path, plain.name
         self.resolution, self.num_channels = plain.resolution, plain.num_channels
@@ -202,8 +203,8 @@ class DatasetReference(_ImageReference):
         size = len(self._dataset(spec))
         return range(size if spec.max_real is None else min(size, spec.max_real))
 
-    def _images(self, spec: MetricSpec, numbers: range, batch: int) -> Iterator[Tensor]:
-        for images in self._dataset(spec).batches(numbers, batch, self.workers):
+    def _images(self, spec: MetricSpec, numbers: range, batch: BatchSize) -> Iterator[Tensor]:
+        for images in self._dataset(spec).batches(numbers, batch.now, self.workers):
             yield torch.from_numpy(images)
 
 
@@ -213,7 +214,7 @@ class TeacherReference(_ImageReference):
     kind, suffix = "teacher", "_teacher"
 
     def __init__(
-        self, teacher: Teacher, device: torch.device, *, seed: int, num_images: int | None, batch: int = 64
+        self, teacher: Teacher, device: torch.device, *, seed: int, num_images: int | None, batch: int | None = None
     ) -> None:
         """Prepares to draw.
 
@@ -222,13 +223,14 @@ class TeacherReference(_ImageReference):
             device: where to draw.
             seed: of the latents and labels.
             num_images: how many; None: as many as the metric takes of the generator.
-            batch: images drawn at once.
+            batch: images drawn at once; None: see `batches.BatchSize`.
         """
         super().__init__()
-        self.teacher, self.device, self.seed, self.num_images, self.batch = teacher, device, seed, num_images, batch
+        self.teacher, self.device, self.seed, self.num_images = teacher, device, seed, num_images
         self.name = Path(teacher.spec).name
         self.resolution = int(teacher.network.img_resolution)
         self.num_channels = int(teacher.network.img_channels)
+        self.batch = BatchSize.choose(batch, device, self.resolution)
         self.options = HeunOptions()
 
     def provenance(self, spec: MetricSpec) -> dict[str, Any]:
@@ -256,17 +258,19 @@ class TeacherReference(_ImageReference):
     def _numbers(self, spec: MetricSpec) -> range:
         return range(self.num_images or spec.num_gen)
 
-    def _images(self, spec: MetricSpec, numbers: range, batch: int) -> Iterator[Tensor]:
+    def _images(self, spec: MetricSpec, numbers: range, batch: BatchSize) -> Iterator[Tensor]:
         network: Any = self.teacher.network
         labels, shape = self._labels(), (int(network.img_channels), *2 * (int(network.img_resolution),))
-        for first in range(0, len(numbers), batch):
-            part = numbers[first : first + batch]
+
+        def draw(part: range) -> Tensor:
             latents = draw_latents(part, math.prod(shape), self.seed, "teacher latents").reshape(len(part), *shape)
             c = draw_labels(part, labels, int(network.label_dim), self.seed)
             images = heun_sample(
                 network, latents.to(self.device), c.to(self.device) if network.label_dim else None, self.options
             )
-            yield to_uint8(images)
+            return to_uint8(images)
+
+        return batch.parts(numbers, draw)
 
     def _labels(self) -> Labels | None:
         if self.teacher.class_map is None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from refine import distributed
 from refine.errors import UserError
+from refine.metrics.batches import USUAL, BatchSize
 from refine.metrics.choices import choose_reference, fit, load_detectors
 from refine.metrics.detectors import Detector
 from refine.metrics.features import Tap, at_all, at_first, collect, collect_rows
@@ -78,6 +79,7 @@ class Suite:
         reference: what images are compared with; None if no metric compares.
         labels: what the generator's labels are drawn from; None: uniform.
         resolution: of images that are compared, where the generator's are larger; None: its own.
+        batch: images that go through generator and detector at once.
         kept: what a contact sheet is made of: features of the images drawn last.
     """
 
@@ -88,6 +90,7 @@ class Suite:
     reference: Reference | None
     labels: Labels | None
     resolution: int | None = None
+    batch: BatchSize = field(default_factory=BatchSize, compare=False)
     kept: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
@@ -107,7 +110,8 @@ class Suite:
                     reference.check(spec, detectors[spec.name])
             if labels is not None and not generator.c_dim:
                 labels = None
-        suite = cls(options, specs, device, detectors, reference, labels, resolution)
+        batch = BatchSize.choose(options.batch, device, int(generator.img_resolution))
+        suite = cls(options, specs, device, detectors, reference, labels, resolution, batch)
         at_all(lambda: suite.try_out(generator))
         return suite
 
@@ -206,13 +210,12 @@ class Suite:
             taps |= {Tap(tap.detector, keep="rows") for tap in taps if tap.output == "features"}
         sampler = self.sampler(generator, resolution)
 
-        def images(numbers: range, batch: int) -> Iterator[Tensor]:
-            for start in range(0, len(numbers), batch):
-                yield sampler.images(numbers[start : start + batch])
+        def images(numbers: range, batch: BatchSize) -> Iterator[Tensor]:
+            return batch.parts(numbers, sampler.images)
 
         title = f"images {first}-{first + count - 1}"
         order = sorted(taps, key=lambda tap: (tap.detector.name, tap.output, tap.keep))
-        return collect(images, range(first, first + count), order, self.options.batch, title)
+        return collect(images, range(first, first + count), order, self.batch, title)
 
     def _value(self, spec: MetricSpec, drawn: Sequence[dict[Tap, Any]]) -> tuple[dict[str, float], dict[str, Any]]:
         """Results of a metric under their names, and what else its row should say."""
@@ -254,20 +257,19 @@ class Suite:
         if missing:
             raise UserError(f"{spec.name} needs a generator with mapping and synthesis, and this one has none.")
 
-        def distances(numbers: range, batch: int) -> Iterator[Tensor]:
-            for start in range(0, len(numbers), batch):
-                part = numbers[start : start + batch]
-                ends = draw_latents(part, 2 * int(generator.z_dim), options.seed, "path latents")
-                z0, z1 = ends.to(self.device).chunk(2, dim=1)
-                c = draw_labels(part, self.labels, int(generator.c_dim), options.seed).to(self.device)
-                t = draw_uniform(part, options.seed, "path positions").float().to(self.device)
-                t = t if spec.sampling == "full" else t * 0
-                noise = draw_noise(generator, part, options.seed, "path noise")
-                yield path_distances(generator, detector.lpips, (z0, z1), c, t, noise, spec)
+        def distances(part: range) -> Tensor:
+            ends = draw_latents(part, 2 * int(generator.z_dim), options.seed, "path latents")
+            z0, z1 = ends.to(self.device).chunk(2, dim=1)
+            c = draw_labels(part, self.labels, int(generator.c_dim), options.seed).to(self.device)
+            t = draw_uniform(part, options.seed, "path positions").float().to(self.device)
+            t = t if spec.sampling == "full" else t * 0
+            noise = draw_noise(generator, part, options.seed, "path noise")
+            return path_distances(generator, detector.lpips, (z0, z1), c, t, noise, spec)
 
         pairs = max(images_at_once(int(generator.img_resolution)) // 2, 1)
-        batch = min(max(options.batch // PAIRS_OF_PATHS, 1), pairs)
-        found = collect_rows(distances, range(spec.num_gen), batch, f"paths of {spec.name}")
+        batch = BatchSize(min(max((options.batch or USUAL) // PAIRS_OF_PATHS, 1), pairs))
+        numbers, title = range(spec.num_gen), f"paths of {spec.name}"
+        found = collect_rows(lambda part, size: size.parts(part, distances), numbers, batch, title)
         if not np.isfinite(found).all():
             raise UserError("The generator draws images that are not finite: take an earlier snapshot.")
         return trimmed_mean(found)
@@ -284,6 +286,7 @@ class Suite:
             "reference": self.reference.provenance(spec) if spec.needs_reference and self.reference else None,
             "seed": options.seed,
             "num_images": spec.num_gen,
+            "batch": self.batch.now,
             "resize": f"{options.resample} to {self.resolution}" if self._resolution(spec) else None,
             "truncation_psi": options.truncation_psi if spec.kind != "ppl" else 1.0,
             "noise_mode": options.noise_mode if spec.kind != "ppl" else "random",

@@ -19,6 +19,7 @@ from refine import download, zoo
 from refine.diffusion import heun_sample
 from refine.errors import UserError
 from refine.metrics import MetricOptions, Teacher, cache, choices, features, make_measure
+from refine.metrics.batches import BatchSize
 from refine.metrics.dataset import ImageDataset
 from refine.metrics.detectors import Detector
 from refine.metrics.fid import fid
@@ -179,7 +180,7 @@ def test_teacher_as_reference(generator: Any, teacher: Teacher, detectors: dict[
     # By hand: Heun samples of the same latents.
     reference = TeacherReference(teacher, CPU, seed=0, num_images=20)
     spec = parse_metric("fid60_full")
-    images = torch.cat(list(reference._images(spec, range(20), 20)))
+    images = torch.cat(list(reference._images(spec, range(20), BatchSize(20))))
     from refine.metrics.sampler import draw_latents
 
     latents = draw_latents(range(20), 3 * 16 * 16, 0, "teacher latents").reshape(20, 3, 16, 16)
