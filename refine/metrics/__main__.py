@@ -26,7 +26,7 @@ from refine.errors import UserError
 @click.option("--metric-seed", default=0, show_default=True, help="Of latents, labels and noise.")
 @click.option("--fid-seeds", default=1, show_default=True, help="Ranges of latents; 3: each and the minimum, as EDM.")
 @click.option("--batch", type=int, help="Images at once. Default: by trial on a GPU, 64 on a CPU.")
-@click.option("--workers", default=2, show_default=True, help="Threads that decode images.")
+@click.option("--workers", type=int, help="Processes that decode images. Default: by their number.")
 @click.option("--mirror", default=False, type=bool, help="Legacy metrics see each image of the data mirrored too.")
 @click.option("--trunc", default=1.0, show_default=True, help="Truncation psi.")
 @click.option("--noise-mode", default="random", show_default=True, help="random, const or none.")

@@ -73,6 +73,15 @@ class ImageDataset:
             self.raw_indices = np.tile(self.raw_indices, 2)
             self.flips = np.concatenate([self.flips, ~self.flips])
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process, which opens the file itself."""
+        return self.__dict__ | {"_zip": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._zip = _open_zip(self.path)
+        Image.init()
+
     def __len__(self) -> int:
         return len(self.raw_indices)
 
@@ -104,14 +113,14 @@ class ImageDataset:
         image = self._read(int(self.raw_indices[index]))
         return np.ascontiguousarray(image[:, :, ::-1]) if self.flips[index] else image
 
-    def batches(self, indices: Sequence[int], batch: int, workers: int = 2) -> Iterator[np.ndarray]:
-        """The items `indices` as uint8 [N, C, H, W], N <= batch, decoded by so many threads ahead of use.
+    def batches(self, indices: Sequence[int], batch: int) -> Iterator[np.ndarray]:
+        """The items `indices` as uint8 [N, C, H, W], N <= batch, decoded by two threads ahead of use.
 
         Raises:
             UserError: as for `image`.
         """
         parts = [indices[first : first + batch] for first in range(0, len(indices), batch)]
-        with ThreadPoolExecutor(max(workers, 1)) as pool:
+        with ThreadPoolExecutor(2) as pool:
 
             def submit(part: Sequence[int]) -> list[Future[np.ndarray]]:
                 return [pool.submit(self.image, index) for index in part]

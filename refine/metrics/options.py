@@ -28,7 +28,7 @@ class MetricOptions:
         fid_seeds: ranges of latents that the FID is computed for; with 3, each and the minimum are given, as EDM does.
         every: measure each so-manieth snapshot.
         batch: images that go through generator and detector at once, per process; None: see `batches.BatchSize`.
-        workers: threads that decode images of a data set.
+        workers: processes that decode images of a data set; None: what suits their number; 0: none.
         mirror: legacy metrics see each image of the data set mirrored too.
         noise_mode: the generator's own noise: `random` (drawn anew for each image from the seed), `const` or `none`.
         truncation_psi: 1 is what published values use.
@@ -47,7 +47,7 @@ class MetricOptions:
     fid_seeds: int = 1
     every: int = 1
     batch: int | None = None
-    workers: int = 2
+    workers: int | None = None
     mirror: bool = False
     noise_mode: str = "random"
     truncation_psi: float = 1.0
@@ -61,6 +61,8 @@ class MetricOptions:
         for option, value in (("fid-seeds", self.fid_seeds), ("metric-every", self.every), ("batch", self.batch)):
             if value is not None and value < 1:
                 raise UserError(f"--{option} must be at least 1, not {value}.")
+        if self.workers is not None and self.workers < 0:
+            raise UserError(f"--workers must be at least 0, not {self.workers}.")
         if self.ref_images is not None and self.ref_images < 2:
             raise UserError(f"--ref-images must be at least 2, not {self.ref_images}.")
         if not 0 <= self.seed < 2**31:

@@ -20,6 +20,7 @@ from refine.metrics.dataset import ImageDataset
 from refine.metrics.detectors import Detector
 from refine.metrics.features import Tap, at_first, collect
 from refine.metrics.moments import Moments
+from refine.metrics.reading import read_batches
 from refine.metrics.registry import MetricSpec
 from refine.metrics.sampler import Labels, draw_labels, draw_latents, to_uint8
 
@@ -167,14 +168,16 @@ class DatasetReference(_ImageReference):
 
     kind = "data"
 
-    def __init__(self, path: str, *, mirror: bool = False, batch: int | None = None, workers: int = 2) -> None:
+    def __init__(
+        self, path: str, *, mirror: bool = False, batch: int | None = None, workers: int | None = None
+    ) -> None:
         """Opens the data set.
 
         Args:
             path: ZIP or folder.
             mirror: legacy metrics see each image mirrored too.
             batch: images read at once.
-            workers: threads that decode them.
+            workers: processes that decode them; None: see `reading.read_batches`.
 
         Raises:
             UserError: it is none.
@@ -204,7 +207,7 @@ class DatasetReference(_ImageReference):
         return range(size if spec.max_real is None else min(size, spec.max_real))
 
     def _images(self, spec: MetricSpec, numbers: range, batch: BatchSize) -> Iterator[Tensor]:
-        for images in self._dataset(spec).batches(numbers, batch.now, self.workers):
+        for images in read_batches(self._dataset(spec), numbers, batch.now, self.workers):
             yield torch.from_numpy(images)
 
 
