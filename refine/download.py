@@ -18,14 +18,16 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-import requests
-import urllib3
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from refine.errors import UserError
+
+if TYPE_CHECKING:
+    import requests  # takes a while to import, which a start without a download should not pay for
 
 CHUNK_BYTES = 1 << 13  # urllib3 loses an unfinished chunk when the connection breaks off
 CONNECT_AND_READ_TIMEOUT_SECONDS = (10, 60)
@@ -158,6 +160,9 @@ class _Part:
 
 
 def _download(url: str, size: int | None, sha256: str | None) -> Path:
+    import requests
+    import urllib3
+
     part = _Part(cache_directory() / f"refine_{_key(url)}.part")
     most_bytes, fruitless = part.size, 0
     while True:
@@ -188,6 +193,8 @@ def _download(url: str, size: int | None, sha256: str | None) -> Path:
 
 def _receive(url: str, part: _Part, size: int | None) -> str:
     """One request for what is still missing; the server's name for the file once everything is there."""
+    import requests
+
     # Compressed on the way, lengths and ranges would count other bytes than those of the file.
     headers = {"Accept-Encoding": "identity"}
     if part.size and part.version:

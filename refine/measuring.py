@@ -15,7 +15,6 @@ from refine.loading import LoadedNetwork, load_gan, load_teacher
 from refine.metrics.choices import dataset_path, warn_of_recorded_data
 from refine.metrics.dataset import ImageDataset
 from refine.metrics.options import MetricOptions
-from refine.metrics.prefetch import prefetch
 from refine.metrics.reference import Teacher
 from refine.metrics.registry import parse_metrics
 from refine.metrics.suite import Measure, make_measure
@@ -116,6 +115,8 @@ def prefetch_for(config: RunConfig, *, trust: bool = False, trust_detector: bool
     Raises:
         UserError: something cannot be had.
     """
+    from refine.metrics.prefetch import prefetch
+
     device = choose_device(config.device)
 
     def get() -> list[str]:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import requests
 
 import refine
 from refine import download
@@ -309,7 +310,7 @@ def test_a_file_that_changes_all_the_time_is_given_up(server: Server):
 
 def test_a_short_answer_is_noticed_where_urllib3_does_not(server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch):
     # Before version 2 it takes the end of the connection for the end of the file.
-    monkeypatch.setattr(download.requests.Response, "iter_content", lambda *_: iter([b"12345"]))
+    monkeypatch.setattr(requests.Response, "iter_content", lambda *_: iter([b"12345"]))
     server.answers = [Answer(ranges=False)]
     with pytest.raises(UserError, match=f"only 5 of {len(CONTENT)} bytes arrived"):
         download.fetch(server.url())

@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.linalg
 
 from refine.metrics.moments import Moments
 
@@ -44,6 +43,8 @@ def frechet_distance(
     Raises:
         ValueError: the shapes do not fit, or something is not finite.
     """
+    import scipy.linalg  # takes a while to import, which only a metric should pay for
+
     mean1, cov1, mean2, cov2 = (np.asarray(array, np.float64) for array in (mean1, cov1, mean2, cov2))
     dimension = len(mean1)
     if mean2.shape != (dimension,) or cov1.shape != (dimension, dimension) or cov2.shape != cov1.shape:
@@ -65,6 +66,8 @@ def frechet_distance(
 
 def _factor(covariance: np.ndarray, definite: bool) -> np.ndarray:
     """A with A A^T = covariance."""
+    import scipy.linalg
+
     if definite:
         try:
             return scipy.linalg.cholesky(covariance, lower=True, check_finite=False)

@@ -6,7 +6,6 @@ import itertools
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import xlogy
 
 from refine.metrics.registry import NUM_SPLITS
 
@@ -26,6 +25,8 @@ def inception_score(probabilities: np.ndarray, num_splits: int = NUM_SPLITS) -> 
         probabilities: [N, classes], rows that sum to 1, in the order in which the images were drawn.
         num_splits: consecutive parts that are scored each for itself; at most N.
     """
+    from scipy.special import xlogy  # takes a while to import, which only a metric should pay for
+
     p = np.asarray(probabilities, np.float64)
     ends = [i * len(p) // num_splits for i in range(num_splits + 1)]
     scores = []

@@ -9,11 +9,9 @@ import types
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
 
 from refine.errors import UserError
 from refine.metrics.dataset import ImageDataset
@@ -66,7 +64,7 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-class _Parts(Dataset[Any]):
+class _Parts:
     """Item i is a part of a data set's images [n, C, H, W], or the sentence that says why there is none."""
 
     def __init__(self, dataset: ImageDataset, parts: Sequence[Sequence[int]]) -> None:
@@ -100,16 +98,19 @@ def _from_processes(dataset: ImageDataset, parts: Sequence[Sequence[int]], worke
         yield result
 
 
-def start_workers(source: Dataset[Any], workers: int) -> Iterator[Any]:
+def start_workers(source: _Parts, workers: int) -> Iterator[Any]:
     """The items of a data set in their order, from so many new processes.
 
     They are started afresh on every system: a fork would copy locks that threads of this process hold. Arrays come
     through pipes, because shared memory is scarce in containers.
     """
+    from torch.utils.data import DataLoader  # here, because a run starts without it
+
+    data: Any = source
     loader: DataLoader[Any] = DataLoader(
-        source,
+        data,
         batch_size=None,
-        num_workers=min(workers, len(source)),  # type: ignore[arg-type]
+        num_workers=min(workers, len(source)),
         collate_fn=_as_it_is,
         multiprocessing_context="spawn",
         generator=torch.Generator(),  # whose numbers nobody else waits for
@@ -125,5 +126,9 @@ def _as_it_is(value: Any) -> Any:
 @contextmanager
 def _main_hidden() -> Iterator[None]:
     """Processes that start meanwhile do not run the user's script, which may lack `if __name__ == "__main__"`."""
-    with mock.patch.dict(sys.modules, {"__main__": types.ModuleType("__main__")}):
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
         yield
+    finally:
+        sys.modules["__main__"] = main
