@@ -1,4 +1,4 @@
-"""Commands of the README that need a download and a GPU, with tiny stand-ins served from this machine."""
+"""Commands of the documents that need a download and a GPU, with tiny stand-ins served from this machine."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ SHORT = ["--batch=4", "--kimg=0.004", "--warmup-kimg=0.004", "--tick=0.004", "--
 
 
 def commands() -> list[str]:
-    """Those of the block that says what it needs."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"^```\n# with a GPU, and a download\n(.*?)^```", readme, flags=re.MULTILINE | re.DOTALL)
+    """Those of the blocks that say what they need, each once."""
+    text = "".join((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/higher-resolution.md"))
+    blocks = re.findall(r"^```\n# with a GPU, and a download\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
     lines = [line for block in blocks for line in block.splitlines() if line.startswith("python refine.py ")]
-    assert len(lines) >= 4
-    return lines
+    assert len(blocks) == 2 and len(lines) >= 4
+    return list(dict.fromkeys(lines))
 
 
 @pytest.fixture

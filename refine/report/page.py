@@ -20,7 +20,8 @@ BY_BAND = {
     ),
     "Loss/fake": (
         "Loss of the fake score",
-        "How well the fake score denoises the generator's images. It should neither grow nor jump.",
+        "How well the fake score denoises the generator's images, before 0 kimg those of the generator as it came. It "
+        "should neither grow nor jump.",
     ),
 }
 SHOWN_ELSEWHERE = ("Progress/", "Timing/", "timestamp", *BY_BAND)
