@@ -7,6 +7,7 @@ import random
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 import torch
@@ -313,6 +314,28 @@ def test_padding_alone_makes_zeros_and_cropping_takes_all_of_a_side():
     expected = torch.zeros(3, 3)
     expected[0, 0] = 1
     assert torch.equal(y, expected.expand(1, 2, 3, 3))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(COMPILER is None, reason="there is no C++ compiler")
+def test_small_planes_under_sanitizers(tmp_path):
+    """Vectors reach beyond the planes that they filter, but never beyond memory that is theirs to read."""
+    for name in ("libasan.so", "libubsan.so"):
+        found = subprocess.run([COMPILER, f"-print-file-name={name}"], capture_output=True, text=True).stdout.strip()
+        if not Path(found).is_file():
+            pytest.skip(f"{COMPILER} comes without its sanitizer {name}")
+    program, source = tmp_path / "small_planes", Path(__file__).with_name("small_planes.cpp")
+    flags = ["-std=c++17", "-O1", "-march=native", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+    include = [f"-I{build.CSRC}", f"-I{build.CSRC / 'cpu'}"]
+    subprocess.run([COMPILER, *flags, *include, source, "-o", program], check=True)
+    result = subprocess.run([program], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    computed = dict(line.split() for line in result.stdout.splitlines())
+    assert computed.keys() == {"float32", "bfloat16"}
+    assert min(map(int, computed.values())) > 200
+    beyond = subprocess.run([program, "beside"], capture_output=True, text=True)
+    assert beyond.returncode != 0
+    assert "heap-buffer-overflow" in beyond.stderr
 
 
 # --- threads
