@@ -142,6 +142,7 @@ _BIAS_ACT = _packer(BiasActArgs)
 _UPFIRDN2D = _packer(Upfirdn2dArgs)
 _CONV3X3 = _packer(Conv3x3Args)
 _GROUP_NORM = _packer(GroupNormArgs)
+_POINTERS = struct.Struct("@3P")
 
 
 def is_channels_last(x: Tensor) -> bool:
@@ -255,34 +256,58 @@ def upfirdn2d_args(
         gain: factor on the result.
         num_threads: how many threads of the CPU may share the work.
     """
-    channels_last = is_channels_last(x)
-    x_shape, y_shape, f_shape = x.shape, y.shape, f.shape
-    return _UPFIRDN2D.pack(
-        x.data_ptr(),
-        f.data_ptr(),
-        y.data_ptr(),
-        x_shape[0],
-        x_shape[1],
-        x_shape[2],
-        x_shape[3],
-        y_shape[2],
-        y_shape[3],
+    rest = upfirdn2d_rest(
+        x.shape,
+        y.shape,
+        f.shape,
+        is_channels_last(x),
+        x.dtype,
+        *(up_x, up_y, down_x, down_y, pad_x0, pad_y0),
+        flip,
+        gain,
+        num_threads,
+    )
+    return upfirdn2d_pointers(y, x, f) + rest
+
+
+def upfirdn2d_pointers(y: Tensor, x: Tensor, f: Tensor) -> bytes:
+    """Pack the pointers that Upfirdn2dArgs begins with."""
+    return _POINTERS.pack(x.data_ptr(), f.data_ptr(), y.data_ptr())
+
+
+def upfirdn2d_rest(
+    x_shape: Sequence[int],
+    y_shape: Sequence[int],
+    f_shape: Sequence[int],
+    channels_last: bool,
+    dtype: torch.dtype,
+    up_x: int,
+    up_y: int,
+    down_x: int,
+    down_y: int,
+    pad_x0: int,
+    pad_y0: int,
+    flip: bool,
+    gain: float,
+    num_threads: int,
+) -> bytes:
+    """Pack what follows the pointers, which calls have in common."""
+    packed = _UPFIRDN2D.pack(
+        *(0, 0, 0),
+        *x_shape,
+        *y_shape[2:],
         *_strides(x_shape, channels_last),
         *_strides(y_shape, channels_last),
         gain,
         f_shape[0],
         f_shape[-1],
         len(f_shape) == 1,
-        up_x,
-        up_y,
-        down_x,
-        down_y,
-        pad_x0,
-        pad_y0,
+        *(up_x, up_y, down_x, down_y, pad_x0, pad_y0),
         flip,
-        DTYPES[x.dtype],
+        DTYPES[dtype],
         num_threads,
     )
+    return packed[_POINTERS.size :]
 
 
 def conv3x3_args(

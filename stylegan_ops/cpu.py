@@ -117,15 +117,22 @@ def upfirdn2d(
     """Upsample, pad, filter with f [height, width] or [taps] along both axes, and downsample x [N, C, H, W]."""
     x = abi.dense(x)
     f = f.contiguous()
-    n, c, height, width = x.shape
-    y_height = abi.upfirdn2d_size(height, f.shape[0], up_y, down_y, pad_y0, pad_y1)
-    y_width = abi.upfirdn2d_size(width, f.shape[-1], up_x, down_x, pad_x0, pad_x1)
-    shape = (n, c, y_height, y_width)
-    if x.is_contiguous():  # The quicker call.
-        y = torch.empty(shape, dtype=x.dtype)
+    contiguous = x.is_contiguous()
+    shape, rest = _upfirdn2d_layout(
+        x.shape,
+        f.shape,
+        not contiguous,
+        x.dtype,
+        *(up_x, up_y, down_x, down_y, pad_x0, pad_x1, pad_y0, pad_y1),
+        flip,
+        gain,
+        torch.get_num_threads(),
+    )
+    if contiguous:  # The quicker call.
+        y = x.new_empty(shape)
     else:
         y = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
-    args = abi.upfirdn2d_args(y, x, f, up_x, up_y, down_x, down_y, pad_x0, pad_y0, flip, gain, torch.get_num_threads())
+    args = abi.upfirdn2d_pointers(y, x, f) + rest
     if library().stylegan_ops_upfirdn2d(args) != 0:
         raise ValueError(f"the CPU library has no upfirdn2d for {x.dtype}")
     return y
@@ -178,3 +185,41 @@ def group_norm_silu_grads(
     args = abi.group_norm_args(x, groups, eps, torch.get_num_threads(), inputs, dy, dx, statistics, grads)
     library().stylegan_ops_group_norm_silu(args)
     return [dx, *grads]
+
+
+# Looked up in less time than it takes to compute, which a network would do again for each layer of each step.
+@functools.lru_cache(maxsize=1024)
+def _upfirdn2d_layout(
+    x_shape: tuple[int, ...],
+    f_shape: tuple[int, ...],
+    channels_last: bool,
+    dtype: torch.dtype,
+    up_x: int,
+    up_y: int,
+    down_x: int,
+    down_y: int,
+    pad_x0: int,
+    pad_x1: int,
+    pad_y0: int,
+    pad_y1: int,
+    flip: bool,
+    gain: float,
+    num_threads: int,
+) -> tuple[tuple[int, int, int, int], bytes]:
+    """The result's shape, and the packed arguments behind the pointers."""
+    n, c, height, width = x_shape
+    y_height = abi.upfirdn2d_size(height, f_shape[0], up_y, down_y, pad_y0, pad_y1)
+    y_width = abi.upfirdn2d_size(width, f_shape[-1], up_x, down_x, pad_x0, pad_x1)
+    y_shape = (n, c, y_height, y_width)
+    rest = abi.upfirdn2d_rest(
+        x_shape,
+        y_shape,
+        f_shape,
+        channels_last,
+        dtype,
+        *(up_x, up_y, down_x, down_y, pad_x0, pad_y0),
+        flip,
+        gain,
+        num_threads,
+    )
+    return y_shape, rest

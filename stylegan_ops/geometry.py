@@ -32,6 +32,7 @@ class Padding(NamedTuple):
 
 ONE = Size(1, 1)
 NO_PADDING = Padding(0, 0, 0, 0)
+_SQUARES = tuple(Size(n, n) for n in range(9))
 
 
 def _integers(value: int | Sequence[int], name: str, counts: tuple[int, ...]) -> tuple[int, ...]:
@@ -54,7 +55,7 @@ def parse_factor(factor: Factor, name: str) -> Size:
     """
     # Each layer of a network comes by here, hence the short cuts.
     if type(factor) is int and factor >= 1:
-        return Size(factor, factor)
+        return _SQUARES[factor] if factor < len(_SQUARES) else Size(factor, factor)
     if type(factor) is Size and factor[0] >= 1 and factor[1] >= 1:
         return factor
     numbers = _integers(factor, name, (1, 2))
@@ -70,7 +71,7 @@ def parse_padding(padding: PaddingLike) -> Padding:
         ValueError: unless it is one, two or four whole numbers.
     """
     if type(padding) is int:
-        return Padding(padding, padding, padding, padding)
+        return Padding(padding, padding, padding, padding) if padding else NO_PADDING
     if type(padding) is Padding:
         return padding
     numbers = _integers(padding, "padding", (1, 2, 4))
@@ -98,11 +99,14 @@ def filter_size(f: Tensor | None) -> Size:
 
 def centred_padding(padding: Padding, taps: Size, up: Size = ONE, down: Size = ONE) -> Padding:
     """Add to `padding` what keeps an image centred under a filter, its size multiplied by up / down."""
+    # Unpacked, since each layer of a network comes by here.
+    (left, right, top, bottom), (taps_x, taps_y) = padding, taps
+    (up_x, up_y), (down_x, down_y) = up, down
     return Padding(
-        padding.left + (taps.x + up.x - down.x) // 2,
-        padding.right + (taps.x - up.x - down.x + 1) // 2,
-        padding.top + (taps.y + up.y - down.y) // 2,
-        padding.bottom + (taps.y - up.y - down.y + 1) // 2,
+        left + (taps_x + up_x - down_x) // 2,
+        right + (taps_x - up_x - down_x + 1) // 2,
+        top + (taps_y + up_y - down_y) // 2,
+        bottom + (taps_y - up_y - down_y + 1) // 2,
     )
 
 
@@ -118,10 +122,11 @@ def check_images(x: Tensor) -> None:
 
 def check_extent(x: Tensor, taps: Size, up: Size, padding: Padding) -> None:
     """Raise ValueError if the upsampled and padded image is smaller than the window to slide over it."""
-    *_, height, width = x.shape
-    width = width * up.x + padding.left + padding.right
-    height = height * up.y + padding.top + padding.bottom
-    if width < taps.x or height < taps.y:
+    _, _, height, width = x.shape
+    left, right, top, bottom = padding
+    width = width * up[0] + left + right
+    height = height * up[1] + top + bottom
+    if width < taps[0] or height < taps[1]:
         raise ValueError(
             f"the image is {width} x {height} pixels after upsampling and padding, "
             f"smaller than the {taps.x} x {taps.y} taps that are to slide over it"

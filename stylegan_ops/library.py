@@ -113,7 +113,7 @@ def bias_act(x: Tensor, b: Tensor | None, dim: int, act: int, alpha: float, gain
     operators, differentiable = route(x, b)
     if differentiable or not needs_grad(x, b):
         return operators.bias_act(x, b, dim, act, alpha, gain, clamp)
-    return _BiasAct.apply(x, b, (dim, act, alpha, gain, clamp), operators)
+    return _apply_bias_act(x, b, (dim, act, alpha, gain, clamp), operators)
 
 
 def bias_act_grad(
@@ -137,17 +137,18 @@ def bias_act_grad2(ddx: Tensor, dy: Tensor, x: Tensor, b: Tensor | None, *option
 def upfirdn2d(x: Tensor, f: Tensor, *options: Any) -> Tensor:
     """Upsample, pad, filter and downsample; `options` are the other arguments of the raw operator."""
     operators, differentiable = route(x, f)
+    records = torch.is_grad_enabled()
     if operators is not plain:
         # The kernels' filters are constants of single precision.
-        if needs_grad(f):
+        if records and f.requires_grad:
             return plain.upfirdn2d(x, f, *options)
         if f.dtype != torch.float32:
             if f.dtype == torch.float64 == x.dtype:
                 return plain.upfirdn2d(x, f, *options)
             f = f.to(torch.float32)
-    if differentiable or not needs_grad(x):
+    if differentiable or not records or not x.requires_grad:
         return operators.upfirdn2d(x, f, *options)
-    return _Upfirdn2d.apply(x, f, options, operators)
+    return _apply_upfirdn2d(x, f, options, operators)
 
 
 _DIFFERENTIABLE = SimpleNamespace(bias_act_grad=bias_act_grad, bias_act_grad2=bias_act_grad2, upfirdn2d=upfirdn2d)
@@ -273,6 +274,11 @@ class _Upfirdn2d(Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         return (*_upfirdn2d_derivative(ctx, dy), None, None)
+
+
+# What Function.apply calls, after looking for torch.func's transforms, which route() has done.
+_apply_bias_act = super(Function, _BiasAct).apply
+_apply_upfirdn2d = super(Function, _Upfirdn2d).apply
 
 
 def _remember(ctx: Any, tensors: tuple[Tensor | None, ...], options: tuple[Any, ...], operators: Any) -> None:
