@@ -20,22 +20,23 @@ std::vector<typename Element::Stored> draw_values(int64_t count) {
     return values;
 }
 
-static double tap(const std::vector<float>& taps, int64_t k) { return k >= 0 && k < 4 ? taps[k] : 0.0; }
+static double tap(const std::vector<float>& taps, int64_t k) { return k >= 0 && k < int64_t(taps.size()) ? taps[k] : 0.0; }
 
 // The largest error of any output, where 1 is typical; -1 where the small path declines, -2 for no such image.
 template <typename Element>
 double error_of_random_image() {
     Upfirdn2dArgs args{};
-    const auto taps = draw_values<Float32>(4);
-    args.filter = taps.data(), args.filter_height = args.filter_width = 4;
+    const int size = draw(0, 2) > 0 ? 4 : 2;
+    const auto taps = draw_values<Float32>(size);
+    args.filter = taps.data(), args.filter_height = args.filter_width = size;
     args.separable = args.flip = args.num_threads = 1, args.gain = 1;
     args.batch = draw(1, 2), args.channels = draw(1, 9), args.x_height = draw(1, 40), args.x_width = draw(1, 70);
     const int64_t kind = draw(0, 3);
     args.up_x = args.up_y = kind == 1 ? 2 : 1, args.down_x = args.down_y = kind == 2 ? 2 : 1;
     if (kind == 3) args.up_y = int(draw(1, 3)), args.down_y = int(draw(1, 3));
     args.pad_x0 = int(draw(-3, 6)), args.pad_y0 = int(draw(-3, 6));
-    args.y_width = (args.x_width * args.up_x + args.pad_x0 + draw(-3, 6) - 4) / args.down_x + 1;
-    args.y_height = (args.x_height * args.up_y + args.pad_y0 + draw(-3, 6) - 4) / args.down_y + 1;
+    args.y_width = (args.x_width * args.up_x + args.pad_x0 + draw(-3, 6) - size) / args.down_x + 1;
+    args.y_height = (args.x_height * args.up_y + args.pad_y0 + draw(-3, 6) - size) / args.down_y + 1;
     if (args.y_width < 1 || args.y_height < 1) return -2;
     args.x_stride[3] = 1;
     const int64_t planes = args.batch * args.channels, in = args.x_height * args.x_width;
@@ -81,7 +82,7 @@ static void read_beside_the_planes() {
     args.up_x = args.up_y = args.down_x = args.down_y = 1, args.pad_x0 = args.pad_y0 = 1, args.gain = 1;
     args.x_stride[3] = 1;
     const auto plan = make_plan<float>(args);
-    SmallFilter<float, 4, Step::kPlain>(args, plan).run(x.data(), 1, y.data());
+    SmallFilter<4, Step::kPlain, 4>(args, plan).run(x.data(), 1, y.data());
 }
 
 int main(int count, char**) {

@@ -1,9 +1,10 @@
-// upfirdn2d of small planes with a separable filter of four taps, plain, upsampling by 2 or downsampling by 2: the cases
-// of StyleGAN2 and their gradients. The rows of small planes are too short for RowFilter to be quick at.
+// upfirdn2d of small planes with a separable filter: of four taps, plain, upsampling by 2 or downsampling by 2, and of two
+// taps, resampling by 2. These are the cases of StyleGAN2 and of U-Nets, and their gradients. The rows of small planes
+// are too short for RowFilter to be quick at.
 //
 // A block of neighbouring columns is computed from top to bottom, and filtered rows stay in registers until all outputs
-// that they are part of are done. Horizontally, four vectors of inputs, weighted, make up a vector of outputs, or two
-// where upsampling. Their lanes may lie beside the image, where memory has the end of another row. These are cleared by
+// that they are part of are done. Horizontally, as many vectors of inputs as the filter has taps, weighted, make up a
+// vector of outputs, or two where upsampling. Their lanes may lie beside the image, where memory has the end of another row. These are cleared by
 // a mask, since even a weight of zero would make NaN of an infinite value there.
 #ifndef STYLEGAN_OPS_CPU_UPFIRDN2D_SMALL_H
 #define STYLEGAN_OPS_CPU_UPFIRDN2D_SMALL_H
@@ -22,18 +23,17 @@
 
 namespace stylegan_ops {
 
-template <typename T, int Lanes>
+template <int Lanes, typename Float = float, typename Integer = int32_t>
 struct Vector {
-    using Integer = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
-    typedef T Type __attribute__((vector_size(Lanes * sizeof(T))));
-    typedef Integer Mask __attribute__((vector_size(Lanes * sizeof(T))));
+    typedef Float Type __attribute__((vector_size(Lanes * sizeof(Float))));
+    typedef Integer Mask __attribute__((vector_size(Lanes * sizeof(Float))));
 
-    static Type load(const T* from) {
+    static Type load(const float* from) {
         Type to;
         std::memcpy(&to, from, sizeof to);
         return to;
     }
-    static void store(T* to, Type from) { std::memcpy(to, &from, sizeof from); }
+    static void store(float* to, Type from) { std::memcpy(to, &from, sizeof from); }
     static Type where(Mask mask, Type value) { return Type(mask & Mask(value)); }
 
     // Lanes First, First + 2, ... of a, then those of b.
@@ -79,22 +79,23 @@ constexpr int kVectorBytes = 16;
 enum class Step { kPlain, kUp, kDown };
 
 // Wider rows are RowFilter's, as are planes that do not fit into the first cache together with what becomes of them.
-constexpr int64_t kSmallWidth = 64, kSmallBytes = 32 << 10;
+constexpr int64_t kSmallWidth = 64, kSmallValues = 8192;
 // Most elements before or behind a plane that vectors may reach, which only odd paddings make them do.
 constexpr int64_t kMostOutside = 64;
 
-template <typename T, int Lanes, Step Kind>
+template <int Lanes, Step Kind, int FilterTaps>
 class SmallFilter {
-    using V = Vector<T, Lanes>;
+    using V = Vector<Lanes>;
     using Type = typename V::Type;
-    // An output is a sum of four products, two for each phase where upsampling.
-    static constexpr int kPhases = Kind == Step::kUp ? 2 : 1, kTaps = 4 / kPhases;
-    static constexpr int kReach = Kind == Step::kUp ? 1 + Lanes : Kind == Step::kDown ? 2 + 2 * Lanes : 3 + Lanes;
+    // An output is a sum of kTaps products.
+    static constexpr int kPhases = Kind == Step::kUp ? 2 : 1, kTaps = FilterTaps / kPhases;
+    // Inputs from the first one on that are read for a vector of outputs of one phase.
+    static constexpr int kReach = Kind == Step::kDown ? FilterTaps - 2 + 2 * Lanes : kTaps - 1 + Lanes;
 
   public:
     static constexpr int kColumns = Lanes * kPhases;  // That are computed at once.
 
-    SmallFilter(const Upfirdn2dArgs& args, const Plan<T>& plan) : args_(args), plan_(plan) {
+    SmallFilter(const Upfirdn2dArgs& args, const Plan<float>& plan) : args_(args), plan_(plan) {
         for (int64_t phase = 0; phase < int64_t(plan.column.size()); ++phase) {
             columns_.insert(columns_.end(), plan.column[phase].begin(), plan.column[phase].end());
             const bool last = phase + 1 == int64_t(plan.column.size());
@@ -116,9 +117,11 @@ class SmallFilter {
     int64_t behind() const { return behind_; }
 
     // Compute y of planes that lie one behind the other. Compiled once, not once for each element type and caller.
-    __attribute__((noinline)) void run(const T* x, int64_t planes, T* y) const {
-        const bool two = plan_.y.most_taps == 2;
-        for (const Block& block : blocks_) two ? filter<2>(block, x, planes, y) : filter<4>(block, x, planes, y);
+    __attribute__((noinline)) void run(const float* x, int64_t planes, float* y) const {
+        const bool all = plan_.y.most_taps == FilterTaps;
+        for (const Block& block : blocks_) {
+            all ? filter<FilterTaps>(block, x, planes, y) : filter<FilterTaps / 2>(block, x, planes, y);
+        }
     }
 
   private:
@@ -126,8 +129,8 @@ class SmallFilter {
     struct Block {
         int64_t column;   // The first one.
         int64_t base[2];  // The first inputs of the outputs there and, where upsampling, in the next column.
-        Type weights[4];
-        typename V::Mask inside[4];  // All bits where the product's input is one of the image.
+        Type weights[FilterTaps];
+        typename V::Mask inside[FilterTaps];  // All bits where the product's input is one of the image.
     };
     struct Row {
         Type part[kPhases];
@@ -136,7 +139,7 @@ class SmallFilter {
     Block make_block(int64_t first) const {
         Block block{};
         block.column = first;
-        for (int p = 0; p < 4; ++p) {
+        for (int p = 0; p < FilterTaps; ++p) {
             const int64_t column = first + p / kTaps;
             block.base[p / kTaps] = plan_.x.input(column);
             block.weights[p] = plan_.rows[0][column % kPhases][p % kTaps] - Type{};
@@ -149,22 +152,26 @@ class SmallFilter {
     }
 
     // The block's part of a horizontally filtered row.
-    static Row filter_row(const Block& block, const T* row) {
+    static Row filter_row(const Block& block, const float* row) {
         Row sum{};
         const auto product = [&](int p, Type inputs) { return block.weights[p] * V::where(block.inside[p], inputs); };
-        const T* const x = row + block.base[0];
+        const float* const x = row + block.base[0];
         if constexpr (Kind == Step::kPlain) {
-            for (int p = 0; p < 4; ++p) sum.part[0] += product(p, V::load(x + p));
+            sum.part[0] = product(0, V::load(x));
+            for (int p = 1; p < kTaps; ++p) sum.part[0] += product(p, V::load(x + p));
         } else if constexpr (Kind == Step::kDown) {
-            for (int p = 0; p < 4; p += 2) {
+            for (int p = 0; p < kTaps; p += 2) {
                 const Type a = V::load(x + p), b = V::load(x + p + Lanes);
                 sum.part[0] += product(p, V::template every_other<0>(a, b));
                 sum.part[0] += product(p + 1, V::template every_other<1>(a, b));
             }
         } else {
-            const T* const x1 = row + block.base[1];
-            const Type a = product(0, V::load(x)) + product(1, V::load(x + 1));
-            const Type b = product(2, V::load(x1)) + product(3, V::load(x1 + 1));
+            const float* const x1 = row + block.base[1];
+            Type a = product(0, V::load(x)), b = product(kTaps, V::load(x1));
+            for (int p = 1; p < kTaps; ++p) {
+                a += product(p, V::load(x + p));
+                b += product(kTaps + p, V::load(x1 + p));
+            }
             sum.part[0] = V::template interleaved<0>(a, b);
             sum.part[1] = V::template interleaved<Lanes / 2>(a, b);
         }
@@ -172,17 +179,17 @@ class SmallFilter {
     }
 
     template <int Taps>
-    void filter(const Block& columns, const T* x, int64_t planes, T* y) const {
+    void filter(const Block& columns, const float* x, int64_t planes, float* y) const {
         // Copies, since for all that the compiler knows, each store might change the originals.
         const Block block = columns;
         const int64_t x_height = args_.x_height, x_width = args_.x_width;
         const int64_t y_height = args_.y_height, y_width = args_.y_width;
         const int64_t top = plan_.y.phases[0].base, phases = int64_t(advances_.size());
-        const T* const weights = columns_.data();
+        const float* const weights = columns_.data();
         const int64_t* const advances = advances_.data();
         for (int64_t plane = 0; plane < planes; ++plane) {
-            const T* const image = x + plane * x_height * x_width;
-            T* to = y + plane * y_height * y_width + block.column;
+            const float* const image = x + plane * x_height * x_width;
+            float* to = y + plane * y_height * y_width + block.column;
             int64_t next = top;
             Row rows[Taps];  // Below an output.
             const auto advance = [&] {
@@ -193,8 +200,8 @@ class SmallFilter {
             for (int t = 0; t < Taps; ++t) advance();
             for (int64_t i = 0, phase = 0; i < y_height; ++i, to += y_width) {
                 for (int part = 0; part < kPhases; ++part) {
-                    Type sum{};
-                    for (int t = 0; t < Taps; ++t) sum += weights[phase * Taps + t] * rows[t].part[part];
+                    Type sum = weights[phase * Taps] * rows[0].part[part];
+                    for (int t = 1; t < Taps; ++t) sum += weights[phase * Taps + t] * rows[t].part[part];
                     V::store(to + part * Lanes, sum);
                 }
                 for (int64_t n = advances[phase]; n > 0; --n) advance();
@@ -204,28 +211,26 @@ class SmallFilter {
     }
 
     const Upfirdn2dArgs& args_;
-    const Plan<T>& plan_;
+    const Plan<float>& plan_;
     std::vector<Block> blocks_;      // The last two may overlap.
-    std::vector<T> columns_;         // The vertical filter's taps, phase by phase, and
+    std::vector<float> columns_;         // The vertical filter's taps, phase by phase, and
     std::vector<int64_t> advances_;  // how many inputs later an output of the next phase begins.
     int64_t before_ = 0, behind_ = 0;
 };
 
-template <typename Element, int Lanes, Step Kind>
-bool filter_if_wide_enough(const Upfirdn2dArgs& args, const Plan<typename Element::Math>& plan) {
-    using T = typename Element::Math;
+template <typename Element, int Lanes, Step Kind, int FilterTaps>
+bool filter_if_wide_enough(const Upfirdn2dArgs& args, const Plan<float>& plan) {
     using Stored = typename Element::Stored;
-    using Filter = SmallFilter<T, Lanes, Kind>;
-    constexpr bool same = sizeof(T) == sizeof(Stored);
+    using Filter = SmallFilter<Lanes, Kind, FilterTaps>;
+    constexpr bool same = std::is_same_v<Stored, float>;
     if (args.y_width < Filter::kColumns) return false;
     const Filter filter(args, plan);
     const int64_t before = filter.before(), behind = filter.behind();
     if (std::max(before, behind) > kMostOutside) return false;
     const int64_t in = args.x_height * args.x_width, out = args.y_height * args.y_width;
-    const int64_t bytes = (in + out) * int64_t(sizeof(T));
-    const int64_t together = std::clamp<int64_t>(kSmallBytes / bytes, 1, plan.planes);
+    const int64_t together = std::clamp<int64_t>(kSmallValues / (in + out), 1, plan.planes);
     parallel_blocks(ceil_div(plan.planes, together), plan.planes * out, args.num_threads, [&](int64_t i, int64_t last) {
-        std::vector<T> inputs(before + together * in + behind), results(same ? 0 : together * out);
+        std::vector<float> inputs(before + together * in + behind), results(same ? 0 : together * out);
         for (; i < last; ++i) {
             const int64_t begin = i * together, end = std::min(begin + together, plan.planes);
             const Stored* const x = static_cast<const Stored*>(args.x) + begin * in;
@@ -245,16 +250,23 @@ bool filter_if_wide_enough(const Upfirdn2dArgs& args, const Plan<typename Elemen
 }
 
 template <typename Element, int Bytes>
-bool filter_by_vectors_of(const Upfirdn2dArgs& args, const Plan<typename Element::Math>& plan) {
-    constexpr int lanes = Bytes / int(sizeof(typename Element::Math));
-    const Axis& x = plan.x;
+bool filter_by_vectors_of(const Upfirdn2dArgs& args, const Plan<float>& plan) {
+    constexpr int lanes = Bytes / int(sizeof(float));
+    const Axis &x = plan.x, &y = plan.y;
+    const bool up = x.phases.size() == 2 && x.step == 1, down = x.period == 1 && x.step == 2;
+    const int64_t taps = up ? 2 * x.phases[0].taps : x.phases[0].taps;
+    if (!y.each_phase_has(taps) && !y.each_phase_has(taps / 2)) return false;
     bool done = false;
-    if (x.each_phase_has(4) && x.period == 1 && x.step == 1) {
-        done = filter_if_wide_enough<Element, lanes, Step::kPlain>(args, plan);
-    } else if (x.each_phase_has(4) && x.period == 1 && x.step == 2) {
-        done = filter_if_wide_enough<Element, lanes, Step::kDown>(args, plan);
-    } else if (x.each_phase_has(2) && x.phases.size() == 2 && x.step == 1) {
-        done = filter_if_wide_enough<Element, lanes, Step::kUp>(args, plan);
+    if (x.period == 1 && x.step == 1 && taps == 4) {
+        done = filter_if_wide_enough<Element, lanes, Step::kPlain, 4>(args, plan);
+    } else if (down && taps == 4) {
+        done = filter_if_wide_enough<Element, lanes, Step::kDown, 4>(args, plan);
+    } else if (down && taps == 2) {
+        done = filter_if_wide_enough<Element, lanes, Step::kDown, 2>(args, plan);
+    } else if (up && taps == 4 && x.each_phase_has(2)) {
+        done = filter_if_wide_enough<Element, lanes, Step::kUp, 4>(args, plan);
+    } else if (up && taps == 2 && x.each_phase_has(1)) {
+        done = filter_if_wide_enough<Element, lanes, Step::kUp, 2>(args, plan);
     }
     if constexpr (Bytes > 16) done = done || filter_by_vectors_of<Element, Bytes / 2>(args, plan);
     return done;
@@ -263,11 +275,13 @@ bool filter_by_vectors_of(const Upfirdn2dArgs& args, const Plan<typename Element
 // Compute it this way; false if another way is better.
 template <typename Element>
 bool filter_if_small(const Upfirdn2dArgs& args, const Plan<typename Element::Math>& plan) {
-    const int64_t values = args.x_height * args.x_width + args.y_height * args.y_width;
-    if (!plan.separable || plan.pixel > 1 || args.y_width > kSmallWidth) return false;
-    if (values * int64_t(sizeof(typename Element::Math)) > kSmallBytes) return false;
-    if (!plan.y.each_phase_has(4) && !plan.y.each_phase_has(2)) return false;
-    return filter_by_vectors_of<Element, kVectorBytes>(args, plan);
+    // For double precision, which little but tests asks for, it would take as long again to compile.
+    if constexpr (std::is_same_v<typename Element::Math, float>) {
+        const int64_t values = args.x_height * args.x_width + args.y_height * args.y_width;
+        if (!plan.separable || plan.pixel > 1 || args.y_width > kSmallWidth) return false;
+        return values <= kSmallValues && filter_by_vectors_of<Element, kVectorBytes>(args, plan);
+    }
+    return false;
 }
 
 }  // namespace stylegan_ops
