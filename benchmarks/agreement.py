@@ -1,6 +1,6 @@
 """The released recipe written out plainly and Refine, on the built-in digits pair: do they come to the same?
 
-    OMP_NUM_THREADS=1 python benchmarks/agreement.py [--seeds=0,1,2,3,4] [--kimg=10] [--runs=FILE.jsonl] [FORM ...]
+    OMP_NUM_THREADS=1 python benchmarks/agreement.py [--seeds=0,1,2,3,4] [--kimg=8] [--runs=FILE.jsonl] [FORM ...]
 
 Both start from the shipped pair and have the settings of the preset `digits`: rates, noise levels, batch, warm-up and
 moving average. The recipe (`baseline_step.py`) draws its own numbers with PyTorch's default generator, so that no run
@@ -23,6 +23,7 @@ import torch
 from baseline_step import Baseline
 from demo_settings import COMMON
 from scipy import stats
+from sharing import FORMS as SHARING
 
 from refine import RunConfig, load_gan, load_teacher
 from refine.assets.judge import digits_measure
@@ -34,8 +35,7 @@ from refine.setup import make_trainer
 PLAIN = "plain recipe"
 FORMS: dict[str, dict[str, Any]] = {
     PLAIN: {},
-    "Refine, two forwards": {"share_forward": False, "share_unet": False},
-    "Refine as shipped": {},
+    **{f"Refine, {name}": options for name, options in SHARING.items()},
 }
 # What the recipe can be given. Everything else that changes the mathematics has to be as it is by default.
 GIVEN = ("glr", "flr", "lr_rampup_kimg", "lr_decay", "ema_halflife_kimg", "ema_rampup", "sigma", "fake_sigma", "batch")
@@ -205,7 +205,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", default=list(FORMS), help=f"of {', '.join(FORMS)}")
     parser.add_argument("--seeds", default="0,1,2,3,4")
-    parser.add_argument("--kimg", type=float, default=10.0)
+    parser.add_argument("--kimg", type=float, default=8.0)
     parser.add_argument("--split", default="selection", choices=("selection", "test"))
     parser.add_argument("--samples", type=int, default=2000)
     parser.add_argument("--runs", type=Path, help="keeps each run; those that are there already are not repeated")

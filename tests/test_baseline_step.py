@@ -132,14 +132,14 @@ def test_agreement_is_told_by_all_divisions():
     assert agreement.permutation_p(low, low) == 1
     runs = {
         form: [{"figures": {"fid": x, "recall": x}, "loss": [0, 0, x], "gap": [9, 9, x]} for x in values]
-        for form, values in zip(agreement.FORMS, (low, low, high), strict=True)
+        for form, values in zip(agreement.FORMS, (low, low, high, high), strict=True)
     }
     lines = agreement.comparison(runs)
-    assert len(lines) == 3 + 4 * 3
+    assert len(lines) == 3 + 4 * 4
     assert lines[4].endswith("| +0 (-2.3 to +2.3) | 1.00 |") and lines[5].endswith("| +5 (+2.7 to +7.3) | 0.01 |")
     assert (
         agreement.table(runs)[-1]
-        == "| 3 | " + " | ".join(f"{mean:.1f} ± 1.6 | {mean:.4f} ± 1.5811" for mean in (3, 3, 8)) + " |"
+        == "| 3 | " + " | ".join(f"{mean:.1f} ± 1.6 | {mean:.4f} ± 1.5811" for mean in (3, 3, 8, 8)) + " |"
     )
 
 

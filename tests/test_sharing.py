@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 
@@ -115,6 +117,34 @@ def test_a_step_is_one_pass_of_each_network(make):
     flop = {name: work.flop for name, work in counter.by_part.items()}
     assert flop["fake score, forward"] == flop["teacher, forward"] > 0
     assert flop["teacher, forward"] < flop["fake score, backward"] <= 2.2 * flop["teacher, forward"]
+
+
+def test_the_fake_scores_graph_is_gone_when_the_teacher_begins(make, monkeypatch):
+    class Kept:
+        def __init__(self, tensor):
+            self.tensor = tensor
+
+    trainer, kept, counts = make(double=False), weakref.WeakSet(), []
+    of_fake, of_teacher = trainer.fake.forward, trainer.teacher.forward
+
+    def keep(tensor):
+        kept.add(one := Kept(tensor))
+        return one
+
+    def fake_forward(*args):
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda one: one.tensor):
+            denoised = of_fake(*args)
+        counts.append(len(kept))
+        return denoised
+
+    def teacher_forward(*args):
+        counts.append(len(kept))
+        return of_teacher(*args)
+
+    monkeypatch.setattr(trainer.fake, "forward", fake_forward)
+    monkeypatch.setattr(trainer.teacher, "forward", teacher_forward)
+    trainer.step()
+    assert counts[0] > 100 and counts[1:] == [0]
 
 
 def test_both_graphs_are_in_memory(make):
