@@ -85,12 +85,14 @@ def main() -> None:
             figures, spent = run(changes, seed, args.split, args.samples)
             found[name].append((figures[-1], spent))
             print(row(f"{name}, seed {seed}", figures[-1], spent), flush=True)
+    spreads = []
     for name, runs in found.items():
         means = {key: statistics.mean(figures[key] for figures, _ in runs) for key in runs[0][0]}
         print(row(f"**{name}**, mean of {len(runs)}", means, statistics.mean(spent for _, spent in runs)))
         if len(runs) > 1:
-            spread = statistics.stdev(figures["fid"] for figures, _ in runs)
-            print(f"  (standard deviation of the FID {spread:.1f})")
+            spreads.append(f"{name} {statistics.stdev(figures['fid'] for figures, _ in runs):.1f}")
+    if spreads:
+        print(f"\nStandard deviation of the FID over seeds: {', '.join(spreads)}")
 
 
 if __name__ == "__main__":
