@@ -32,6 +32,7 @@ CONFIG = RunConfig(
     sigma="lognormal:-1,0.7",
     fake_sigma="lognormal:-1.2,1.2",
     fake_steps=2,
+    share_forward=True,
     batch=256,
     glr=2e-3,
     flr=2e-3,

@@ -5,6 +5,7 @@
 First come measured steps of small networks with random weights on this machine's CPU: medians of CPU seconds, and of
 several processes (gloo, one thread each) of seconds on the clock. Then the operations of one image are counted in the
 networks that published runs have, and GPU-hours follow from them and from the assumptions that are printed beside.
+All with one generator pass for both updates, --share-forward=1; the default has one forward pass more.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def print_series(rounds: int) -> None:
     for name, entries in SERIES.items():
         print(f"\n{name:<16} {'ms per image':>13} {'GFLOP per image':>16} {'GFLOP/s':>8}")
         for label, size in entries:
-            step = shipped(size, CPU)
+            step = shipped(size, CPU, share_forward=True)
             step()
             with Counter(Ceilings()) as counter:
                 step()
@@ -71,7 +72,7 @@ def print_processes(rounds: int) -> None:
 
 def work_as_one_process(rounds: int) -> None:
     with distributed.processes("gloo"):
-        step = shipped(GLOBAL_BATCH, CPU)
+        step = shipped(GLOBAL_BATCH, CPU, share_forward=True)
         step()
         times = []
         for _ in range(max(rounds, 5)):

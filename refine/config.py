@@ -36,7 +36,7 @@ class RunConfig:
         fake_sigma: noise levels that the fake score is fitted at.
         fake_steps: updates of the fake score for each update of the generator.
         share_forward: one forward pass of the generator for its own and the fake score's update.
-        share_unet: one forward pass of the fake score, too: the estimate from which it learns also moves the generator.
+        share_unet: that, and one forward pass of the fake score: the estimate from which it learns moves the generator.
             Both then see one noise level and one noise, and the teacher the same dropout masks as the fake score.
         batch: images of a step, over all processes and micro-batches.
         batch_gpu: images that go through the networks at once; None: the whole batch.
@@ -88,7 +88,7 @@ class RunConfig:
     sigma: str = "lognormal:-1.2,1.2"
     fake_sigma: str = "lognormal:-1.2,1.2"
     fake_steps: int = 1
-    share_forward: bool = True
+    share_forward: bool = False
     share_unet: bool = False
     batch: int = 128
     batch_gpu: int | None = None
@@ -173,6 +173,11 @@ class RunConfig:
         if not condition:
             raise UserError(f"--{name.replace('_', '-')} must be {what}, not {self[name]!r}.")
 
+    @property
+    def one_batch(self) -> bool:
+        """Whether the generator's update and one of the fake score look at the same images."""
+        return self.share_forward or self.share_unet
+
     def _require_one_pass(self, equal_schedules: bool) -> None:
         """What a pass of the fake score that serves both updates needs.
 
@@ -182,8 +187,6 @@ class RunConfig:
         objective = OBJECTIVES[self.objective]
         if not objective.needs_fake or objective.through_networks:
             raise UserError(f"--share-unet=1 has nothing to share with --objective={self.objective}: leave it out.")
-        if not self.share_forward:
-            raise UserError("--share-unet=1 shares the generator's pass as well: leave --share-forward=0 out.")
         if not equal_schedules:
             raise UserError(
                 f"--share-unet=1 needs one distribution of noise levels, not --sigma={self.sigma} and "

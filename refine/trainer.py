@@ -132,7 +132,7 @@ class Trainer:
         step = self.progress.step
         with distributed.phase(f"step {step}"):
             if self.objective.needs_fake:
-                for index in range(self.config.fake_steps - self.config.share_forward):
+                for index in range(self.config.fake_steps - self.config.one_batch):
                     self._fake_update(f"fake{index}", step)
             self._generator_update(step)
         self.progress.step += 1
@@ -155,7 +155,7 @@ class Trainer:
         With `share_unet` the fake score's estimate, from which it learns, also moves the generator.
         """
         config = self.config
-        fit_fake = config.share_forward and self.objective.needs_fake
+        fit_fake = config.one_batch and self.objective.needs_fake
         self.generator_optimizer.zero_grad()
         self.fake_optimizer.zero_grad()
         w_sums = []
@@ -289,7 +289,7 @@ class Trainer:
         progress = min(self.progress.cur_nimg / (self.config.kimg * 1000), 1.0)
         moves_generator = stream == "generator"
         shares_noise = moves_generator and self.config.share_unet
-        fits_fake = self.objective.needs_fake and (self.config.share_forward or not moves_generator)
+        fits_fake = self.objective.needs_fake and (self.config.one_batch or not moves_generator)
         draws = draw(
             self.draw_shape,
             self.sigma.at(progress) if moves_generator else None,

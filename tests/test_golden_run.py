@@ -51,7 +51,7 @@ def golden_run(monkeypatch, **changes):
     config = RunConfig(
         gan="g", teacher="t", batch=6, glr=1e-3, flr=1e-3, kimg=0.12, ema_halflife_kimg=0.02, noise_mode="const",
         fake_dropout=False, batch_gpu=None, fake_steps=2, lr_rampup_kimg=0.03, lr_decay="cosine", clip_grad=50.0,
-        **({"sigma": "lognormal:0,1.2->lognormal:-1,1.2"} | changes),
+        **({"sigma": "lognormal:0,1.2->lognormal:-1,1.2", "share_forward": True} | changes),
     )  # fmt: skip
     generator = load_gan(str(FIXTURES / "sg2ada/b_cond16.pkl")).network.double().requires_grad_(True)
     denoiser = load_teacher(str(FIXTURES / "edm/s4_sid_ddpmpp_cond16.pkl")).network.double()

@@ -31,7 +31,7 @@ def test_saved_bytes_of_a_known_network():
 
 def test_counts_are_those_of_a_step(fixture_path):
     """Weights, gradients and moments after a step, tensor by tensor; the state as a file."""
-    trainer, config = trainer_of(fixture_path)
+    trainer, config = trainer_of(fixture_path, share_forward=True)  # both networks' gradients are there at its end
     memory = estimate_memory(trainer, config)
     trainer.warm_up_step()
     trainer.step()
@@ -59,7 +59,7 @@ def test_activations_grow_with_images_and_shrink_with_frozen_layers(fixture_path
 
     one = activations(batch_gpu=1)
     assert activations(batch_gpu=4) == 4 * one and activations(batch_gpu=None) == 8 * one
-    assert activations(batch_gpu=1, share_forward=False) == one  # the graphs of both networks never meet
+    assert activations(batch_gpu=1, share_forward=True) == one  # the graphs of both networks never meet
     assert activations(batch_gpu=1, train_layers="16") <= one
     trainer, config = trainer_of(fixture_path, batch_gpu=None)
     assert estimate_memory(trainer, config, num_processes=4).images == 2

@@ -72,7 +72,7 @@ def test_parts_nest_and_the_innermost_counts():
 
 
 def test_profile_of_a_step():
-    config = RunConfig(gan=GAN, teacher=TEACHER, batch=4, kimg=1.0)
+    config = RunConfig(gan=GAN, teacher=TEACHER, batch=4, kimg=1.0, share_forward=True)
     trainer = make_trainer(config, load_gan(GAN), load_teacher(TEACHER), torch.device("cpu"))
     result = profile(trainer, rounds=1)
     flop = {name: work.flop for name, work in result.by_part.items()}

@@ -172,7 +172,6 @@ def test_goes_on_as_if_never_stopped(make, tmp_path):
     ("changes", "words"),
     [
         ({"objective": "sds"}, "nothing to share with --objective=sds"),
-        ({"share_forward": False}, "leave --share-forward=0 out"),
         ({"sigma": "karras"}, "give both the same"),
         ({"sigma": "lognormal:-1.2,1.2->lognormal:0,1.2"}, "give both the same"),
         ({"fake_augment": 0.1}, "use --fake-augment=0"),

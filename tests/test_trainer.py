@@ -40,7 +40,7 @@ def gaussian_trainer(config, seed=0):
     return Trainer(config, generator, copy.deepcopy(generator), teacher, fake, Bridge(2, 0), CPU)
 
 
-@pytest.mark.parametrize("form", [{"share_forward": False}, {}, {"share_unet": True}])
+@pytest.mark.parametrize("form", [{}, {"share_forward": True}, {"share_unet": True}])
 def test_affine_generator_reaches_a_gaussian_teacher(form):
     """Mean and covariance within 2.5 %, with a fake score that is learned, whichever passes both updates share."""
     noise = {"sigma": "lognormal:0,1", "fake_sigma": "lognormal:0,1"}
@@ -92,7 +92,7 @@ def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-@pytest.mark.parametrize("changes", [{}, {"share_forward": False}, {"fake_steps": 3}, {"weighting": "dmd"}])
+@pytest.mark.parametrize("changes", [{}, {"share_forward": True}, {"fake_steps": 3}, {"weighting": "dmd"}])
 def test_two_runs_are_equal_bit_for_bit(changes, fixture_path):
     first, second = (golden_trainer(fixture_path, **changes) for _ in range(2))
     start = weights(first)
