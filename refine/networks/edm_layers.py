@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from refine.errors import UserError
 from refine.networks.initial import normal
+from stylegan_ops.conv1x1 import conv1x1
 from stylegan_ops.conv3x3 import conv3x3
 from stylegan_ops.group_norm_silu import group_norm_silu
 from stylegan_ops.upfirdn2d import upfirdn2d
@@ -43,6 +44,8 @@ def _filter_by_2(x: Tensor, kernel: Tensor, resampling: Resampling, padding: int
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Convolves x, zero-padded such that its size stays."""
+    if weight.shape[2] == 1:
+        return conv1x1(x, weight, bias)
     if weight.shape[2] == 3:
         return conv3x3(x, weight, bias)
     return functional.conv2d(x, weight, bias, padding=weight.shape[2] // 2)
