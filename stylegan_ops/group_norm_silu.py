@@ -46,6 +46,31 @@ def group_norm_silu(
     Raises:
         ValueError: if C is not divisible by `groups`, or a tensor has another shape.
     """
+    kernels = kernels_for(x, groups, weight, bias, eps, before, scale, shift)
+    if kernels is None:
+        return plain(x, groups, eps, weight, bias, before, scale, shift)
+    tensors = (weight, bias, before, scale, shift)
+    inputs = tuple(None if t is None else t.contiguous() for t in tensors)
+    if library.needs_grad(x, *tensors):
+        return _GroupNormSilu.apply((groups, eps, kernels), x, *inputs)
+    return kernels.group_norm_silu(x, groups, eps, inputs)[0]
+
+
+def kernels_for(
+    x: Tensor,
+    groups: int,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float = 1e-5,
+    before: Tensor | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+) -> Any:
+    """The kernels that compute `group_norm_silu` of the same arguments, or None.
+
+    Raises:
+        ValueError: as `group_norm_silu`.
+    """
     n, channels = x.shape[:2]
     if groups < 1 or channels % groups:
         raise ValueError(f"{channels} channels cannot be divided into {groups} groups")
@@ -58,15 +83,12 @@ def group_norm_silu(
 
     tensors = (x, weight, bias, before, scale, shift)
     large = x.numel() >= max(1, n * channels * MIN_PIXELS)
-    if large and x.is_contiguous() and all(t is None or t.dtype == torch.float32 for t in tensors):
-        kernels, differentiable = library.route(*tensors)
-        autocast = torch.is_autocast_enabled(x.device.type)
-        if not differentiable and not autocast and hasattr(kernels, "group_norm_silu"):
-            inputs = tuple(None if t is None else t.contiguous() for t in tensors[1:])
-            if library.needs_grad(*tensors):
-                return _GroupNormSilu.apply((groups, eps, kernels), x, *inputs)
-            return kernels.group_norm_silu(x, groups, eps, inputs)[0]
-    return plain(x, groups, eps, weight, bias, before, scale, shift)
+    if not large or not x.is_contiguous() or any(t is not None and t.dtype != torch.float32 for t in tensors):
+        return None
+    kernels, differentiable = library.route(*tensors)
+    if differentiable or not hasattr(kernels, "group_norm_silu") or torch.is_autocast_enabled(x.device.type):
+        return None
+    return kernels
 
 
 def plain(

@@ -21,6 +21,7 @@ from refine.networks.initial import normal
 from stylegan_ops.conv1x1 import conv1x1
 from stylegan_ops.conv3x3 import conv3x3
 from stylegan_ops.group_norm_silu import group_norm_silu
+from stylegan_ops.norm_conv3x3 import Norm, norm_conv3x3
 from stylegan_ops.upfirdn2d import upfirdn2d
 
 Resampling = Literal["up", "down"]
@@ -116,11 +117,22 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     On the CPU four decisions come from one 64-bit number of PyTorch's default generator, which halves the time that
     PyTorch's own dropout takes there.
     """
-    if not training or p == 0 or not x.is_cpu or torch.compiler.is_compiling():
+    keep = _kept(x, p, training)
+    if keep is None:
         return functional.dropout(x, p, training)
+    return x * keep * _gain(p)
+
+
+def _kept(x: Tensor, p: float, training: bool) -> Tensor | None:
+    """Which elements dropout keeps; None where PyTorch decides."""
+    if not training or p == 0 or not x.is_cpu or torch.compiler.is_compiling():
+        return None
     bits = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
-    keep = bits.view(torch.int16)[: x.numel()].view(x.shape) >= round(p * 65536) - 32768
-    return x * keep * (1 / (1 - p) if p < 1 else 0.0)
+    return bits.view(torch.int16)[: x.numel()].view(x.shape) >= round(p * 65536) - 32768
+
+
+def _gain(p: float) -> float:
+    return 1 / (1 - p) if p < 1 else 0.0
 
 
 class GroupNorm(nn.GroupNorm):
@@ -138,8 +150,11 @@ class GroupNorm(nn.GroupNorm):
         self, x: Tensor, before: Tensor | None = None, scale: Tensor | None = None, shift: Tensor | None = None
     ) -> Tensor:
         """The SiLU of forward(x + before) * (1 + scale) + shift; all but x are [N, C]."""
-        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
-        return group_norm_silu(x, self.num_groups, weight, bias, self.eps, before, scale, shift)
+        return group_norm_silu(x, *self.arguments(x.dtype, before, scale, shift))
+
+    def arguments(self, dtype: torch.dtype, before: Tensor | None, scale: Tensor | None, shift: Tensor | None) -> Norm:
+        """What `group_norm_silu` takes beside x."""
+        return Norm(self.num_groups, self.weight.to(dtype), self.bias.to(dtype), self.eps, before, scale, shift)
 
 
 class PositionalEmbedding(nn.Module):
@@ -247,18 +262,35 @@ class UNetBlock(nn.Module):
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """Maps x [N, in_channels, H, W], emb [N or 1, emb_channels] to [N, out_channels, H', W']."""
-        h = self.conv0(self.norm0.silu(x))
+        h = self._normed_conv(self.norm0, self.conv0, x)
         modulation = self.affine(emb).to(h.dtype).expand(len(h), -1)
         if self.adaptive_scale:
             scale, shift = modulation.chunk(2, dim=1)
-            h = self.norm1.silu(h, scale=scale, shift=shift)
+            h = self._normed_conv(self.norm1, self.conv1, h, self.dropout, scale=scale, shift=shift)
         else:
-            h = self.norm1.silu(h, before=modulation)
-        h = self.conv1(dropout(h, self.dropout, self.training))
+            h = self._normed_conv(self.norm1, self.conv1, h, self.dropout, before=modulation)
         h = (h + (x if self.skip is None else self.skip(x))) * self.skip_scale
         if self.num_heads:
             h = (h + self._self_attention(h)) * self.skip_scale
         return h
+
+    def _normed_conv(
+        self,
+        norm: GroupNorm,
+        conv: Conv2d,
+        x: Tensor,
+        p: float = 0.0,
+        before: Tensor | None = None,
+        scale: Tensor | None = None,
+        shift: Tensor | None = None,
+    ) -> Tensor:
+        """The convolution of what the norm's SiLU and dropout make of x."""
+        keep = _kept(x, p, self.training)
+        if conv.resampling is not None or (keep is None and p and self.training):
+            return conv(dropout(norm.silu(x, before, scale, shift), p, self.training))
+        assert conv.bias is not None
+        weight, bias = conv.weight.to(x.dtype), conv.bias.to(x.dtype)
+        return norm_conv3x3(x, norm.arguments(x.dtype, before, scale, shift), weight, bias, keep, _gain(p))
 
     def _self_attention(self, x: Tensor) -> Tensor:
         n, channels, height, width = x.shape
