@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stylegan_ops import library, plain
+from stylegan_ops import library
 
 MIN_BATCH = 16  # For fewer images, on one thread, PyTorch itself takes the way that is taken here.
 
@@ -24,8 +24,10 @@ def conv1x1(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     Returns:
         [N, out_channels, H, W].
     """
-    eager = x.is_cpu and library.route(x, weight, bias)[0] not in (plain, library.REGISTERED)
-    many = x.ndim == 4 and x.shape[0] >= max(MIN_BATCH, torch.get_num_threads())
-    if eager and many and x.is_contiguous() and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu"):
-        return torch.ops.aten.thnn_conv2d(x, weight, [1, 1], bias)
-    return torch.conv2d(x, weight, bias)
+    _, differentiable = library.route(x, weight, bias)
+    # Whatever looks inside an operator sees PyTorch's convolution.
+    if differentiable or not x.is_cpu or x.dtype != torch.float32 or x.ndim != 4 or not x.is_contiguous():
+        return torch.conv2d(x, weight, bias)
+    if x.shape[0] < max(MIN_BATCH, torch.get_num_threads()) or torch.is_autocast_enabled("cpu"):
+        return torch.conv2d(x, weight, bias)
+    return torch.ops.aten.thnn_conv2d(x, weight, [1, 1], bias)
