@@ -126,6 +126,22 @@ class GroupNormArgs(ctypes.Structure):
     )
 
 
+class AttentionArgs(ctypes.Structure):
+    """The struct of the same name in csrc/abi.h."""
+
+    _fields_ = (
+        ("qkv", ctypes.c_void_p),
+        ("dout", ctypes.c_void_p),
+        ("out", ctypes.c_void_p),
+        ("heads", ctypes.c_int64),
+        ("channels", ctypes.c_int64),
+        ("length", ctypes.c_int64),
+        ("scale", ctypes.c_double),
+        ("num_threads", ctypes.c_int32),
+        ("unused", ctypes.c_int32),
+    )
+
+
 def _packer(structure: type[ctypes.Structure]) -> struct.Struct:
     """What packs the members of a structure, arrays element by element, in their order."""
     codes: dict[Any, str] = {
@@ -143,6 +159,7 @@ _UPFIRDN2D = _packer(Upfirdn2dArgs)
 _CONV3X3 = _packer(Conv3x3Args)
 _GROUP_NORM = _packer(GroupNormArgs)
 _POINTERS = struct.Struct("@3P")
+_ATTENTION = _packer(AttentionArgs)
 
 
 def is_channels_last(x: Tensor) -> bool:
@@ -382,4 +399,21 @@ def group_norm_args(
         *(0 if dy is None else dy.data_ptr(), y.data_ptr(), mean, mean + 4 * batch * groups),
         *(dbefore, dweight, dbias, dscale, dshift),
         *(batch, channels, groups, x.numel() // max(1, batch * channels), eps, num_threads, 0),
+    )
+
+
+def attention_args(qkv: Tensor, dout: Tensor | None, out: Tensor, scale: float, num_threads: int) -> bytes:
+    """Pack AttentionArgs, of contiguous float32 tensors.
+
+    Args:
+        qkv: [N, heads, C, 3, L].
+        dout: the gradient [N, heads, C, L] of the result, or None for the result.
+        out: where the result, or the gradient of qkv, goes.
+        scale: factor on products of queries and keys.
+        num_threads: how many threads of the CPU may share the work.
+    """
+    n, heads, channels, _, length = qkv.shape
+    return _ATTENTION.pack(
+        *(qkv.data_ptr(), 0 if dout is None else dout.data_ptr(), out.data_ptr()),
+        *(n * heads, channels, length, scale, num_threads, 0),
     )

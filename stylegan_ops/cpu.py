@@ -31,7 +31,7 @@ def library() -> ctypes.CDLL:
     version = loaded.stylegan_ops_abi_version()
     if version != abi.ABI_VERSION:
         raise OSError(f"{path} has version {version} of the kernels' arguments, not {abi.ABI_VERSION}: delete it")
-    names = ("bias_act", "upfirdn2d", "conv3x3", "group_norm_silu")
+    names = ("bias_act", "upfirdn2d", "conv3x3", "group_norm_silu", "attention")
     for function in (getattr(loaded, f"stylegan_ops_{name}") for name in names):
         function.argtypes = [ctypes.c_char_p]  # Bytes are passed as a pointer to them.
         function.restype = ctypes.c_int
@@ -223,3 +223,19 @@ def _upfirdn2d_layout(
         num_threads,
     )
     return y_shape, rest
+
+
+def attention(qkv: Tensor, scale: float) -> Tensor:
+    """Queries, keys and values [N, heads, C, 3, L], contiguous float32, to sums of values [N, heads, C, L]."""
+    out = torch.empty((*qkv.shape[:3], qkv.shape[4]), dtype=qkv.dtype)
+    if library().stylegan_ops_attention(abi.attention_args(qkv, None, out, scale, torch.get_num_threads())) != 0:
+        raise ValueError(f"the CPU library has no attention for {list(qkv.shape)}")
+    return out
+
+
+def attention_grad(dout: Tensor, qkv: Tensor, scale: float) -> Tensor:
+    """The gradient of qkv, from that of the result."""
+    dqkv = torch.empty_like(qkv)
+    if library().stylegan_ops_attention(abi.attention_args(qkv, dout, dqkv, scale, torch.get_num_threads())) != 0:
+        raise ValueError(f"the CPU library has no attention for {list(qkv.shape)}")
+    return dqkv

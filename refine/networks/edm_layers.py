@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from refine.errors import UserError
 from refine.networks.initial import normal
+from stylegan_ops.attention import attention
 from stylegan_ops.conv1x1 import conv1x1
 from stylegan_ops.conv3x3 import conv3x3
 from stylegan_ops.group_norm_silu import group_norm_silu
@@ -296,6 +297,4 @@ class UNetBlock(nn.Module):
         n, channels, height, width = x.shape
         # Checkpoints order the output channels of qkv as [head, channel in head, (query, key, value)].
         qkv = self.qkv(self.norm2(x)).reshape(n, self.num_heads, channels // self.num_heads, 3, height * width)
-        query, key, value = qkv.permute(3, 0, 1, 4, 2).contiguous().unbind(0)  # each [N, heads, H*W, channels]
-        h = functional.scaled_dot_product_attention(query, key, value)
-        return self.proj(h.transpose(2, 3).reshape(n, channels, height, width))
+        return self.proj(attention(qkv).reshape(n, channels, height, width))

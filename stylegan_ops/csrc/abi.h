@@ -136,4 +136,18 @@ struct GroupNormArgs {
     sgo_int32 unused;
 };
 
+// Contiguous float32: out[h, c, i] = sum over j of p[i, j] * qkv[h, c, 2, j], where p[i] is the softmax over j of scale *
+// sum over c of qkv[h, c, 0, i] * qkv[h, c, 1, j]. If dout, the gradient of that, is given, out is the gradient of qkv.
+struct AttentionArgs {
+    const void* qkv;   // [heads, channels, 3, length]
+    const void* dout;  // [heads, channels, length], or null
+    void* out;
+    sgo_int64 heads;  // of all images
+    sgo_int64 channels;
+    sgo_int64 length;
+    double scale;
+    sgo_int32 num_threads;
+    sgo_int32 unused;
+};
+
 #endif

@@ -1,5 +1,4 @@
 // 3 x 3 convolutions of zero-padded images of unchanged size, and their derivatives, by Winograd's F(4x4, 3x3).
-#include <memory>
 #include <vector>
 
 #include "parallel.h"
@@ -9,24 +8,9 @@ namespace stylegan_ops {
 namespace {
 
 constexpr int kPoints = 36;
-constexpr int64_t kColumns = 2 * kLanes;  // of a product that is summed in registers
 constexpr int64_t kApart = 16;  // Elements between what would share one place in the cache, a power of two apart.
 
 int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
-
-// Memory that begins where a cache line does, without a value.
-class Buffer {
-   public:
-    explicit Buffer(int64_t count) : memory_(new char[size_t(count) * sizeof(float) + 64]) {
-        const uintptr_t address = reinterpret_cast<uintptr_t>(memory_.get());
-        begin_ = reinterpret_cast<float*>((address + 63) & ~uintptr_t(63));
-    }
-    float* get() const { return begin_; }
-
-   private:
-    std::unique_ptr<char[]> memory_;
-    float* begin_;
-};
 
 // How images are cut into tiles of 4 x 4 results, which are numbered row by row.
 struct Tiling {
@@ -195,20 +179,6 @@ void transform_tiles(const float* tiles, int64_t block, float* values, int64_t s
     }
 }
 
-// rows[r][column] += sum over k of left[k * left_k + r * left_r] * right[k * Vectors * kLanes + column]
-template <int Vectors>
-inline void multiply(const float* left, int64_t left_k, int64_t left_r, const float* right, int64_t count,
-                     Vec (&sums)[kRows][Vectors]) {
-    for (int64_t k = 0; k < count; ++k, left += left_k, right += Vectors * kLanes) {
-        Vec values[Vectors];
-        for (int v = 0; v < Vectors; ++v) values[v] = load_vec(right + v * kLanes);
-        for (int r = 0; r < kRows; ++r) {
-            const float factor = left[r * left_r];
-            for (int v = 0; v < Vectors; ++v) sums[r][v] = sums[r][v] + factor * values[v];
-        }
-    }
-}
-
 // --- the convolution
 
 constexpr int64_t kBlock = 32;  // tiles at a time; a multiple of kColumns
@@ -275,7 +245,7 @@ void convolve(const Conv3x3Args& args) {
                     const float* const left = filters.get() + (o * kPoints + p) * filter_step;
                     for (int64_t column = 0; column < kBlock; column += kColumns) {
                         Vec sums[kRows][2] = {};
-                        multiply<2>(left, kRows, 1, values.get() + p * point_step + column * in, in, sums);
+                        multiply<2>(left, kRows, 1, values.get() + p * point_step + column * in, kColumns, in, sums);
                         float* const to = products.get() + p * kRows * kBlock + column;
                         for (int r = 0; r < kRows; ++r) {
                             store_vec(to + r * kBlock, sums[r][0]);
@@ -310,7 +280,7 @@ void add_products(const float* left, const float* right, int64_t count, float* s
     for (int r = 0; r < kRows; ++r) {
         for (int v = 0; v < Vectors; ++v) registers[r][v] = load_vec(sums + r * step + v * kLanes);
     }
-    multiply<Vectors>(left, 1, kLongBlock, right, count, registers);
+    multiply<Vectors>(left, 1, kLongBlock, right, Vectors * kLanes, count, registers);
     for (int r = 0; r < kRows; ++r) {
         for (int v = 0; v < Vectors; ++v) store_vec(sums + r * step + v * kLanes, registers[r][v]);
     }
