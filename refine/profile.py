@@ -3,7 +3,8 @@
 Three passes over the same kind of step. The first takes the time at the borders of its parts and nothing else. The
 second counts every operator's floating-point operations and bytes: an operator's floor is what the longer of both
 takes at the rates of a large matrix product and of a large copy, which are measured in the same run. The third takes
-the time of every operator, which slows the step down.
+the time of every operator, which slows the step down. Convolutions, norms and attention that have CPU kernels in
+`stylegan_ops` are PyTorch's own operators in the second and third pass, and the kernels in the first.
 
 A part's share is the sum of its operators' floors divided by its time. Convolutions count as direct ones; element-wise
 arithmetic counts as bytes only; bytes are every input and result once, so that fused operators have fewer of them.

@@ -196,11 +196,11 @@ class Trainer:
             augment_labels = augment.labels(draws.augmentation)
         sigma = draws.fake_sigma
         x_t = x0 + sigma.reshape(-1, 1, 1, 1) * draws.fake_noise
-        self.fake.train(self.config.fake_dropout)
+        _set_training(self.fake, self.config.fake_dropout)
         seeds.seed_torch("dropout")
         with autocast(self.precision, self.device):
             denoised = self.fake(x_t, sigma, labels, augment_labels)
-        self.fake.eval()
+        _set_training(self.fake, False)
         loss = ikl.fake_score_loss(denoised, x0, sigma, getattr(self.teacher, "sigma_data", DEFAULT_SIGMA_DATA))
         self.fake_optimizer.backward(loss.sum() / self.config.batch)
         self.averages.add_by_band("Loss/fake", loss.detach(), sigma)
@@ -214,21 +214,23 @@ class Trainer:
             dropout, purpose = self.config.fake_dropout, "dropout"
 
         def denoise(network: Any, x_t: Tensor) -> Tensor:
-            network.train(dropout)
+            _set_training(network, dropout)
             seeds.seed_torch(purpose)  # the same masks in both
             with autocast(self.precision, self.device):
                 denoised = network(x_t, sigma, labels)
-            network.eval()
+            _set_training(network, False)
             return denoised
 
         # What passes through the fake score on its way to the generator is not for the fake score's own update.
-        self.fake.requires_grad_(False)
+        if self.objective.through_networks:
+            self.fake.requires_grad_(False)
         with torch.set_grad_enabled(self.objective.through_networks):
             x_t = images + sigma.reshape(-1, 1, 1, 1) * draws.noise
             teacher = denoise(self.teacher, x_t)
             if fake is None:
                 fake = denoise(self.fake, x_t) if self.objective.needs_fake else teacher
-        self.fake.requires_grad_(True)
+        if self.objective.through_networks:
+            self.fake.requires_grad_(True)
         if self.objective.needs_fake:
             gap = (teacher - fake).detach().square().mean(dim=[1, 2, 3]).sqrt()
             self.averages.add_by_band("Score/gap", gap, sigma)
@@ -310,6 +312,12 @@ class Trainer:
         if sigma.numel() == 0:
             return sigma
         return self.teacher.round_sigma(sigma.to(torch.float32).clamp(*usable_sigmas(self.teacher)))
+
+
+def _set_training(network: Any, mode: bool) -> None:
+    """Has dropout on or off; walking through all of a network's modules takes milliseconds, so only where need be."""
+    if network.training != mode:
+        network.train(mode)
 
 
 class Drawn(NamedTuple):
