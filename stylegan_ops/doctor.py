@@ -17,7 +17,7 @@ from typing import Any
 import click
 import torch
 
-from stylegan_ops import plain, reference, select
+from stylegan_ops import attention, group_norm_silu, plain, reference, select
 from stylegan_ops.abi import ACTS
 from stylegan_ops.build import BuildError, cache, nvrtc, toolchain
 from stylegan_ops.driver import LIBRARY as DRIVER_LIBRARY
@@ -234,6 +234,8 @@ def compare(kernels: ModuleType, device: torch.device) -> list[Comparison]:
     for dtype, tolerance in TOLERANCES.items():
         errors: dict[str, float] = {}
         cases = itertools.chain(_bias_act_cases(kernels, device, dtype), _upfirdn2d_cases(kernels, device, dtype))
+        if dtype == torch.float32 and hasattr(kernels, "conv3x3"):
+            cases = itertools.chain(cases, _network_cases(kernels))
         for operator, actual, expected in cases:
             error = sys.float_info.max  # Unlike infinity, a number in JSON too.
             if actual.shape == expected.shape and actual.dtype == dtype:
@@ -284,6 +286,19 @@ def _upfirdn2d_cases(kernels: ModuleType, device: torch.device, dtype: torch.dty
             on_device = x.to(device, dtype).contiguous(memory_format=memory_format)
             taps = f.to(device, torch.float32)
             yield "upfirdn2d", kernels.upfirdn2d(on_device, taps, *up, *down, *padding, False, 1.5), expected
+
+
+def _network_cases(kernels: ModuleType) -> Iterator[Case]:
+    """What there is for the CPU and float32 only."""
+    generator = torch.Generator().manual_seed(2)
+    shapes = (2, 8, 9, 11), (8, 8, 3, 3), (8,), (2, 8), (2, 1, 8, 3, 64)
+    x, weight, bias, before, qkv = (_random(shape, torch.float32, generator) for shape in shapes)
+    one = [tensor.float() for tensor in (x, weight, bias, before, qkv)]
+    yield "conv3x3", kernels.conv3x3(*one[:3]), torch.conv2d(x, weight, bias, padding=1)
+    inputs = (one[2], one[2], one[3], None, None)
+    expected = group_norm_silu.plain(x, 2, 1e-5, bias, bias, before, None, None)
+    yield "group_norm_silu", kernels.group_norm_silu(one[0], 2, 1e-5, inputs)[0], expected
+    yield "attention", kernels.attention(one[4], 8**-0.5), attention.attention(qkv)
 
 
 def measure(kernels: ModuleType, device: torch.device) -> dict[str, float]:
