@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <memory>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -83,8 +84,19 @@ constexpr int64_t kSmallWidth = 64, kSmallValues = 8192;
 // Most elements before or behind a plane that vectors may reach, which only odd paddings make them do.
 constexpr int64_t kMostOutside = 64;
 
+// Apart from what calls it, so that it is compiled once and not for each element type.
+class AnySmallFilter {
+  public:
+    virtual ~AnySmallFilter() = default;
+    // Compute y of planes that lie one behind the other.
+    virtual void run(const float* x, int64_t planes, float* y) const = 0;
+
+    // Values before and behind the planes that run() reads too; they do not matter.
+    int64_t before = 0, behind = 0;
+};
+
 template <int Lanes, Step Kind, int FilterTaps>
-class SmallFilter {
+class SmallFilter final : public AnySmallFilter {
     using V = Vector<Lanes>;
     using Type = typename V::Type;
     // An output is a sum of kTaps products.
@@ -105,19 +117,14 @@ class SmallFilter {
         for (int64_t begin = 0; begin < args.y_width; begin += kColumns) {
             const Block block = make_block(std::min(begin, args.y_width - kColumns));
             for (int phase = 0; phase < kPhases; ++phase) {
-                before_ = std::max(before_, -block.base[phase]);
-                behind_ = std::max(behind_, block.base[phase] + kReach - args.x_width);
+                before = std::max(before, -block.base[phase]);
+                behind = std::max(behind, block.base[phase] + kReach - args.x_width);
             }
             blocks_.push_back(block);
         }
     }
 
-    // Values before and behind planes that run() reads too; they do not matter.
-    int64_t before() const { return before_; }
-    int64_t behind() const { return behind_; }
-
-    // Compute y of planes that lie one behind the other. Compiled once, not once for each element type and caller.
-    __attribute__((noinline)) void run(const float* x, int64_t planes, float* y) const {
+    void run(const float* x, int64_t planes, float* y) const override {
         const bool all = plan_.y.most_taps == FilterTaps;
         for (const Block& block : blocks_) {
             all ? filter<FilterTaps>(block, x, planes, y) : filter<FilterTaps / 2>(block, x, planes, y);
@@ -215,19 +222,52 @@ class SmallFilter {
     std::vector<Block> blocks_;      // The last two may overlap.
     std::vector<float> columns_;         // The vertical filter's taps, phase by phase, and
     std::vector<int64_t> advances_;  // how many inputs later an output of the next phase begins.
-    int64_t before_ = 0, behind_ = 0;
 };
 
-template <typename Element, int Lanes, Step Kind, int FilterTaps>
-bool filter_if_wide_enough(const Upfirdn2dArgs& args, const Plan<float>& plan) {
-    using Stored = typename Element::Stored;
+using AnySmallFilterPointer = std::unique_ptr<const AnySmallFilter>;
+
+template <int Lanes, Step Kind, int FilterTaps>
+AnySmallFilterPointer make_if_wide_enough(const Upfirdn2dArgs& args, const Plan<float>& plan) {
     using Filter = SmallFilter<Lanes, Kind, FilterTaps>;
+    return args.y_width < Filter::kColumns ? nullptr : std::make_unique<const Filter>(args, plan);
+}
+
+// What computes it with vectors of so many bytes or less; null if another way is better.
+template <int Bytes>
+AnySmallFilterPointer make_small_filter(const Upfirdn2dArgs& args, const Plan<float>& plan) {
+    constexpr int lanes = Bytes / int(sizeof(float));
+    const Axis &x = plan.x, &y = plan.y;
+    const bool up = x.phases.size() == 2 && x.step == 1, down = x.period == 1 && x.step == 2;
+    const int64_t taps = up ? 2 * x.phases[0].taps : x.phases[0].taps;
+    if (!y.each_phase_has(taps) && !y.each_phase_has(taps / 2)) return nullptr;
+    AnySmallFilterPointer filter;
+    if (x.period == 1 && x.step == 1 && taps == 4) {
+        filter = make_if_wide_enough<lanes, Step::kPlain, 4>(args, plan);
+    } else if (down && taps == 4) {
+        filter = make_if_wide_enough<lanes, Step::kDown, 4>(args, plan);
+    } else if (down && taps == 2) {
+        filter = make_if_wide_enough<lanes, Step::kDown, 2>(args, plan);
+    } else if (up && taps == 4 && x.each_phase_has(2)) {
+        filter = make_if_wide_enough<lanes, Step::kUp, 4>(args, plan);
+    } else if (up && taps == 2 && x.each_phase_has(1)) {
+        filter = make_if_wide_enough<lanes, Step::kUp, 2>(args, plan);
+    }
+    if constexpr (Bytes > 16) {
+        if (!filter) return make_small_filter<Bytes / 2>(args, plan);
+    }
+    return filter;
+}
+
+// Compute it this way; false if another way is better.
+template <typename Element>
+bool filter_if_small(const Upfirdn2dArgs& args, const Plan<float>& plan) {
+    using Stored = typename Element::Stored;
     constexpr bool same = std::is_same_v<Stored, float>;
-    if (args.y_width < Filter::kColumns) return false;
-    const Filter filter(args, plan);
-    const int64_t before = filter.before(), behind = filter.behind();
-    if (std::max(before, behind) > kMostOutside) return false;
     const int64_t in = args.x_height * args.x_width, out = args.y_height * args.y_width;
+    if (!plan.separable || plan.pixel > 1 || args.y_width > kSmallWidth || in + out > kSmallValues) return false;
+    const AnySmallFilterPointer filter = make_small_filter<kVectorBytes>(args, plan);
+    if (!filter || std::max(filter->before, filter->behind) > kMostOutside) return false;
+    const int64_t before = filter->before, behind = filter->behind;
     const int64_t together = std::clamp<int64_t>(kSmallValues / (in + out), 1, plan.planes);
     parallel_blocks(ceil_div(plan.planes, together), plan.planes * out, args.num_threads, [&](int64_t i, int64_t last) {
         std::vector<float> inputs(before + together * in + behind), results(same ? 0 : together * out);
@@ -239,9 +279,9 @@ bool filter_if_wide_enough(const Upfirdn2dArgs& args, const Plan<float>& plan) {
             const bool copied = !same || begin * in < before || (plan.planes - end) * in < behind;
             if (copied) std::transform(x, x + (end - begin) * in, inputs.begin() + before, Element::load);
             if constexpr (same) {
-                filter.run(copied ? inputs.data() + before : x, end - begin, y);
+                filter->run(copied ? inputs.data() + before : x, end - begin, y);
             } else {
-                filter.run(inputs.data() + before, end - begin, results.data());
+                filter->run(inputs.data() + before, end - begin, results.data());
                 std::transform(results.begin(), results.begin() + (end - begin) * out, y, Element::store);
             }
         }
@@ -249,38 +289,9 @@ bool filter_if_wide_enough(const Upfirdn2dArgs& args, const Plan<float>& plan) {
     return true;
 }
 
-template <typename Element, int Bytes>
-bool filter_by_vectors_of(const Upfirdn2dArgs& args, const Plan<float>& plan) {
-    constexpr int lanes = Bytes / int(sizeof(float));
-    const Axis &x = plan.x, &y = plan.y;
-    const bool up = x.phases.size() == 2 && x.step == 1, down = x.period == 1 && x.step == 2;
-    const int64_t taps = up ? 2 * x.phases[0].taps : x.phases[0].taps;
-    if (!y.each_phase_has(taps) && !y.each_phase_has(taps / 2)) return false;
-    bool done = false;
-    if (x.period == 1 && x.step == 1 && taps == 4) {
-        done = filter_if_wide_enough<Element, lanes, Step::kPlain, 4>(args, plan);
-    } else if (down && taps == 4) {
-        done = filter_if_wide_enough<Element, lanes, Step::kDown, 4>(args, plan);
-    } else if (down && taps == 2) {
-        done = filter_if_wide_enough<Element, lanes, Step::kDown, 2>(args, plan);
-    } else if (up && taps == 4 && x.each_phase_has(2)) {
-        done = filter_if_wide_enough<Element, lanes, Step::kUp, 4>(args, plan);
-    } else if (up && taps == 2 && x.each_phase_has(1)) {
-        done = filter_if_wide_enough<Element, lanes, Step::kUp, 2>(args, plan);
-    }
-    if constexpr (Bytes > 16) done = done || filter_by_vectors_of<Element, Bytes / 2>(args, plan);
-    return done;
-}
-
-// Compute it this way; false if another way is better.
+// For double precision, which little but tests asks for, it would take as long again to compile.
 template <typename Element>
-bool filter_if_small(const Upfirdn2dArgs& args, const Plan<typename Element::Math>& plan) {
-    // For double precision, which little but tests asks for, it would take as long again to compile.
-    if constexpr (std::is_same_v<typename Element::Math, float>) {
-        const int64_t values = args.x_height * args.x_width + args.y_height * args.y_width;
-        if (!plan.separable || plan.pixel > 1 || args.y_width > kSmallWidth) return false;
-        return values <= kSmallValues && filter_by_vectors_of<Element, kVectorBytes>(args, plan);
-    }
+bool filter_if_small(const Upfirdn2dArgs&, const Plan<double>&) {
     return false;
 }
 
@@ -290,8 +301,8 @@ bool filter_if_small(const Upfirdn2dArgs& args, const Plan<typename Element::Mat
 
 namespace stylegan_ops {
 
-template <typename Element>
-bool filter_if_small(const Upfirdn2dArgs&, const Plan<typename Element::Math>&) {
+template <typename Element, typename T>
+bool filter_if_small(const Upfirdn2dArgs&, const Plan<T>&) {
     return false;
 }
 
