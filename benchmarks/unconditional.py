@@ -30,12 +30,12 @@ from refine.assets.make.teacher import TeacherOptions, train_teacher
 from refine.presets import PRESETS
 
 SEED = 0
-GAN = GanOptions(kimg=30, c_dim=0)
+GAN = GanOptions(kimg=20, c_dim=0)
 TEACHER = TeacherOptions(kimg=60, label_dim=0)
 SIGMAS = ("lognormal:-1.2,1.2", "lognormal:1,1.2")  # the paper's, and ours where there are no labels
 COMMON: dict[str, Any] = {
     **PRESETS["tiny"].options_for(conditional=False),
-    "kimg": 12.0,
+    "kimg": 10.0,
     "ema_halflife_kimg": 1.0,
     "ema_rampup": None,
     "snap_ticks": 1000,
