@@ -28,16 +28,18 @@ CSRC = Path(__file__).resolve().parents[1] / "csrc"
 _logger = logging.getLogger("stylegan_ops")
 
 
-def cpu_library(csrc: Path = CSRC) -> Path:
+def cpu_library(csrc: Path = CSRC, extra_flags: Sequence[str] = ()) -> Path:
     """The shared library of `csrc/cpu`, for this processor. `ctypes.CDLL` loads it once torch is imported.
 
     Args:
         csrc: the folder of the sources.
+        extra_flags: given to the compiler and the linker, as `-fsanitize=address`; what they make is not loaded here.
 
     Raises:
         BuildError: it cannot be built, or does not load once built.
     """
-    return _host_library("cpu", csrc, ["cpu"], _check_cpu_library)
+    check = (lambda path: None) if extra_flags else _check_cpu_library
+    return _host_library("cpu", csrc, ["cpu"], check, extra_flags)
 
 
 def sim_library(csrc: Path = CSRC, extra_flags: Sequence[str] = ()) -> Path:

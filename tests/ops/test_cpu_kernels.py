@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from stylegan_ops import abi, build, cpu, reference
+from tests.support import sanitizers
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 SMOOTH = ["tanh", "sigmoid", "elu", "selu", "softplus", "swish"]
@@ -320,12 +321,9 @@ def test_padding_alone_makes_zeros_and_cropping_takes_all_of_a_side():
 @pytest.mark.skipif(COMPILER is None, reason="there is no C++ compiler")
 def test_small_planes_under_sanitizers(tmp_path):
     """Vectors reach beyond the planes that they filter, but never beyond memory that is theirs to read."""
-    for name in ("libasan.so", "libubsan.so"):
-        found = subprocess.run([COMPILER, f"-print-file-name={name}"], capture_output=True, text=True).stdout.strip()
-        if not Path(found).is_file():
-            pytest.skip(f"{COMPILER} comes without its sanitizer {name}")
+    sanitizers.runtimes(COMPILER)
     program, source = tmp_path / "small_planes", Path(__file__).with_name("small_planes.cpp")
-    flags = ["-std=c++17", "-O1", "-march=native", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+    flags = ["-std=c++17", "-march=native", *sanitizers.FLAGS]
     include = [f"-I{build.CSRC}", f"-I{build.CSRC / 'cpu'}"]
     subprocess.run([COMPILER, *flags, *include, source, "-o", program], check=True)
     result = subprocess.run([program], capture_output=True, text=True)
@@ -336,6 +334,42 @@ def test_small_planes_under_sanitizers(tmp_path):
     beyond = subprocess.run([program, "beside"], capture_output=True, text=True)
     assert beyond.returncode != 0
     assert "heap-buffer-overflow" in beyond.stderr
+
+
+def run_sanitized(library, code):
+    """Runs Python code on a CPU library that was built with the sanitizers' flags."""
+    start = f"import pathlib, sys, torch; from stylegan_ops import build, cpu; path = pathlib.Path({str(library)!r}); "
+    return sanitizers.run_python(COMPILER, start + "build.cpu_library = lambda: path; " + code)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(COMPILER is None, reason="there is no C++ compiler")
+def test_kernels_of_networks_under_sanitizers():
+    """Their tests of random shapes, with nothing read or written beside a tensor and nothing undefined."""
+    library = build.cpu_library(extra_flags=sanitizers.FLAGS)
+    names = ("conv3x3", "group_norm_silu", "attention")
+    tests = [str(Path(__file__).with_name(f"test_{name}.py::test_random_shapes")) for name in names]
+    arguments = [*tests, "-q", "-p", "no:cacheprovider"]
+    result = run_sanitized(library, f"import pytest; sys.exit(pytest.main({arguments!r}))")
+    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
+    assert "3 passed" in result.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(COMPILER is None, reason="there is no C++ compiler")
+def test_sanitizers_notice(tmp_path):
+    """A result beside the tensor; so what passes above is what would have been found."""
+    shutil.copytree(build.CSRC, tmp_path / "csrc")
+    path = tmp_path / "csrc" / "cpu" / "group_norm.cpp"
+    source = path.read_text(encoding="utf-8")
+    assert source.count("out[i] = z /") == 1
+    path.write_text(source.replace("out[i] = z /", "out[i + 1] = z /"), encoding="utf-8")
+    library = build.cpu_library(tmp_path / "csrc", sanitizers.FLAGS)
+    code = "c = torch.ones(4); cpu.group_norm_silu(torch.ones(1, 4, 8, 8), 2, 1e-5, (c, c, None, None, None))"
+    result = run_sanitized(library, code)
+    assert result.returncode != 0
+    assert "heap-buffer-overflow" in result.stderr
+    assert "group_norm.cpp" in result.stderr
 
 
 # --- threads

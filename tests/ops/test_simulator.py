@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,8 +13,7 @@ import torch
 from stylegan_ops import abi, build, cuda, reference
 from stylegan_ops.build import toolchain
 from stylegan_ops.simulator import Simulator, SimulatorError
-
-SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g", "-O1")
+from tests.support import sanitizers
 
 
 @pytest.fixture(autouse=True)
@@ -110,27 +107,15 @@ def test_processors_for_which_there_is_no_assembly_code(monkeypatch) -> None:
 
 @pytest.fixture
 def run_sanitized(compiler: str) -> Callable[[Path, str], subprocess.CompletedProcess[str]]:
-    """Runs Python code on a simulator that was built with SANITIZE."""
-    runtimes = []
-    for name in ("libasan.so", "libubsan.so"):
-        found = subprocess.run([compiler, f"-print-file-name={name}"], capture_output=True, text=True)
-        runtimes.append(found.stdout.strip())
-    if not all(Path(runtime).is_file() for runtime in runtimes):
-        pytest.skip(f"{compiler} comes without its sanitizers libasan.so and libubsan.so")
+    """Runs Python code on a simulator that was built with the sanitizers' flags."""
+    sanitizers.runtimes(compiler)
 
     def run(library: Path, code: str) -> subprocess.CompletedProcess[str]:
-        environment = os.environ | {
-            "LD_PRELOAD": " ".join(runtimes),
-            # Python leaves memory behind at its end, and fibers have stacks of their own.
-            "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0",
-            "PYTHONPATH": str(Path(cuda.__file__).parents[1]),
-            "OMP_NUM_THREADS": "1",
-        }
         start = (
             "import pathlib, sys; from stylegan_ops import cuda, simulator; "
             f"library = simulator.Simulator(pathlib.Path({str(library)!r})); cuda._simulator = lambda: library; "
         )
-        return subprocess.run([sys.executable, "-c", start + code], env=environment, capture_output=True, text=True)
+        return sanitizers.run_python(compiler, start + code)
 
     return run
 
@@ -140,7 +125,7 @@ def test_all_kernels_under_sanitizers(run_sanitized) -> None:
     """No access out of bounds or misaligned, no overflow, nothing else that C++ leaves undefined."""
     tests = str(Path(__file__).with_name("test_cuda_sim.py"))
     arguments = [tests, "-q", "-m", "not slow and not cuda", "-p", "no:cacheprovider"]
-    library = build.sim_library(extra_flags=SANITIZE)
+    library = build.sim_library(extra_flags=sanitizers.FLAGS)
     result = run_sanitized(library, f"import pytest; sys.exit(pytest.main({arguments!r}))")
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
     assert " passed" in result.stdout
@@ -156,7 +141,7 @@ def test_all_kernels_under_sanitizers(run_sanitized) -> None:
     ],
 )
 def test_sanitizers_notice(old: str, new: str, message: str, changed_library, run_sanitized) -> None:
-    library = changed_library("upfirdn2d.cuh", old, new, SANITIZE)
+    library = changed_library("upfirdn2d.cuh", old, new, sanitizers.FLAGS)
     code = (
         "import torch; x, f = torch.ones(1, 1, 9, 9), torch.ones(4, 4); "
         "cuda.upfirdn2d(x, f, 2, 2, 1, 1, 2, 2, 2, 1, False, 1.0); "
