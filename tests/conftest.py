@@ -35,6 +35,15 @@ def fixture_path() -> Callable[[str], Path]:
     return find
 
 
+@pytest.fixture
+def pair(fixture_path: Callable[[str], Path]) -> dict[str, str]:
+    """The options that name a small conditional generator and its teacher."""
+    return {
+        "gan": str(fixture_path("sg2ada/b_cond16.pkl")),
+        "teacher": str(fixture_path("edm/s4_sid_ddpmpp_cond16.pkl")),
+    }
+
+
 @pytest.fixture(scope="session")
 def golden(fixture_path: Callable[[str], Path]) -> Callable[[str], dict[str, np.ndarray]]:
     """`golden("sg2ada/b_cond16")` -> the arrays of that .npz."""

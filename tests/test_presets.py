@@ -15,14 +15,6 @@ from refine.noise_levels import parse_schedule
 from refine.presets import PRESETS, choose_preset
 
 
-@pytest.fixture
-def pair(fixture_path):
-    return {
-        "gan": str(fixture_path("sg2ada/b_cond16.pkl")),
-        "teacher": str(fixture_path("edm/s4_sid_ddpmpp_cond16.pkl")),
-    }
-
-
 @pytest.mark.parametrize("name", PRESETS)
 @pytest.mark.parametrize("conditional", [True, False])
 def test_presets_are_possible(name, conditional):

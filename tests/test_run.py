@@ -20,17 +20,9 @@ from refine import state as run_state
 from refine.config import RunConfig
 from refine.errors import UserError
 from refine.report.read import read_run, warnings
-from refine.run_dir import RunDir, find_state, image_grid, moment
+from refine.run_dir import RunDir, find_state
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-@pytest.fixture
-def pair(fixture_path):
-    return {
-        "gan": str(fixture_path("sg2ada/b_cond16.pkl")),
-        "teacher": str(fixture_path("edm/s4_sid_ddpmpp_cond16.pkl")),
-    }
 
 
 def config(pair, tmp_path, **changes):
@@ -107,15 +99,6 @@ def test_warm_up_says_how_far_it_is(pair, tmp_path):
     assert all(row["Loss/fake"] > 0 and ("Score/gap" in row) == (row["Progress/kimg"] > 0) for row in rows)
     losses = read_run(snapshot.parent).series("Loss/fake")
     assert losses == [(row["Progress/kimg"], row["Loss/fake"]) for row in rows]
-
-
-@pytest.mark.parametrize("batch", [1, 8, 127, 128, 600, 999, 1000, 1001, 2500])
-def test_no_two_moments_share_a_name(batch):
-    names = [moment(nimg, batch) for nimg in range(0, 20_000, batch)]
-    files = [f"{name}.pkl" for name in names]
-    assert len(set(files)) == len(files) and files == sorted(files)
-    first_steps = {name[:6]: name for name in reversed(names)}
-    assert all(name == kimg for kimg, name in first_steps.items())  # as the StyleGAN family has it
 
 
 def test_the_last_tick_may_be_short(pair, tmp_path):
@@ -472,50 +455,6 @@ def test_killed_at_any_moment(pair, tmp_path):
             pickles.load(path)
 
 
-def test_rows_newer_than_the_state_are_cut(tmp_path):
-    folder = RunDir(tmp_path)
-    for nimg in (1000, 2000, 3000):
-        folder.add_stats({"Progress/cur_nimg": nimg})
-    with (tmp_path / "stats.jsonl").open("a") as file:
-        file.write('{"Progress/cur_ni')  # killed while writing
-    folder.cut_rows(2000)
-    kept = lambda: [json.loads(line)["Progress/cur_nimg"] for line in (tmp_path / "stats.jsonl").open()]  # noqa: E731
-    assert kept() == [1000, 2000]
-    (tmp_path / "stats.jsonl").write_text("".join(f'{{"Progress/cur_nimg": {n}}}\n' for n in (-24, -16, -8)))
-    folder.cut_rows(-16)  # a state from the warm-up
-    assert kept() == [-24, -16]
-
-
-def test_the_two_newest_states_are_kept(tmp_path):
-    folder = RunDir(tmp_path)
-    for nimg in (1_000, 20_000, 3_000_000, 1_000_000_000):
-        folder.save_state(nimg, {"n": nimg})
-    assert [p.name for p in folder.states()] == ["training-state-003000.pt", "training-state-1000000.pt"]
-
-
-def test_folders_are_numbered(tmp_path):
-    names = [RunDir.create(tmp_path / "out", "x").path.name for _ in range(3)]
-    (tmp_path / "out" / "00041-other").mkdir()
-    assert [*names, RunDir.create(tmp_path / "out", "x").path.name] == ["00000-x", "00001-x", "00002-x", "00042-x"]
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="Cannot write"):
-        RunDir.create(tmp_path / "file", "x")
-
-
-def test_finding_states(tmp_path):
-    with pytest.raises(UserError, match="no run with a training state"):
-        find_state("latest", tmp_path)
-    with pytest.raises(UserError, match="no run or training state"):
-        find_state(str(tmp_path / "none"), tmp_path)
-    a, b, c = (RunDir.create(tmp_path, "x") for _ in range(3))
-    with pytest.raises(UserError, match="before its first one"):
-        find_state(str(a.path), tmp_path)
-    a.save_state(1000, {})
-    expected = b.save_state(2000, {})
-    assert find_state("latest", tmp_path) == expected  # c has none yet
-    assert find_state(str(expected), tmp_path) == expected and not c.states()
-
-
 def test_wrong_states(pair, tmp_path):
     first = run.refine(config(pair, tmp_path, kimg=0.016))
     state = find_state(str(first.parent), "")
@@ -544,14 +483,6 @@ def test_wrong_states(pair, tmp_path):
         setup.resumed_config(state, {})
 
 
-def test_grid():
-    images = torch.stack([torch.full((3, 2, 2), v) for v in (-1.0, 0.0, 1.0, 5.0, -5.0)])
-    array = np.asarray(image_grid(images, 3))
-    assert array.shape == (4, 6, 3)
-    assert array[0, ::2, 0].tolist() == [0, 128, 255] and array[2, ::2, 0].tolist() == [255, 0, 0]
-    assert image_grid(images[:, :1], 5).mode == "L"
-
-
 def test_device_that_is_not_there(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="--device=cuda is not available"):
@@ -562,41 +493,3 @@ def test_device_that_is_not_there(monkeypatch):
 def test_times():
     seconds = {0: "0s", 59.6: "1m 00s", 3601: "1h 00m 01s", 5901: "1h 38m 21s", 90061: "1d 01h 01m"}
     assert {s: status.format_time(s) for s in seconds} == seconds
-
-
-@pytest.mark.parametrize(
-    ("option", "value"),
-    [
-        ("batch", 0), ("batch", 2.5), ("batch", True), ("batch_gpu", 3), ("seed", -1), ("glr", 0), ("kimg", -1),
-        ("glr", float("nan")), ("warmup_kimg", -1), ("beta1", 1.0), ("clip_grad", 0), ("ema_rampup", -1),
-        ("device", "tpu"), ("noise_mode", "x"), ("weighting", "x"), ("resample", "nearest"), ("sigma", "x"),
-        ("fake_sigma", "x"), ("train_layers", "top"), ("fake_steps", 0), ("kimg", float("inf")),
-    ],
-)  # fmt: skip
-def test_nonsense_is_refused(option, value):
-    with pytest.raises(UserError) as error:
-        RunConfig(gan="g", teacher="t", **{option: value})
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("option", "value", "kind"),
-    [
-        ("batch", "32", "a whole number"), ("kimg", None, "a number"), ("gan", Path("g.pkl"), "text"),
-        ("preflight", 1, "True or False"), ("glr", True, "a number"), ("desc", 3, "text or None"),
-        ("clip_grad", "1", "a number or None"), ("batch_gpu", 2.0, "a whole number or None"),
-        ("class_map", [1, 0], "a tuple of whole numbers or None"),
-        ("class_map", (1, "0"), "a tuple of whole numbers or None"),
-    ],
-)  # fmt: skip
-def test_types_are_checked(option, value, kind):
-    name = option.replace("_", "-")
-    with pytest.raises(UserError) as error:
-        RunConfig(**({"gan": "g", "teacher": "t"} | {option: value}))
-    assert str(error.value) == f"--{name} must be {kind}, not {value!r}."
-
-
-def test_every_type_of_an_option_has_words():
-    """A whole number will do for a number, and every default is of its type."""
-    options = RunConfig(gan="g", teacher="t", kimg=3, class_map=(1, 0))
-    assert RunConfig.from_dict(json.loads(options.to_json())) == options

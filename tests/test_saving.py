@@ -25,14 +25,6 @@ from refine.state import read_state, state_of
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.fixture
-def pair(fixture_path):
-    return {
-        "gan": str(fixture_path("sg2ada/b_cond16.pkl")),
-        "teacher": str(fixture_path("edm/s4_sid_ddpmpp_cond16.pkl")),
-    }
-
-
 def options(pair, tmp_path, **changes):
     sizes = {"batch": 8, "kimg": 0.032, "warmup_kimg": 0.008, "tick_kimg": 0.008, "snap_ticks": 1, "preflight": False}
     return RunConfig(**pair, outdir=str(tmp_path / "runs"), device="cpu", **(sizes | changes))

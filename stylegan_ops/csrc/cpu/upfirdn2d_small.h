@@ -4,8 +4,8 @@
 //
 // A block of neighbouring columns is computed from top to bottom, and filtered rows stay in registers until all outputs
 // that they are part of are done. Horizontally, as many vectors of inputs as the filter has taps, weighted, make up a
-// vector of outputs, or two where upsampling. Their lanes may lie beside the image, where memory has the end of another row. These are cleared by
-// a mask, since even a weight of zero would make NaN of an infinite value there.
+// vector of outputs, or two where upsampling. Their lanes may lie beside the image, where memory has the end of another
+// row. These are cleared by a mask, since even a weight of zero would make NaN of an infinite value there.
 #ifndef STYLEGAN_OPS_CPU_UPFIRDN2D_SMALL_H
 #define STYLEGAN_OPS_CPU_UPFIRDN2D_SMALL_H
 
@@ -220,7 +220,7 @@ class SmallFilter final : public AnySmallFilter {
     const Upfirdn2dArgs& args_;
     const Plan<float>& plan_;
     std::vector<Block> blocks_;      // The last two may overlap.
-    std::vector<float> columns_;         // The vertical filter's taps, phase by phase, and
+    std::vector<float> columns_;     // The vertical filter's taps, phase by phase, and
     std::vector<int64_t> advances_;  // how many inputs later an output of the next phase begins.
 };
 
