@@ -40,7 +40,7 @@ test-extra: .venv/installed.stamp ## sanitizer, compiler and browser checks and 
 
 demo: .venv/installed.stamp ## refine the built-in digits generator on the CPU, and write a report: a few minutes
 	$(VENV_PYTHON) refine.py --gan=digits --teacher=edm-digits
-	$(VENV_PYTHON) -m refine.assets.judge training-runs/latest
+	$(VENV_PYTHON) -m refine.digits.judge training-runs/latest
 
 clean: ## remove .venv and all caches
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

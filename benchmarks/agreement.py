@@ -26,11 +26,11 @@ from scipy import stats
 from sharing import FORMS as SHARING
 
 from refine import RunConfig, load_gan, load_teacher
-from refine.assets.judge import digits_measure
-from refine.averages import Averages
-from refine.noise_levels import LogNormal, parse_schedule
-from refine.optimizer import learning_rate
-from refine.setup import make_trainer
+from refine.diffusion.noise_levels import LogNormal, parse_schedule
+from refine.digits.judge import digits_measure
+from refine.runs.start import make_trainer
+from refine.training.optimizer import learning_rate
+from refine.training.statistics import Averages
 
 PLAIN = "plain recipe"
 FORMS: dict[str, dict[str, Any]] = {

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from refine import RunConfig, refine
-from refine.assets.judge import digits_measure
+from refine.digits.judge import digits_measure
 from refine.presets import PRESETS
 
 # The demo's own settings; each row of the table changes some of them.

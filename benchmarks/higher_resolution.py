@@ -24,13 +24,13 @@ import torch
 from torch import Tensor
 
 from refine import RunConfig, load_gan, load_teacher, refine
-from refine.assets.digits import Images, shipped_detector, shipped_split
-from refine.assets.figures import Figures, figures, generator_sampler, sample, teacher_sampler
-from refine.assets.judge import side_by_side
-from refine.assets.make.__main__ import save_teacher
-from refine.assets.make.teacher import TeacherOptions, train_teacher
-from refine.bridge import Bridge, resize
-from refine.detail import high_pass
+from refine.digits.digits import Images, shipped_detector, shipped_split
+from refine.digits.figures import Figures, figures, generator_sampler, sample, teacher_sampler
+from refine.digits.judge import side_by_side
+from refine.digits.make.__main__ import save_teacher
+from refine.digits.make.teacher import TeacherOptions, train_teacher
+from refine.pair.bridge import Bridge, resize
+from refine.pair.high_frequency import high_pass
 
 TEACHER_PIXELS = 8
 TEACHER = TeacherOptions(kimg=150, resolution=TEACHER_PIXELS, channel_mult=(1, 2), num_blocks=2)

@@ -68,13 +68,13 @@ def measure(way: str, path: Path) -> None:
 
     import torch
 
-    import refine.loading
+    import refine.networks.loading
 
     torch.set_num_threads(1)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.perf_counter()
     if way == "refine":
-        result: Any = refine.loading.load_gan(str(path)).network.state_dict()
+        result: Any = refine.networks.loading.load_gan(str(path)).network.state_dict()
     else:
         with path.open("rb") as file:
             result = pickle.load(file)

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from refine.bridge import Bridge
 from refine.config import RunConfig
-from refine.trainer import Trainer
+from refine.pair.bridge import Bridge
+from refine.training.trainer import Trainer
 
 NUM_MODES, RADIUS, MODE_STD = 8, 1.0, 0.1
 CONFIG = RunConfig(

@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from step import Size, networks, seconds, shipped
 
-from refine import distributed
-from refine.profile import Ceilings, Counter
+from refine.runtime import distributed
+from refine.training.profiling import Ceilings, Counter
 
 CPU = torch.device("cpu")
 BASE = Size(32, 0, 3, (128, 2, 2048, 64), (32, (1, 2), 2), 4)

@@ -20,7 +20,7 @@ from demo_settings import COMMON, row, run
 from step import seconds
 
 from refine import RunConfig, load_gan, load_teacher
-from refine.setup import make_trainer
+from refine.runs.start import make_trainer
 
 FORMS: dict[str, dict[str, Any]] = {
     "two forwards": {"share_forward": False, "share_unet": False},

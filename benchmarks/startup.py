@@ -52,8 +52,9 @@ def measure(threads: int, outdir: str) -> dict[str, float]:
     seconds["dynamo"] = time.perf_counter() - start
     sys.path.insert(0, str(ROOT))
     start = time.perf_counter()
-    from refine import cli, run
-    from refine.saving import Saver
+    from refine.commands import run as cli
+    from refine.runs import run
+    from refine.runs.writer import Saver
 
     seconds["imports"] = time.perf_counter() - start
 

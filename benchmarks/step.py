@@ -24,12 +24,12 @@ from typing import Any, NamedTuple
 import torch
 from baseline_step import Baseline
 
-from refine.bridge import Bridge
 from refine.config import RunConfig
 from refine.networks.edm import denoiser_from_init_kwargs
 from refine.networks.stylegan2 import generator_from_init_kwargs
-from refine.profile import Ceilings, Counter
-from refine.trainer import Trainer
+from refine.pair.bridge import Bridge
+from refine.training.profiling import Ceilings, Counter
+from refine.training.trainer import Trainer
 
 
 class Size(NamedTuple):

@@ -22,11 +22,11 @@ from typing import Any
 import torch
 
 from refine import RunConfig, load_gan, load_teacher, refine
-from refine.assets.digits import Images, shipped_detector, shipped_split
-from refine.assets.figures import NEAREST, Figures, Sampler, figures, generator_sampler, sample, teacher_sampler
-from refine.assets.make.__main__ import save_gan, save_teacher
-from refine.assets.make.gan import GanOptions, train_gan
-from refine.assets.make.teacher import TeacherOptions, train_teacher
+from refine.digits.digits import Images, shipped_detector, shipped_split
+from refine.digits.figures import NEAREST, Figures, Sampler, figures, generator_sampler, sample, teacher_sampler
+from refine.digits.make.__main__ import save_gan, save_teacher
+from refine.digits.make.gan import GanOptions, train_gan
+from refine.digits.make.teacher import TeacherOptions, train_teacher
 from refine.presets import PRESETS
 
 SEED = 0

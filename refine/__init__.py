@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from refine.config import RunConfig
-    from refine.loading import LoadedNetwork, load_gan, load_teacher
-    from refine.run import refine
+    from refine.networks.loading import LoadedNetwork, load_gan, load_teacher
+    from refine.runs.run import refine
 
 __all__ = ["LoadedNetwork", "RunConfig", "load_gan", "load_teacher", "refine"]
 

@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, get_args, get_type_hints
 
-from refine.bridge import FILTERS
+from refine.diffusion.noise_levels import parse_schedule
 from refine.errors import UserError
-from refine.metrics.registry import parse_metrics
-from refine.noise_levels import parse_schedule
+from refine.metrics.metric import parse_metrics
 from refine.objectives import OBJECTIVES
-from refine.optimizer import LR_DECAYS
-from refine.precision import PRECISIONS
+from refine.pair.bridge import FILTERS
+from refine.training.optimizer import LR_DECAYS
+from refine.training.precision import PRECISIONS
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-_DIGITS_TEST = Path(__file__).resolve().parent / "assets" / "digits-test.zip"
+_DIGITS_TEST = Path(__file__).resolve().parent / "digits" / "digits-test.zip"
 
 
 @dataclass(frozen=True)

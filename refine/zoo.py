@@ -1,22 +1,18 @@
 """Names for well-known files: official checkpoints, reference statistics of the FID, and its detector.
 
-`python -m refine.zoo` lists them. What is not known for certain (licence, size, digest) is None here.
+`python -m refine zoo` lists them. What is not known for certain (licence, size, digest) is None here.
 """
 
 from __future__ import annotations
 
 import difflib
-import json
 import logging
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-import click
-
-from refine import download
-from refine.command_line import Command
 from refine.errors import UserError
+from refine.files import download
 
 logger = logging.getLogger("refine")
 
@@ -86,7 +82,7 @@ CC_BY_NC_SA = "CC BY-NC-SA 4.0"
 
 APACHE = "Apache-2.0"
 UCI_DIGITS = "CC BY 4.0 (UCI; by way of scikit-learn, BSD-3-Clause)"
-_ASSETS = Path(__file__).resolve().parent / "assets"
+_DIGITS = Path(__file__).resolve().parent / "digits"
 
 _CDN = "https://nvlabs-fi-cdn.nvidia.com"
 _NGC = "https://api.ngc.nvidia.com/v2/models/nvidia/research"
@@ -123,12 +119,12 @@ def _networks(
 
 
 ENTRIES: tuple[ZooEntry, ...] = (
-    # The built-in pair and what measures it; refine/assets/README.md tells how they were made.
-    ZooEntry("digits", "generator", "stylegan2", 16, APACHE, path=_ASSETS / "digits.pkl"),
-    ZooEntry("edm-digits", "denoiser", "edm", 16, APACHE, path=_ASSETS / "edm-digits.pkl"),
-    ZooEntry("digits-detector.pt", "detector", "digits", None, APACHE, path=_ASSETS / "digits-detector.pt"),
+    # The built-in pair and what measures it; refine/digits/README.md tells how they were made.
+    ZooEntry("digits", "generator", "stylegan2", 16, APACHE, path=_DIGITS / "digits.pkl"),
+    ZooEntry("edm-digits", "denoiser", "edm", 16, APACHE, path=_DIGITS / "edm-digits.pkl"),
+    ZooEntry("digits-detector.pt", "detector", "digits", None, APACHE, path=_DIGITS / "digits-detector.pt"),
     *(
-        ZooEntry(f"digits-{split}.{suffix}", kind, "digits", 16, licence, path=_ASSETS / f"digits-{split}.{suffix}")
+        ZooEntry(f"digits-{split}.{suffix}", kind, "digits", 16, licence, path=_DIGITS / f"digits-{split}.{suffix}")
         for suffix, kind, licence in (("npz", "fid-reference", APACHE), ("zip", "dataset", UCI_DIGITS))
         for split in ("train", "selection", "test")
     ),
@@ -280,53 +276,8 @@ def _unknown(spec: str) -> UserError:
     longer = [entry.name for entry in ENTRIES if stem and entry.name.startswith(f"{stem}-")]
     if longer:
         return UserError(
-            f"{what}; names in the zoo that begin so are {', '.join(longer)} (see `python -m refine.zoo`)."
+            f"{what}; names in the zoo that begin so are {', '.join(longer)} (see `python -m refine zoo`)."
         )
     closest = difflib.get_close_matches(stem, [name for entry in ENTRIES for name in (entry.name, *entry.aliases)])
     hint = f"the closest names are {', '.join(closest)}" if closest else "no name is close to it"
-    return UserError(f"{what}, and none in the zoo: {hint} (`python -m refine.zoo` lists all).")
-
-
-def _described(entry: ZooEntry) -> dict[str, object]:
-    """The entry for `--json`: plain values, with the cached file and its size."""
-    local = entry.local_path()
-    size = local.stat().st_size if local else entry.size
-    path = str(entry.path) if entry.path else None
-    return {**asdict(entry), "path": path, "size": size, "cached": str(local) if local else None}
-
-
-def _table() -> str:
-    rows = [("NAME", "KIND", "FAMILY", "PIXELS", "SIZE", "CACHED", "LICENCE")]
-    for entry in ENTRIES:
-        known = _described(entry)
-        rows.append(
-            (
-                " = ".join((entry.name, *entry.aliases)),
-                entry.kind,
-                entry.family,
-                str(entry.resolution or "-"),
-                f"{known['size'] / 1e6:.1f} MB" if isinstance(known["size"], int) else "-",
-                "yes" if known["cached"] else "no",
-                entry.licence or "-",
-            )
-        )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
-    return "\n".join([*lines, "", "-: not known here; the publisher's page may tell."])
-
-
-@click.command(cls=Command)
-@click.option("--json", "as_json", is_flag=True, help="List as JSON, with URLs and digests.")
-@click.option("--fetch", "spec", metavar="NAME|URL", help="Download one file and print its path.")
-def main(as_json: bool, spec: str | None) -> None:
-    """List the files that have a name, or download one of them."""
-    if spec is not None:
-        click.echo(resolve(spec).path)
-    elif as_json:
-        click.echo(json.dumps([_described(entry) for entry in ENTRIES], indent=2))
-    else:
-        click.echo(_table())
-
-
-if __name__ == "__main__":
-    main(prog_name="python -m refine.zoo")
+    return UserError(f"{what}, and none in the zoo: {hint} (`python -m refine zoo` lists all).")

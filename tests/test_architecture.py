@@ -58,7 +58,7 @@ OURS = {"refine", *NEIGHBOURS}
 
 # The one place that runs embedded source, which imports these two by name; and the built-in pickles: the sources that
 # travel inside them, which plain `pickle.load` runs beside any repository's torch_utils, and what writes the pickles.
-MAY_NAME_TORCH_UTILS = ("refine.pickles.trusted", "refine.assets.sources.", "refine.assets.make.__main__")
+MAY_NAME_TORCH_UTILS = ("refine.pickles.trusted", "refine.digits.sources.", "refine.digits.make.__main__")
 
 
 def module_name(path: Path, root: Path) -> str:

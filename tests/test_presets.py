@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from refine import cli
-from refine.assets.digits import read_dataset
+from refine.commands import run as cli
 from refine.config import RunConfig
+from refine.diffusion.noise_levels import parse_schedule
+from refine.digits.digits import read_dataset
 from refine.errors import UserError
-from refine.noise_levels import parse_schedule
 from refine.presets import PRESETS, choose_preset
 
 

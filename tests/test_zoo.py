@@ -14,8 +14,9 @@ from urllib.parse import urlsplit
 import pytest
 from click.testing import CliRunner, Result
 
-from refine import download, zoo
+from refine import zoo
 from refine.errors import UserError
+from refine.files import download
 from refine.zoo import ENTRIES, ZooEntry, find, resolve
 
 FFHQ_URL = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/ffhq.pkl"
@@ -218,7 +219,7 @@ def test_an_entry_with_a_path_needs_no_download(tmp_path: Path, monkeypatch: pyt
 def test_unknown_names(spec: str, sentence: str):
     with pytest.raises(UserError, match=sentence) as caught:
         resolve(spec)
-    assert "python -m refine.zoo" in str(caught.value) or "bare name" in str(caught.value)
+    assert "python -m refine zoo" in str(caught.value) or "bare name" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -228,7 +229,7 @@ def test_other_addresses_are_refused(spec: str):
         resolve(spec)
 
 
-# -- python -m refine.zoo -----------------------------------------------------------------------------------------
+# -- python -m refine zoo -----------------------------------------------------------------------------------------
 
 
 def call(*arguments: str) -> Result:

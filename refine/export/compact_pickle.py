@@ -9,8 +9,8 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from refine.export.probe import Probe, images_of_network
-from refine.loading import LoadedNetwork, load_gan
+from refine.export.agreement import Probe, images_of_network
+from refine.networks.loading import LoadedNetwork, load_gan
 from refine.pickles import reader, writer
 
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from refine.errors import UserError
-from refine.export.probe import Probe
-from refine.loading import LoadedNetwork
+from refine.export.agreement import Probe
+from refine.networks.loading import LoadedNetwork
 
 OPSET = 18
 

@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from refine.errors import UserError
-from refine.export.probe import Probe
-from refine.loading import LoadedNetwork
+from refine.export.agreement import Probe
 from refine.networks import stylegan2
+from refine.networks.loading import LoadedNetwork
 from stylegan_ops.upfirdn2d import setup_filter
 
 MAPPING_LR_MULTIPLIER = 0.01

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from refine.errors import UserError
-from refine.export.probe import Probe, images_of_network
-from refine.loading import LoadedNetwork
+from refine.export.agreement import Probe, images_of_network
+from refine.networks.loading import LoadedNetwork
 
 
 def write(loaded: LoadedNetwork, file: BinaryIO) -> None:

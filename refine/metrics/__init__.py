@@ -4,7 +4,7 @@
 
 The values are pure functions of arrays. `sampler.py` draws the generator's images, `dataset.py` and `reference.py`
 know what they are compared with, `suite.py` puts all together. A run calls `make_measure` once and what it returns
-after each snapshot; `python -m refine.metrics` measures a pickle.
+after each snapshot; `python -m refine metrics` measures a pickle.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from refine.metrics.metric import MetricSpec, parse_metric, parse_metrics
     from refine.metrics.options import MetricOptions
     from refine.metrics.reference import Teacher
-    from refine.metrics.registry import MetricSpec, parse_metric, parse_metrics
     from refine.metrics.suite import make_measure
 
 _HOME = {

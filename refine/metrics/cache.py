@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from refine import download
 from refine.errors import UserError
-from refine.files import atomic_write
+from refine.files import download
+from refine.files.atomic import atomic_write
 
 log = logging.getLogger("refine")
 VERSION = 1  # goes into every key: raise it when the same key would mean other numbers

@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from refine import distributed
 from refine.errors import UserError
-from refine.files import atomic_write
-from refine.metrics.features import Tap
+from refine.files.atomic import atomic_write
+from refine.metrics.collect import Tap
 from refine.metrics.moments import Moments
 from refine.metrics.suite import Suite
+from refine.runtime import distributed
 
 SHEET_COLUMNS = 10
 MAX_NEIGHBOURS = 50_000  # reference features that neighbours are looked for among

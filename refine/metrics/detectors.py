@@ -24,7 +24,7 @@ from torch import Tensor
 
 from refine import pickles, zoo
 from refine.errors import UserError
-from refine.metrics.batches import is_out_of_memory
+from refine.metrics.batch_size import is_out_of_memory
 
 log = logging.getLogger("refine")
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from refine.metrics.registry import NUM_SPLITS
+from refine.metrics.metric import NUM_SPLITS
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from refine.metrics.registry import MAX_SUBSET_SIZE, NUM_SUBSETS
+from refine.metrics.metric import MAX_SUBSET_SIZE, NUM_SUBSETS
 
 
 def polynomial_kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from refine.errors import UserError
-from refine.metrics.registry import parse_metric
+from refine.metrics.metric import parse_metric
 
 NOISE_MODES = ("random", "const", "none")
 

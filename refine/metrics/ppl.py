@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from refine.metrics.registry import MetricSpec
+from refine.metrics.metric import MetricSpec
 from refine.metrics.sampler import with_noise
 
 EPSILON = 1e-4

@@ -13,15 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from refine.diffusion import Denoiser, HeunOptions, heun_sample
+from refine.diffusion.sampler import Denoiser, HeunOptions, heun_sample
+from refine.files.dataset import ImageDataset
+from refine.files.decoding import read_batches
 from refine.metrics import cache
-from refine.metrics.batches import USUAL, BatchSize
-from refine.metrics.dataset import ImageDataset
+from refine.metrics.batch_size import USUAL, BatchSize
+from refine.metrics.collect import Tap, at_first, collect
 from refine.metrics.detectors import Detector
-from refine.metrics.features import Tap, at_first, collect
+from refine.metrics.metric import MetricSpec
 from refine.metrics.moments import Moments
-from refine.metrics.reading import read_batches
-from refine.metrics.registry import MetricSpec
 from refine.metrics.sampler import Labels, draw_labels, draw_latents, to_uint8
 
 

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from refine.bridge import resize
 from refine.errors import UserError
 from refine.metrics.detectors import exact_convolutions
-from refine.streams import stream_generator, stream_seed
+from refine.pair.bridge import resize
+from refine.runtime.random import stream_generator, stream_seed
 
 BLOCK = 64
 

@@ -11,20 +11,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from refine import distributed
 from refine.errors import UserError
-from refine.metrics.batches import USUAL, BatchSize
-from refine.metrics.choices import choose_reference, fit, load_detectors
+from refine.metrics.batch_size import USUAL, BatchSize
+from refine.metrics.collect import Tap, at_all, at_first, collect, collect_rows
 from refine.metrics.detectors import Detector
-from refine.metrics.features import Tap, at_all, at_first, collect, collect_rows
 from refine.metrics.fid import fid
 from refine.metrics.inception_score import inception_score
 from refine.metrics.kid import kid
+from refine.metrics.metric import MetricSpec, parse_metric
 from refine.metrics.options import MetricOptions
 from refine.metrics.ppl import path_distances, trimmed_mean
 from refine.metrics.precision_recall import precision_recall
 from refine.metrics.reference import Reference, Teacher
-from refine.metrics.registry import MetricSpec, parse_metric
+from refine.metrics.resolve import choose_reference, fit, load_detectors
 from refine.metrics.sampler import (
     Labels,
     Sampler,
@@ -35,7 +34,8 @@ from refine.metrics.sampler import (
     for_detector,
     images_at_once,
 )
-from refine.status import format_time
+from refine.runs.status import format_time
+from refine.runtime import distributed
 
 # (generator, snapshot's file name) -> rows of metric-<name>.jsonl. All processes call it and get the same rows.
 Measure = Callable[[torch.nn.Module, str], Sequence[dict[str, Any]]]

@@ -17,11 +17,11 @@ from typing import Any, BinaryIO
 import torch
 
 from refine.pickles import records
+from refine.pickles.diagnose import explain_content, explain_failure, explain_globals
 from refine.pickles.errors import PickleError
 from refine.pickles.records import Inert, InertType
 from refine.pickles.scan import PickleScan, scan_pickle
 from refine.pickles.tree import walk
-from refine.pickles.wrong_file import explain_content, explain_failure, explain_globals
 
 # Every global that occurs in the snapshots of stylegan2-ada-pytorch, stylegan3, edm and their forks, and the
 # record that each becomes. NumPy is spelled numpy.core up to version 1, numpy._core since 2.

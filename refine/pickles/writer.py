@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from refine.files import atomic_write
+from refine.files.atomic import atomic_write
 from refine.pickles.errors import PickleError
 from refine.pickles.known_sources import KNOWN_SOURCES
 from refine.pickles.reader import NetworkPickle

@@ -1,4 +1,4 @@
-"""Run directories -> one self-contained HTML page, readable on a phone: `python -m refine.report RUNDIR`.
+"""Run directories -> one self-contained HTML page, readable on a phone: `python -m refine report RUNDIR`.
 
 Reads what a run wrote and imports no torch, so that it also works where only the folder has been copied to.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from refine.files import atomic_write
+from refine.files.atomic import atomic_write
 from refine.report.page import page
 from refine.report.read import read_run
 

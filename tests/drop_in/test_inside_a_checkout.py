@@ -100,7 +100,7 @@ def test_commands_of_the_document(repository: str, tmp_path: Path, monkeypatch: 
         return result.stdout
 
     call(shlex.split(copy))
-    to_run = [["refine.inspect", "network.pkl"], [*shlex.split(refine)[1:], *TINY], ["trust.py"]]
+    to_run = [["refine.commands.inspect", "network.pkl"], [*shlex.split(refine)[1:], *TINY], ["trust.py"]]
     arguments = [part for command in to_run for part in ("--", *command)]
     printed = call([sys.executable, "watch.py", ",".join(["torch_utils", *NAMES[repository]]), *arguments])
     snapshot = sorted(checkout.glob("training-runs/*/network-snapshot-*.pkl"))[-1]
@@ -152,7 +152,7 @@ def test_commands_for_images_blends_and_formats(tmp_path: Path, monkeypatch: pyt
     seen = []
     for command in commands("Images, blends, other formats"):
         _, _, module, *arguments = shlex.split(command)
-        module = {"refine.export": "refine.export.__main__"}.get(module, module)
+        module = {"refine.export": "refine.commands.export"}.get(module, module)
         done = CliRunner().invoke(importlib.import_module(module).main, arguments)
         assert done.exit_code == 0, (command, done.output)
         seen.append(module)

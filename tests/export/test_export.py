@@ -1,4 +1,4 @@
-"""`python -m refine.export`: each format against an implementation that is not ours, and what is refused."""
+"""`python -m refine export`: each format against an implementation that is not ours, and what is refused."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import pytest
 from click.testing import CliRunner
 
-from refine import inspect
+from refine.commands import inspect
 
 # What Python reports before it does something that no pickle may cause (https://docs.python.org/3/library/audit_events.html).
 WATCHED = (

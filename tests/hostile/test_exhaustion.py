@@ -31,7 +31,8 @@ from assembler import (
 from click.testing import CliRunner
 from forge import as_entry, as_root, dumped, small_bases, without_frames
 
-from refine import cli, pickles
+from refine import pickles
+from refine.commands import run as cli
 from refine.pickles import writer
 from refine.pickles.tree import submodules
 
@@ -133,9 +134,7 @@ def test_real_process_with_little_memory(case, tmp_path):
     path = tmp_path / "case.pkl"
     path.write_bytes(as_root(exhaustion_cases()[case]))
     code = "import resource, runpy; resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30)); "
-    code += (
-        f"import sys; sys.argv = ['inspect', {str(path)!r}]; runpy.run_module('refine.inspect', run_name='__main__')"
-    )
+    code += f"import sys; sys.argv = ['', 'inspect', {str(path)!r}]; runpy.run_module('refine', run_name='__main__')"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 2, result.stderr
     assert result.stderr.startswith("Error: ") and result.stderr.count("\n") == 1
@@ -215,6 +214,6 @@ def test_output_that_the_terminal_cannot_encode(tmp_path):
     path = tmp_path / "x.pkl"
     path.write_bytes(root((text("G_ema"), module(class_name="生成器"))))
     environment = os.environ | {"PYTHONIOENCODING": "cp1252"}
-    command = [sys.executable, "-m", "refine.inspect", str(path)]
+    command = [sys.executable, "-m", "refine", "inspect", str(path)]
     result = subprocess.run(command, capture_output=True, env=environment)
     assert result.returncode == 0 and b"\\u751f" in result.stdout

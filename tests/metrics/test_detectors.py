@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from refine import download, pickles, zoo
+from refine import pickles, zoo
 from refine.errors import UserError
+from refine.files import download
 from refine.metrics.detectors import INCEPTION, VGG, Detector, choose, exact_convolutions, load_detector
 
 URL = "https://detectors.example.org/somebodys.pt"

@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 import torch
 
-from refine.metrics.dataset import ImageDataset
+from refine.files.dataset import ImageDataset
 from refine.metrics.detectors import Detector
 from refine.metrics.fid import fid
 from refine.metrics.inception_score import inception_score
 from refine.metrics.kid import kid
+from refine.metrics.metric import parse_metric
 from refine.metrics.moments import Moments
 from refine.metrics.ppl import path_distances, trimmed_mean
 from refine.metrics.precision_recall import precision_recall
-from refine.metrics.registry import parse_metric
 from refine.metrics.sampler import to_uint8
 
 FIXTURES = Path(__file__).parents[1] / "fixtures/metrics"

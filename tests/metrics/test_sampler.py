@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from refine.bridge import resize
 from refine.errors import UserError
 from refine.metrics.sampler import (
     BLOCK,
@@ -22,6 +21,7 @@ from refine.metrics.sampler import (
     to_uint8,
     with_noise,
 )
+from refine.pair.bridge import resize
 
 CPU = torch.device("cpu")
 

@@ -15,19 +15,20 @@ import pytest
 import torch
 from PIL import Image
 
-from refine import download, zoo
-from refine.diffusion import heun_sample
+from refine import zoo
+from refine.diffusion.sampler import heun_sample
 from refine.errors import UserError
+from refine.files import download
+from refine.files.dataset import ImageDataset
 from refine.metrics import MetricOptions, Teacher, cache, choices, features, make_measure
-from refine.metrics.batches import BatchSize
-from refine.metrics.dataset import ImageDataset
+from refine.metrics.batch_size import BatchSize
 from refine.metrics.detectors import Detector
 from refine.metrics.fid import fid
+from refine.metrics.metric import parse_metric
 from refine.metrics.moments import Moments
 from refine.metrics.reference import TeacherReference
-from refine.metrics.registry import parse_metric
+from refine.metrics.reference_file import StatisticsReference
 from refine.metrics.sampler import Sampler, to_uint8
-from refine.metrics.statistics import StatisticsReference
 from refine.metrics.suite import Suite
 
 CPU = torch.device("cpu")
@@ -438,7 +439,7 @@ def test_suite_is_tried_out_when_it_is_made(generator: Any, data: str, detectors
 
 
 def test_exported_reference(generator: Any, data: str, detectors: dict[str, str], tmp_path: Path) -> None:
-    from refine.metrics.statistics import save_reference
+    from refine.metrics.reference_file import save_reference
 
     names = ("fid100_full", "kid100_full", "pr1k3_full")
     only = {"detector": detectors["detector"]}

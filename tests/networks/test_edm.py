@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional
 
 from refine import networks, pickles
-from refine.diffusion import heun_sample
+from refine.diffusion.sampler import heun_sample
 from refine.errors import UserError
 from refine.networks.edm import denoiser_from_init_kwargs
 from refine.networks.edm_layers import BlockOptions, Conv2d, Resample, UNetBlock

@@ -14,7 +14,7 @@ import torch
 from refine import RunConfig, load_gan, load_teacher, networks, pickles
 from refine.errors import UserError
 from refine.pickles import PickleError
-from refine.setup import make_trainer
+from refine.runs.start import make_trainer
 
 SOURCE = """
     import collections

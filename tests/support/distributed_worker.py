@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 
-from refine import RunConfig, distributed, load_gan, load_teacher, refine
-from refine.averages import Averages
-from refine.bridge import Bridge
+from refine import RunConfig, load_gan, load_teacher, refine
 from refine.errors import UserError
-from refine.run_dir import RunDir
-from refine.trainer import Trainer
+from refine.pair.bridge import Bridge
+from refine.runs.folder import RunDir
+from refine.runtime import distributed
+from refine.training.statistics import Averages
+from refine.training.trainer import Trainer
 
 
 def train(gan: str, teacher: str, out: str) -> None:

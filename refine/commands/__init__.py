@@ -1,0 +1,1 @@
+"""Commands: `python -m refine VERB`. Only this package knows click."""

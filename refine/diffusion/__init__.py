@@ -1,0 +1,1 @@
+"""Diffusion in EDM's notation: denoisers, the Heun sampler, noise levels, augmentation."""

@@ -1,0 +1,1 @@
+"""Files: atomic writes, downloads, data sets, image decoding."""

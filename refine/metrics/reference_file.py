@@ -1,0 +1,147 @@
+"""References as files: mean and covariance of a data set's features, and what else there is to know of them."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from refine import pickles
+from refine.errors import UserError
+from refine.files.atomic import atomic_write
+from refine.metrics.collect import Tap
+from refine.metrics.detectors import Detector
+from refine.metrics.metric import MetricSpec
+from refine.metrics.moments import Moments
+from refine.metrics.reference import Reference
+from refine.metrics.sampler import Labels
+from refine.runtime import distributed
+
+
+class StatisticsReference(Reference):
+    """Mean and covariance of a data set's features in an .npz file, as EDM publishes them or `save_reference` writes.
+
+    EDM's hold `mu` [D] and `sigma` [D, D], the latter divided by the number of images minus 1. Ours have `num_images`
+    too, and what they were made with; and where they were asked for, features and labels.
+    """
+
+    kind = "statistics"
+
+    def __init__(self, path: Path, *, name: str | None = None, resolution: int | None = None) -> None:
+        """Reads the file.
+
+        Args:
+            path: the .npz file.
+            name: what to call it; None: its file's name.
+            resolution: of the images, where it is known from elsewhere.
+
+        Raises:
+            UserError: it is no such file.
+        """
+        self.path, self.name = path, name or path.name
+        try:
+            with np.load(path, allow_pickle=False) as npz:
+                arrays = dict(npz)
+            mean, sigma = np.asarray(arrays["mu"], np.float64), np.asarray(arrays["sigma"], np.float64)
+        except KeyError as error:
+            raise UserError(f"The reference {path} has no entry {error}: give an .npz with mu and sigma.") from error
+        except Exception as error:  # zipfile, NumPy's header parser, and object arrays
+            raise UserError(f"The reference {path} is no .npz file of numbers, or damaged: get it anew.") from error
+        if (
+            mean.ndim != 1
+            or sigma.shape != 2 * mean.shape
+            or not (np.isfinite(mean).all() and np.isfinite(sigma).all())
+        ):
+            raise UserError(
+                f"The reference {path} has a mu {list(mean.shape)} and a sigma {list(sigma.shape)}, which are no mean "
+                "and covariance: get it anew."
+            )
+        self.sha256 = pickles.file_sha256(path)
+        self.num_images = int(arrays["num_images"]) if "num_images" in arrays else None
+        self.ddof = int(arrays["ddof"]) if "ddof" in arrays else 1
+        self.detector_sha256 = str(arrays["detector_sha256"]) if "detector_sha256" in arrays else None
+        self.features = arrays.get("features")
+        self.dimension = len(mean)
+        # Without the number of images it does not matter which one is put in: it is divided out again.
+        self._moments = Moments.from_covariance(mean, sigma, self.num_images or 2**31, ddof=1)
+        in_name = re.search(r"(\d+)x\1(?!\d)", self.name)
+        self.resolution = (resolution or (int(arrays["resolution"]) if "resolution" in arrays else None)) or (
+            int(in_name[1]) if in_name else None
+        )
+        self.num_channels = int(arrays["num_channels"]) if "num_channels" in arrays else None
+        if "label_counts" in arrays:
+            self.labels = Labels(counts=arrays["label_counts"].astype(np.int64))
+        elif "label_vectors" in arrays:
+            self.labels = Labels(vectors=arrays["label_vectors"].astype(np.float32))
+
+    def check(self, spec: MetricSpec, detector: Detector) -> None:
+        """See `Reference.check`."""
+        if spec.kind in ("kid", "pr") and self.features is None:
+            raise UserError(
+                f"The reference {self.path} has a mean and a covariance and no features, which {spec.name} needs: give "
+                "the data set with --data, or measure the FID only."
+            )
+        if not spec.full:
+            raise UserError(
+                f"The reference {self.path} stands for a whole data set, and {spec.name} takes its first images: ask "
+                f"for {spec.name}_full."
+            )
+        if self.detector_sha256 is not None and self.detector_sha256 != detector.sha256:
+            raise UserError(
+                f"The reference {self.path} was made with another detector (sha256 {self.detector_sha256[:16]}...) "
+                f"than {detector.path} ({detector.sha256[:16]}...): give --detector that one."
+            )
+
+    def get(self, tap: Tap, spec: MetricSpec) -> Any:
+        """See `Reference.get`."""
+        if tap.keep == "moments":
+            return self._moments
+        assert self.features is not None, "checked before"
+        rows = self.features[: spec.max_real]
+        return rows.astype(np.float16 if tap.keep == "half" else np.float32)
+
+    def provenance(self, spec: MetricSpec) -> dict[str, Any]:
+        """See `Reference.provenance`."""
+        return {"kind": self.kind, "name": self.name, "sha256": self.sha256, "num_images": self.num_images}
+
+
+def save_reference(path: Path, reference: Reference, detector: Detector, spec: MetricSpec, *, features: bool) -> None:
+    """Writes a reference as an .npz that `StatisticsReference` and EDM's tools read.
+
+    All processes call this; the first one writes.
+
+    Args:
+        path: where to write.
+        reference: a data set or a teacher.
+        detector: gives the features.
+        spec: a metric, which says how many images are taken.
+        features: write all features too, which KID and precision and recall need.
+
+    Raises:
+        UserError: the reference's images cannot be read, or the file not written.
+    """
+    moments: Moments = reference.get(Tap(detector), spec)
+    arrays: dict[str, Any] = {
+        "mu": moments.mean,
+        "sigma": moments.covariance(ddof=1),  # as EDM's tools expect it
+        "ddof": np.int64(reference.ddof),
+        "num_images": np.int64(moments.count),
+        "detector_name": detector.name,
+        "detector_sha256": detector.sha256,
+        "resolution": np.int64(reference.resolution or 0),
+        "num_channels": np.int64(reference.num_channels or 0),
+        "source": json.dumps(reference.provenance(spec)),
+    }
+    if reference.labels is not None:
+        if reference.labels.counts is not None:
+            arrays["label_counts"] = reference.labels.counts
+        else:
+            arrays["label_vectors"] = reference.labels.vectors
+    if features:
+        arrays["features"] = reference.get(Tap(detector, keep="rows"), spec)
+    if distributed.is_first():
+        with atomic_write(path) as file:
+            np.savez(file, **arrays)

@@ -1,0 +1,179 @@
+"""What a network pickle holds, told without running anything in it."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from refine import networks, pickles
+from refine.errors import UserError
+from refine.files.atomic import atomic_write
+from refine.pickles import NetworkPickle, PersistentObject, PickleError
+from refine.pickles.known_sources import KNOWN_SOURCES
+from refine.pickles.records import to_python
+from refine.pickles.tree import module_state
+
+
+def describe(network_pickle: NetworkPickle) -> dict[str, Any]:
+    """Everything that `inspect` shows, as plain values that JSON can hold."""
+    description = {
+        "file": str(network_pickle.path),
+        "sha256": pickles.file_sha256(network_pickle.path),
+        "bytes": network_pickle.path.stat().st_size,
+        "pickle_protocol": network_pickle.protocol,
+        "entries": _describe_entries(network_pickle),
+        "sources": _describe_sources(network_pickle),
+    }
+    return _for_json(description)
+
+
+def _for_json(value: Any) -> Any:
+    """Numbers that JSON does not have (inf, nan) and bytes as text; keys as text."""
+    if isinstance(value, dict):
+        return {str(key): _for_json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_for_json(item) for item in value]
+    if isinstance(value, bytes) or (isinstance(value, float) and not math.isfinite(value)):
+        return str(value)
+    return value
+
+
+def extract_sources(network_pickle: NetworkPickle, directory: Path) -> list[Path]:
+    """Writes every embedded source as `<sha256>.py`, for reading; returns the files.
+
+    Raises:
+        UserError: the folder cannot be made or written.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"Cannot make the folder {directory} ({error.strerror}): choose another.") from error
+    sources = {record.source_sha256: record.module_src for record in network_pickle.persistent_objects()}
+    files = []
+    for sha256, text in sources.items():
+        files.append(directory / f"{sha256}.py")
+        with atomic_write(files[-1]) as file:
+            file.write(text.encode("utf-8", "surrogatepass"))
+    return files
+
+
+def _describe_entries(network_pickle: NetworkPickle) -> dict[Any, dict[str, Any]]:
+    """Each entry; one object under several names is looked at once."""
+    described: dict[int, dict[str, Any]] = {}
+    for value in network_pickle.values():
+        if id(value) not in described:
+            described[id(value)] = _describe_entry(value)
+    return {key: described[id(value)] for key, value in network_pickle.items()}
+
+
+def _describe_entry(value: Any) -> dict[str, Any]:
+    if not isinstance(value, PersistentObject):
+        try:
+            return {"value": to_python(value)}
+        except PickleError as error:
+            return {"unreadable": str(error)}
+    architecture = networks.identify(value)
+    entry: dict[str, Any] = {
+        "class": value.class_name,
+        "architecture": architecture.name,
+        "role": architecture.role,
+        **_describe_rebuild(value, architecture),
+        "source_sha256": value.source_sha256,
+        "init_args": list(value.init_args),
+        "init_kwargs": value.init_kwargs,
+    }
+    if module_state(value) is not None:
+        entry |= _settings(value)
+        entry |= _count(value)
+    return entry
+
+
+_SHOWN_SETTINGS = {
+    *("img_resolution", "img_channels", "z_dim", "c_dim", "w_dim", "num_ws"),
+    *("label_dim", "sigma_min", "sigma_max", "sigma_data"),
+}
+
+
+def _settings(record: PersistentObject) -> dict[str, Any]:
+    """Those of the record's attributes that are worth showing, as plain values."""
+    plain = {}
+    for name in sorted(_SHOWN_SETTINGS & record.attributes.keys()):
+        try:
+            plain[name] = to_python(record.attributes[name])
+        except PickleError:
+            continue
+    return plain
+
+
+def _describe_rebuild(record: PersistentObject, architecture: networks.Architecture) -> dict[str, Any]:
+    """Whether Refine rebuilds the record, found out by doing it."""
+    if architecture.build is None:
+        return {"rebuilt_by_refine": False}
+    try:
+        networks.rebuild(record)
+    except UserError as error:
+        return {"rebuilt_by_refine": False, "why_not": str(error)}
+    return {"rebuilt_by_refine": True}
+
+
+def _count(record: PersistentObject) -> dict[str, Any]:
+    parameters = pickles.named_tensors(record, ["_parameters"])
+    tensors = pickles.named_tensors(record)
+    return {
+        "parameters": sum(tensor.num_elements for tensor in parameters.values()),
+        "tensors": len(tensors),
+        "dtypes": sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()}),
+    }
+
+
+def _describe_sources(network_pickle: NetworkPickle) -> list[dict[str, Any]]:
+    sources: dict[str, dict[str, Any]] = {}
+    for record in network_pickle.persistent_objects():
+        source = sources.get(record.source_sha256)
+        if source is None:
+            source = sources[record.source_sha256] = {
+                "sha256": record.source_sha256,
+                "bytes": len(record.module_src.encode("utf-8", "surrogatepass")),
+                "known": KNOWN_SOURCES.get(record.source_sha256),
+                "classes": {},
+            }
+        source["classes"][record.class_name] = None
+    return [source | {"classes": list(source["classes"])} for source in sources.values()]
+
+
+def format_description(description: dict[str, Any]) -> str:
+    """The description as text for a terminal."""
+    lines = [
+        f"{description['file']}: {description['bytes']:,} bytes, pickle protocol {description['pickle_protocol']}",
+        f"sha256 {description['sha256']}",
+    ]
+    for key, entry in description["entries"].items():
+        if "class" not in entry:
+            lines += ["", f"{key}: {json.dumps(entry.get('value', entry.get('unreadable')))}"]
+            continue
+        can_do = "rebuilt by Refine" if entry["rebuilt_by_refine"] else "passed through as it is"
+        lines += ["", f"{key}: {entry['class']}, {entry['architecture']}; {can_do}"]
+        if "why_not" in entry:
+            lines.append(f"  not rebuilt because: {entry['why_not']}")
+        if "parameters" in entry:
+            dtypes = ", ".join(entry["dtypes"])
+            lines.append(f"  {entry['parameters']:,} parameters in {entry['tensors']} tensors ({dtypes})")
+        settings = {name: entry[name] for name in sorted(_SHOWN_SETTINGS & entry.keys())}
+        if settings:
+            lines.append("  " + ", ".join(f"{name} {value}" for name, value in settings.items()))
+        arguments = [json.dumps(value) for value in entry["init_args"]]
+        arguments += [f"{name}={json.dumps(value)}" for name, value in entry["init_kwargs"].items()]
+        lines.append(f"  made by {entry['class']}({', '.join(arguments)})")
+        lines.append(f"  embedded source {entry['source_sha256']}")
+    lines += ["", "Embedded sources (text that Refine passes on and never runs unless told to):"]
+    for source in description["sources"]:
+        known = source["known"] or "unknown origin"
+        lines.append(f"  {source['sha256']}  {source['bytes']:,} bytes, {known}: {', '.join(source['classes'])}")
+    return "\n".join(_printable(line) for line in lines)
+
+
+def _printable(line: str) -> str:
+    """Text from a foreign file, unable to move the cursor of a terminal or to hide in it."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line)

@@ -1,0 +1,1 @@
+"""A run: its start, loop, folder, snapshots, and evaluation."""

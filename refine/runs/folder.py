@@ -1,0 +1,239 @@
+"""The folder of a run: what is written there, under which names, complete or not at all.
+
+    00000-<gan>-<teacher>-<objective>-batch<N>[-desc]/
+        training_options.json   log.txt   stats.jsonl   fakes_init.png   fakes<kimg>.png
+        network-snapshot-<kimg>.pkl   network-best.pkl   training-state-<kimg>.pt   metric-<name>.jsonl
+
+<kimg> has six digits, as everywhere in the StyleGAN family. Where a kimg has more than one snapshot, as in a run that
+is shorter, the images beyond it follow: `network-snapshot-000003_520.pkl`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from refine.errors import UserError
+from refine.files.atomic import atomic_write, cannot_write
+
+OPTIONS, STATS, LOG, BEST = "training_options.json", "stats.jsonl", "log.txt", "network-best.pkl"
+_SNAPSHOT = re.compile(r"network-snapshot-(\d{6,})(?:_(\d{3}))?\.pkl")
+_STATE = re.compile(r"training-state-(\d{6,})\.pt")
+NUM_STATES_KEPT = 2
+
+
+class RunDir:
+    """One run's folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(cls, outdir: str | Path, name: str) -> RunDir:
+        """Makes `<outdir>/<number>-<name>` with the next free number.
+
+        Raises:
+            UserError: the folder cannot be made.
+        """
+        outdir = Path(outdir)
+        try:
+            outdir.mkdir(parents=True, exist_ok=True)
+            numbers = [int(m[1]) for p in outdir.iterdir() if (m := re.match(r"(\d+)-", p.name))]
+            number = max(numbers, default=-1) + 1
+            while True:
+                path = outdir / f"{number:05d}-{name}"
+                try:
+                    path.mkdir()
+                    return cls(path)
+                except FileExistsError:  # another run took the number a moment ago
+                    number += 1
+        except OSError as error:
+            raise cannot_write(outdir, error) from error
+
+    def write_options(self, text: str) -> None:
+        """Writes `training_options.json`."""
+        with atomic_write(self.path / OPTIONS) as file:
+            file.write(text.encode())
+
+    def read_options(self) -> dict[str, Any]:
+        """Reads `training_options.json`.
+
+        Raises:
+            UserError: there is none, or it is no JSON object.
+        """
+        path = self.path / OPTIONS
+        try:
+            options = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} cannot be read ({error}): give the folder of a run.") from error
+        if not isinstance(options, dict):
+            raise UserError(f"{path} holds no options: give the folder of a run.")
+        return options
+
+    def log(self, line: str) -> None:
+        """Appends a line to `log.txt`."""
+        self._append(LOG, line)
+
+    def add_stats(self, row: Mapping[str, Any]) -> None:
+        """Appends a row to `stats.jsonl`."""
+        self._append(STATS, json.dumps(row))
+
+    def add_metric(self, row: Mapping[str, Any]) -> None:
+        """Appends a row to `metric-<name>.jsonl`."""
+        self._append(f"metric-{row['metric']}.jsonl", json.dumps(row))
+
+    def metric_rows(self, name: str) -> list[dict[str, Any]]:
+        """The rows of `metric-<name>.jsonl`, oldest first."""
+        return _read_rows(self.path / f"metric-{name}.jsonl")
+
+    def metric_names(self) -> list[str]:
+        """The metrics that there are rows of."""
+        return [path.name.removeprefix("metric-").removesuffix(".jsonl") for path in self.path.glob("metric-*.jsonl")]
+
+    def cut_rows(self, cur_nimg: int) -> None:
+        """Drops rows of all jsonl files that are newer than a state: a resumed run writes them again.
+
+        Args:
+            cur_nimg: of the state; negative in the warm-up, as in its rows.
+        """
+        self._cut(self.path / STATS, lambda row: row["Progress/cur_nimg"] <= cur_nimg)
+        for path in self.path.glob("metric-*.jsonl"):
+            self._cut(path, lambda row: _snapshot_nimg(row) <= max(cur_nimg, 0))
+
+    def set_aside(self, cur_nimg: int) -> None:
+        """Renames states newer than the one that a run goes on from, and removes what a killed process left behind."""
+        for path in self.states():
+            if _kimg(path) > cur_nimg // 1000:
+                os.replace(path, path.with_name(f"{path.name}.superseded"))
+        for path in self.path.glob(".*.tmp"):
+            path.unlink()
+
+    def _cut(self, path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
+        if path.exists():
+            rows = [json.dumps(row) for row in _read_rows(path) if keep(row)]
+            with atomic_write(path) as file:
+                file.write("".join(f"{row}\n" for row in rows).encode())
+
+    def link_best(self, snapshot: Path) -> None:
+        """Lets `network-best.pkl` mean that snapshot: a link, or a copy where links are not to be had."""
+        link = self.path / BEST
+        temporary = link.with_name(f".{link.name}.tmp")
+        temporary.unlink(missing_ok=True)
+        try:
+            temporary.symlink_to(snapshot.name)
+        except OSError:  # Windows, without the privilege
+            with atomic_write(temporary) as file:
+                file.write(snapshot.read_bytes())
+        os.replace(temporary, link)
+
+    def snapshot_path(self, moment: str) -> Path:
+        """Where the pickle of a `moment` goes."""
+        return self.path / f"network-snapshot-{moment}.pkl"
+
+    def state_path(self, cur_nimg: int) -> Path:
+        """Where the training state of that moment goes."""
+        return self.path / f"training-state-{cur_nimg // 1000:06d}.pt"
+
+    def save_state(self, cur_nimg: int, state: Mapping[str, Any]) -> Path:
+        """Writes `training-state-<kimg>.pt` and removes all but the newest two states."""
+        path = self.state_path(cur_nimg)
+        with atomic_write(path) as file:
+            torch.save(dict(state), file)
+        for old in self.states()[:-NUM_STATES_KEPT]:
+            old.unlink()
+        return path
+
+    def states(self) -> list[Path]:
+        """The training states in the folder, oldest first."""
+        return sorted((p for p in self.path.iterdir() if _STATE.fullmatch(p.name)), key=_kimg)
+
+    def save_images(self, name: str, images: torch.Tensor, columns: int) -> None:
+        """Writes images [N, C, H, W] in [-1, 1] as one PNG, row by row."""
+        with atomic_write(self.path / name) as file:
+            image_grid(images, columns).save(file, "PNG")
+
+    def _append(self, name: str, line: str) -> None:
+        path = self.path / name
+        try:
+            with path.open("a") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            raise cannot_write(path, error) from error
+
+
+def moment(cur_nimg: int, batch: int) -> str:
+    """How a moment is called in the names of snapshots and pictures; no two moments share a name.
+
+    The first step in a kimg has six digits and nothing else, and ordinary runs save at no other. Any other one, as the
+    end of a run of 0.5 kimg, has its images too: `000000_500`.
+
+    Args:
+        cur_nimg: images so far, a multiple of the batch.
+        batch: images of a step.
+    """
+    kimg, images = divmod(cur_nimg, 1000)
+    return f"{kimg:06d}" if images < batch else f"{kimg:06d}_{images:03d}"
+
+
+def _kimg(state: Path) -> int:
+    match = _STATE.fullmatch(state.name)
+    assert match
+    return int(match[1])
+
+
+def _read_rows(path: Path) -> list[dict[str, Any]]:
+    rows = []
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:  # the last row of a run that was killed
+            continue
+    return rows
+
+
+def _snapshot_nimg(row: Mapping[str, Any]) -> int:
+    """The images in a metric row's `network-snapshot-000123.pkl`; at most those of the snapshot itself."""
+    match = _SNAPSHOT.search(str(row["snapshot_pkl"]))
+    return int(match[1]) * 1000 + int(match[2] or 0) if match else 0
+
+
+def image_grid(images: torch.Tensor, columns: int) -> Image.Image:
+    """Images [N, C, H, W], C = 1 or 3, range [-1, 1], as one picture; the last row may be short."""
+    batch, channels, height, width = images.shape
+    pixels = (images.float().cpu() * 127.5 + 128).clamp(0, 255).to(torch.uint8)
+    rows = -(-batch // columns)
+    canvas = torch.zeros(rows * columns, channels, height, width, dtype=torch.uint8)
+    canvas[:batch] = pixels
+    grid = canvas.reshape(rows, columns, channels, height, width).permute(0, 3, 1, 4, 2)
+    array: Any = grid.reshape(rows * height, columns * width, channels).numpy()
+    return Image.fromarray(np.ascontiguousarray(array[:, :, 0] if channels == 1 else array))
+
+
+def find_state(spec: str, outdir: str | Path) -> Path:
+    """The training state meant by `latest`, a run's folder or a file.
+
+    Raises:
+        UserError: there is none.
+    """
+    if spec == "latest":
+        folders = sorted((p for p in Path(outdir).glob("*") if re.match(r"\d+-", p.name)), reverse=True)
+        for folder in folders:
+            if states := RunDir(folder).states():
+                return states[-1]
+        raise UserError(f"There is no run with a training state in {outdir}: start one without --resume.")
+    path = Path(spec)
+    if path.is_dir():
+        if states := RunDir(path).states():
+            return states[-1]
+        raise UserError(f"{path} holds no training-state-*.pt: the run was stopped before its first one.")
+    if not path.is_file():
+        raise UserError(f"There is no run or training state {spec}: give a folder, a training-state-*.pt or latest.")
+    return path

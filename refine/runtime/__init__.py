@@ -1,0 +1,1 @@
+"""The machine: devices, processes, random streams, background work."""

@@ -1,0 +1,1 @@
+"""One training step, the networks it trains, and their state."""

@@ -1,0 +1,100 @@
+"""One network's optimiser: gradients summed over processes, checked, clipped and applied."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from refine.runtime import distributed
+
+LR_DECAYS = ("none", "cosine")
+
+
+class Optimizer:
+    """Adam in float32 (Kingma & Ba, arXiv 1412.6980), with what surrounds a step.
+
+    Args:
+        parameters: to be trained.
+        betas: of Adam.
+        clip_grad: largest norm of the gradient; None: any.
+        scale_loss: multiply losses so that float16 gradients do not underflow; the factor adapts.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[torch.nn.Parameter],
+        betas: tuple[float, float],
+        clip_grad: float | None = None,
+        scale_loss: bool = False,
+    ) -> None:
+        self.parameters = list(parameters)
+        self.clip_grad = clip_grad
+        device = self.parameters[0].device.type if self.parameters else "cpu"
+        # All tensors in one kernel, where there is one.
+        fused = True if self.parameters and device in ("cpu", "cuda") else None
+        self.adam = torch.optim.Adam(self.parameters, lr=1.0, betas=betas, eps=1e-8, fused=fused)
+        self.scaler = torch.amp.GradScaler(device, init_scale=2.0**8, enabled=scale_loss)
+
+    def zero_grad(self) -> None:
+        """Forgets gradients."""
+        self.adam.zero_grad(set_to_none=True)
+
+    def backward(self, loss: Tensor) -> None:
+        """Adds the gradient of a scalar: this process's part of a sum over all processes."""
+        self.scaler.scale(loss).backward()
+
+    def step(self, lr: float) -> Tensor | None:
+        """Applies the gradient, summed over all processes, with learning rate `lr`.
+
+        Returns:
+            The gradient's norm before clipping; None if it was not finite, and then nothing was applied.
+        """
+        for parameter in self.parameters:
+            if parameter.grad is None and distributed.size() > 1:  # all processes have to send the same tensors
+                parameter.grad = torch.zeros_like(parameter)
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        distributed.sum_in_place(gradients)
+        self.scaler.unscale_(self.adam)
+        norm = torch.nn.utils.get_total_norm(gradients)
+        finite = math.isfinite(norm)
+        if finite:
+            if self.clip_grad is not None:
+                torch.nn.utils.clip_grads_with_norm_(self.parameters, self.clip_grad, norm)
+            for group in self.adam.param_groups:
+                group["lr"] = lr
+            self.scaler.step(self.adam)
+        if self.scaler.is_enabled():
+            self.scaler.update()
+        return norm if finite else None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Moments of Adam and the factor of the loss."""
+        return {"adam": self.adam.state_dict(), "scaler": self.scaler.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self.adam.load_state_dict(state["adam"])
+        if state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
+
+
+def learning_rate(
+    base: float, cur_nimg: int, *, rampup_nimg: float, decay: str = "none", total_nimg: float = math.inf
+) -> float:
+    """The learning rate after `cur_nimg` images.
+
+    Args:
+        base: the rate between ramp and decay.
+        cur_nimg: images so far.
+        rampup_nimg: images over which it rises in a straight line from 0.
+        decay: one of `LR_DECAYS`; `cosine` falls along half a cosine to 0 at the end of the run.
+        total_nimg: length of the run.
+    """
+    rate = base * min(cur_nimg / rampup_nimg, 1.0) if rampup_nimg else base
+    if decay == "cosine":
+        rate *= (1 + math.cos(math.pi * min(cur_nimg / total_nimg, 1.0))) / 2
+    return rate

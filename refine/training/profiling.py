@@ -1,0 +1,385 @@
+"""Profile of a step: the time and memory of its parts, beside the ceilings of the machine.
+
+Three passes over the same kind of step. The first takes the time at the borders of its parts and nothing else. The
+second counts every operator's floating-point operations and bytes: an operator's floor is what the longer of both
+takes at the rates of a large matrix product and of a large copy, which are measured in the same run. The third takes
+the time of every operator, which slows the step down. Convolutions, norms and attention that have CPU kernels in
+`stylegan_ops` are PyTorch's own operators in the second and third pass, and the kernels in the first.
+
+A part's share is the sum of its operators' floors divided by its time. Convolutions count as direct ones; element-wise
+arithmetic counts as bytes only; bytes are every input and result once, so that fused operators have fewer of them.
+Times are CPU seconds on a CPU, which other load on the machine changes less, and seconds on the clock on a GPU.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from refine.training.trainer import Trainer
+
+OTHER = "draws, losses, rest"
+
+
+# --- operations and bytes of an operator
+
+
+def _convolution_forward(args: Any, kwargs: Any, out: Any) -> int:
+    x, weight, *rest = args
+    # [x, weight, bias, stride, padding, dilation, transposed, ...]; a transposed weight is [in, out / groups, ...].
+    transposed = bool(rest[4])
+    pixels = x if transposed else out
+    return 2 * pixels.shape[0] * math.prod(pixels.shape[2:]) * weight.numel()
+
+
+def _convolution_backward(args: Any, kwargs: Any, out: Any) -> int:
+    gradient, x, weight, *rest = args
+    transposed, mask = bool(rest[4]), rest[-1]
+    pixels = x if transposed else gradient
+    return sum(map(bool, mask[:2])) * 2 * pixels.shape[0] * math.prod(pixels.shape[2:]) * weight.numel()
+
+
+def _upfirdn2d(args: Any, kwargs: Any, out: Any) -> int:
+    f, up_x, up_y = args[1:4]
+    taps = f.numel() if f.ndim == 2 else f.numel() ** 2
+    return int(2 * out.numel() * taps / (up_x * up_y))  # zeros between pixels need no arithmetic
+
+
+def _attention(args: Any, kwargs: Any, out: Any) -> int:
+    query, key = args[:2]
+    return 4 * query.numel() * key.shape[-2]
+
+
+def _attention_backward(args: Any, kwargs: Any, out: Any) -> int:
+    _, query, key = args[:3]
+    return 10 * query.numel() * key.shape[-2]  # five products: the weights are computed again
+
+
+def _formulas() -> dict[Any, Callable[..., int]]:
+    """What counts an operator's multiplications and additions, by its overload."""
+    from torch.utils.flop_counter import flop_registry
+
+    aten, own = torch.ops.aten, torch.ops.stylegan_ops
+    formulas: dict[Any, Callable[..., int]] = {
+        packet: (lambda args, kwargs, out, count=count: count(*args, **kwargs, out_val=out))
+        for packet, count in flop_registry.items()
+        if isinstance(packet, torch._ops.OpOverloadPacket)
+    }
+    # PyTorch's own formulas count grouped convolutions as if they were not, and know no attention on the CPU.
+    formulas[aten.convolution] = formulas[aten._convolution] = _convolution_forward
+    formulas[aten.convolution_backward] = _convolution_backward
+    formulas[aten._scaled_dot_product_flash_attention_for_cpu] = _attention
+    formulas[aten._scaled_dot_product_flash_attention_for_cpu_backward] = _attention_backward
+    formulas[own.upfirdn2d] = _upfirdn2d
+    return formulas
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _tensors(item)
+
+
+@dataclass
+class Work:
+    """What operators do.
+
+    Attributes:
+        calls: of operators that compute something.
+        flop: multiplications and additions of products and convolutions.
+        bytes: read and written.
+        floor: seconds at the machine's rates.
+        seconds: measured.
+    """
+
+    calls: int = 0
+    flop: int = 0
+    bytes: int = 0
+    floor: float = 0.0
+    seconds: float = 0.0
+
+    def add(self, flop: int, size: int, floor: float, seconds: float, calls: int = 1) -> None:
+        """Adds one call, or more."""
+        self.calls, self.flop, self.bytes = self.calls + calls, self.flop + flop, self.bytes + size
+        self.floor, self.seconds = self.floor + floor, self.seconds + seconds
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """What the machine can do: floating-point operations and bytes (read and written) per second."""
+
+    flop: float = math.inf
+    bytes: float = math.inf
+
+    def floor(self, flop: int, size: int) -> float:
+        """Seconds that so much takes at least."""
+        return max(flop / self.flop, size / self.bytes)
+
+
+class Counter(TorchDispatchMode):
+    """While it is entered, counts what every operator does, by part and by operator."""
+
+    def __init__(self, ceilings: Ceilings, parts: Parts | None = None, clock: Clock | None = None) -> None:
+        super().__init__()
+        self.ceilings, self.parts, self.clock, self.formulas = ceilings, parts, clock, _formulas()
+        self.by_part: dict[str, Work] = defaultdict(Work)
+        self.by_operator: dict[str, Work] = defaultdict(Work)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Calls the operator and notes what it did."""
+        start = self.clock.now() if self.clock else 0.0
+        out = func(*args, **(kwargs or {}))
+        seconds = self.clock.now() - start if self.clock else 0.0
+        inputs = list(_tensors([*args, *(kwargs or {}).values()]))
+        memory = {t.untyped_storage().data_ptr() for t in inputs}
+        mutable = func._schema.is_mutable
+        results = [t for t in _tensors(out) if mutable or t.untyped_storage().data_ptr() not in memory]
+        if results or (mutable and not list(_tensors(out))):  # else it gave another view of its input
+            formula = self.formulas.get(func._overloadpacket)
+            flop = formula(args, kwargs or {}, out) if formula else 0
+            size = sum(t.numel() * t.element_size() for t in [*inputs, *results])
+            floor = self.ceilings.floor(flop, size)
+            for works, name in (
+                (self.by_part, self.parts.current if self.parts else ""),
+                (self.by_operator, str(func._overloadpacket)),
+            ):
+                works[name].add(flop, size, floor, seconds)
+        return out
+
+    @property
+    def total(self) -> Work:
+        """Everything."""
+        total = Work()
+        for work in self.by_part.values():
+            total.add(work.flop, work.bytes, work.floor, work.seconds, work.calls)
+        return total
+
+
+# --- time and parts
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Seconds of work on a device."""
+
+    device: torch.device
+
+    def now(self) -> float:
+        """CPU seconds of this process on a CPU; on a GPU, seconds on the clock when all that was asked for is done."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+            return time.perf_counter()
+        return time.process_time()
+
+    def measure(self, run: Callable[[], object], rounds: int) -> float:
+        """The median of some rounds, after one that warms up."""
+        seconds = []
+        for _ in range(rounds + 1):
+            start = self.now()
+            run()
+            seconds.append(self.now() - start)
+        return statistics.median(seconds[1:])
+
+
+@dataclass
+class Parts:
+    """Which part of a step is being computed, and for how long each was; the innermost counts."""
+
+    clock: Clock
+    stack: list[str] = field(default_factory=lambda: [OTHER])
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    saved: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    since: float = 0.0
+
+    @property
+    def current(self) -> str:
+        """The innermost part."""
+        return self.stack[-1]
+
+    def _account(self) -> None:
+        now = self.clock.now()
+        self.seconds[self.current] += now - self.since
+        self.since = now
+
+    def enter(self, name: str) -> None:
+        """Begins a part."""
+        self._account()
+        self.stack.append(name)
+
+    def leave(self) -> None:
+        """Ends the innermost part."""
+        self._account()
+        self.stack.pop()
+
+    def wrap(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function as a part."""
+
+        def inner(*args: Any, **kwargs: Any) -> Any:
+            self.enter(name)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.leave()
+
+        return inner
+
+
+@contextmanager
+def parts_of(trainer: Trainer, parts: Parts) -> Iterator[None]:
+    """While it is entered, the trainer's work is told apart."""
+    places: list[tuple[Any, str, str]] = [
+        (trainer, "_draw_images", "generator, forward"),
+        (trainer.generator_optimizer, "backward", "generator, backward"),
+        (trainer.teacher, "forward", "teacher, forward"),
+        (trainer.fake, "forward", "fake score, forward"),
+        (trainer.fake_optimizer, "backward", "fake score, backward"),
+        (trainer.generator_optimizer, "step", "optimisers, average"),
+        (trainer.fake_optimizer, "step", "optimisers, average"),
+        (trainer, "_update_average", "optimisers, average"),
+    ]
+    with ExitStack() as stack:
+        for owner, name, part in places:
+            stack.enter_context(mock.patch.object(owner, name, parts.wrap(part, getattr(owner, name))))
+        yield
+
+
+def ceilings(device: torch.device, rounds: int = 5) -> Ceilings:
+    """What a device can do: a large product in the precision of float32 as it is set up, and a large copy."""
+    clock, n = Clock(device), 2048 if device.type == "cpu" else 8192
+    a = torch.randn(n, n, device=device)
+    source, target = torch.ones(2, 1 << 26, device=device)
+    product = clock.measure(lambda: a @ a, rounds)
+    copy = clock.measure(lambda: target.copy_(source), rounds)
+    return Ceilings(2 * n**3 / product, 2 * source.nbytes / copy)
+
+
+# --- the profile
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Where the time of a step goes.
+
+    Attributes:
+        ceilings: of the machine.
+        seconds: of a step, median, by part.
+        by_part: work by part.
+        by_operator: work by operator, with the time of each.
+        memory: bytes by what they hold.
+    """
+
+    ceilings: Ceilings
+    seconds: dict[str, float]
+    by_part: dict[str, Work]
+    by_operator: dict[str, Work]
+    memory: dict[str, int]
+
+    @property
+    def step_seconds(self) -> float:
+        """Of all parts."""
+        return sum(self.seconds.values())
+
+
+def profile(trainer: Trainer, rounds: int = 3) -> Profile:
+    """Takes a few steps, which move the trainer's networks, and says where their time went."""
+    clock = Clock(trainer.device)
+    trainer.step()
+    limits = ceilings(trainer.device)
+    runs = []
+    for _ in range(rounds):
+        parts = Parts(clock)
+        with parts_of(trainer, parts):
+            parts.since = clock.now()
+            trainer.step()
+            parts._account()
+        runs.append(parts.seconds)
+    seconds = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
+    parts = Parts(clock)
+    with parts_of(trainer, parts), Counter(limits, parts) as counter, saved_for_backward(trainer, parts):
+        trainer.step()
+    with Counter(limits, clock=clock) as timed:
+        trainer.step()
+    memory = _weights_memory(trainer) | {
+        f"kept for backward by {name}": size for name, size in parts.saved.items() if size
+    }
+    return Profile(limits, seconds, dict(counter.by_part), dict(timed.by_operator), memory)
+
+
+@contextmanager
+def saved_for_backward(trainer: Trainer, parts: Parts) -> Iterator[None]:
+    """Adds up what is kept for the backward pass, each piece of memory once, weights left out."""
+    networks = (trainer.generator, trainer.generator_ema, trainer.teacher, trainer.fake)
+    seen = {t.untyped_storage().data_ptr() for n in networks for t in [*n.parameters(), *n.buffers()]}
+    alive: list[Tensor] = []  # memory that is given back could be counted twice
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in seen:
+            seen.add(storage.data_ptr())
+            alive.append(tensor.detach())
+            parts.saved[parts.current] += storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield
+
+
+def _weights_memory(trainer: Trainer) -> dict[str, int]:
+    def size(tensors: Any) -> int:
+        return sum(t.numel() * t.element_size() for t in tensors)
+
+    memory = {
+        f"weights of {name}": size([*network.parameters(), *network.buffers()])
+        for name, network in (
+            ("generator", trainer.generator),
+            ("its average", trainer.generator_ema),
+            ("teacher", trainer.teacher),
+            ("fake score", trainer.fake),
+        )
+    }
+    for name, optimizer in (("generator", trainer.generator_optimizer), ("fake score", trainer.fake_optimizer)):
+        moments = [v for state in optimizer.adam.state.values() for v in state.values() if isinstance(v, Tensor)]
+        memory[f"gradients of {name}"] = size(p for p in optimizer.parameters)
+        memory[f"Adam's moments of {name}"] = size(moments)
+    return memory
+
+
+def lines(result: Profile, batch: int, operators: int = 12) -> Iterator[str]:
+    """The profile as text."""
+    limits, total = result.ceilings, result.step_seconds
+    yield f"matrix product {limits.flop / 1e9:.1f} GFLOP/s, copy {limits.bytes / 1e9:.1f} GB/s read and written"
+    flop = sum(work.flop for work in result.by_part.values())
+    yield (
+        f"step {total * 1e3:.1f} ms, {batch / total:.2f} img/s, {flop / 1e9:.1f} GFLOP, "
+        f"{flop / total / limits.flop:.0%} of the matrix product's rate"
+    )
+    yield f"\n{'part':<24} {'ms':>9} {'of step':>8} {'GFLOP':>8} {'GB':>7} {'floor ms':>9} {'of floor':>9}"
+    for name, seconds in sorted(result.seconds.items(), key=lambda item: -item[1]):
+        work = result.by_part.get(name, Work())
+        yield (
+            f"{name:<24} {seconds * 1e3:9.2f} {seconds / total:8.1%} {work.flop / 1e9:8.2f} {work.bytes / 1e9:7.2f} "
+            f"{work.floor * 1e3:9.2f} {work.floor / seconds if seconds else 0:9.0%}"
+        )
+    yield f"\n{'operator':<42} {'calls':>6} {'ms':>9} {'GFLOP':>8} {'GB':>7} {'floor ms':>9} {'of floor':>9}"
+    slowest = sorted(result.by_operator.items(), key=lambda item: -item[1].seconds)
+    for name, work in slowest[:operators]:
+        yield (
+            f"{name[:42]:<42} {work.calls:6} {work.seconds * 1e3:9.2f} {work.flop / 1e9:8.2f} {work.bytes / 1e9:7.2f} "
+            f"{work.floor * 1e3:9.2f} {work.floor / work.seconds if work.seconds else 0:9.0%}"
+        )
+    yield f"\n{'memory':<42} {'MB':>9}"
+    for name, size in result.memory.items():
+        yield f"{name:<42} {size / 1e6:9.1f}"

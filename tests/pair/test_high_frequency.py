@@ -1,0 +1,90 @@
+"""Detail above the teacher's resolution: what it is, and that it is kept."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+
+from refine import load_gan, load_teacher
+from refine.config import RunConfig
+from refine.pair.bridge import Bridge
+from refine.pair.high_frequency import anchor_loss, high_pass
+from refine.runs.start import make_trainer
+from refine.training.drift import Probe
+
+CPU = torch.device("cpu")
+
+
+def test_high_pass_of_waves():
+    """What the teacher's grid can carry is gone, what it cannot carry stays."""
+    bridge = Bridge(16, 0)
+    x = (torch.arange(64) + 0.5) / 64 * 2 * math.pi
+    slow, fast = torch.sin(2 * x), torch.sin(24 * x)
+    images = torch.stack([slow, fast])[:, None, None, :].expand(2, 1, 64, 64).double()
+    residual = high_pass(images, bridge)[..., 12:-12, 12:-12]
+    assert residual[0].abs().max() < 0.01
+    assert (residual[1] - images[1, :, 12:-12, 12:-12]).abs().max() < 0.01
+    assert not high_pass(images[..., :16, :16], bridge).any()
+
+
+def test_anchor_is_zero_at_the_start_and_blind_to_what_the_teacher_sees():
+    bridge, start = Bridge(8, 0), torch.randn(3, 2, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert anchor_loss(start, start, bridge).tolist() == [0, 0, 0]
+    shifted = anchor_loss(start + 0.3, start, bridge)  # a constant is seen by any teacher
+    assert shifted.shape == (3,) and shifted.max() < 1e-8
+    noisy = start + 0.1 * torch.randn(start.shape, generator=torch.Generator().manual_seed(1))
+    assert anchor_loss(noisy, start, bridge).min() > 1
+
+
+def drift(fixture_path, **changes):
+    """A 32-pixel generator, refined for a while by a 16-pixel teacher."""
+    config = RunConfig(
+        gan=str(fixture_path("sg2ada/a_uncond32.pkl")),
+        teacher=str(fixture_path("edm/s1_edm_ddpmpp_uncond16.pkl")),
+        **({"batch": 8, "glr": 1e-4, "flr": 1e-3, "kimg": 1.0, "ema_halflife_kimg": 0.05} | changes),
+    )
+    trainer = make_trainer(config, load_gan(config.gan), load_teacher(config.teacher), CPU)
+    probe = Probe(copy.deepcopy(trainer.generator), trainer.bridge, 0)
+    for _ in range(2):
+        trainer.warm_up_step()
+    for _ in range(16):
+        trainer.step()
+    return probe.measure(trainer.generator), trainer
+
+
+@pytest.fixture(scope="module")
+def drifts(request):
+    fixture_path = request.getfixturevalue("fixture_path")
+    options = {"auto": {}, "all": {"train_layers": "all"}, "anchored": {"anchor": 100.0}}
+    return {name: drift(fixture_path, **changes) for name, changes in options.items()}
+
+
+def test_frozen_layers_keep_detail(drifts):
+    """Fixed latents, constant noise: the residual changes clearly less than where everything is trained."""
+    frozen, everything = drifts["auto"][0], drifts["all"][0]
+    assert everything["Drift/detail"] > 1.35 * frozen["Drift/detail"] > 0
+    assert frozen["Drift/image"] > 10 * frozen["Drift/detail"]  # while what the teacher sees does move
+
+
+def test_anchor_holds_detail(drifts):
+    anchored, trainer = drifts["anchored"]
+    assert anchored["Drift/detail"] < 0.7 * drifts["auto"][0]["Drift/detail"]
+    assert trainer.averages.means()["Loss/anchor"] > 0
+
+
+def test_probe(fixture_path):
+    gan = load_gan(str(fixture_path("sg2ada/b_cond16.pkl"))).network
+    probe = Probe(gan, Bridge(16, 5), 0)
+    before = probe.measure(gan)
+    assert before["Drift/parameters"] == before["Drift/image"] == 0 and "Drift/detail" not in before
+    ws = gan.mapping(probe.z, probe.c)[:, 0]
+    assert before["W/std"] == pytest.approx(float(ws.std(dim=0).mean()), rel=1e-4)
+    moved = copy.deepcopy(gan)
+    with torch.no_grad():
+        for parameter in moved.parameters():
+            parameter.mul_(1.1)
+    after = probe.measure(moved)
+    assert after["Drift/parameters"] == pytest.approx(0.1, rel=1e-4) and after["Drift/image"] > 0

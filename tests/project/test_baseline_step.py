@@ -1,0 +1,149 @@
+"""The recipe that the benchmark compares with computes what Refine's networks compute."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+import agreement
+import baseline_step
+import sharing
+import step
+
+from refine.config import RunConfig
+from refine.networks.edm_layers import UNetBlock
+from refine.pair.bridge import Bridge
+from refine.training import trainer as trainer_module
+from refine.training.trainer import Trainer
+
+generate = baseline_step.generate
+SMALL = {
+    "unconditional": step.Size(16, 0, 3, (16, 2, 128, 16), (8, (1, 2), 1), 4),
+    "conditional": step.Size(32, 5, 1, (16, 2, 256, 16), (8, (2, 2), 1), 4),
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_networks_are_those_of_refine(name):
+    size = SMALL[name]
+    generator, teacher = step.networks(size)
+    rng = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in [*generator.parameters(), *teacher.parameters()]:
+            parameter += 0.1 * torch.randn(parameter.shape, generator=rng)
+        z = torch.randn(3, generator.z_dim, generator=rng)
+        c = torch.eye(max(size.classes, 1))[[0, 0, -1]]
+        images = generator(z, c, noise_mode="const")
+        torch.testing.assert_close(baseline_step.generate(generator, z, c, "const"), images, rtol=1e-4, atol=1e-4)
+        sigma = torch.tensor([0.1, 1.0, 10.0])
+        expected = teacher(images, sigma, c if size.classes else None)
+        denoised = baseline_step.denoise(teacher, images, sigma.reshape(-1, 1, 1, 1), c)
+        torch.testing.assert_close(denoised, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_both_step(name, monkeypatch):
+    monkeypatch.setattr(step, "SIZES", SMALL)
+    for make in step.VARIANTS.values():
+        trainer = make(SMALL[name], torch.device("cpu")).__self__
+        before = [p.clone() for p in trainer.generator.parameters()]
+        start = [p.clone() for p in trainer.fake.parameters()]
+        for _ in range(2):
+            trainer.step()
+        assert any(not torch.equal(a, b) for a, b in zip(before, trainer.generator.parameters(), strict=True))
+        assert any(not torch.equal(a, b) for a, b in zip(start, trainer.fake.parameters(), strict=True))
+
+
+@pytest.fixture
+def float64_by_default():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def test_steps_are_those_of_refine_for_the_same_numbers(monkeypatch, float64_by_default):
+    """Warm-up, ramps, both updates and the average: Refine with a forward pass for each update, on the same draws."""
+    size = SMALL["conditional"]
+    config = RunConfig(
+        gan="g", teacher="t", batch=4, glr=1e-3, flr=2e-3, lr_rampup_kimg=0.012, lr_decay="cosine", kimg=0.1,
+        ema_halflife_kimg=0.1, ema_rampup=0.5, sigma="lognormal:0.6,1", fake_sigma="lognormal:0.6,1",
+        share_forward=False,
+    )  # fmt: skip
+    # In float64: Adam makes whole steps of rounding errors where a gradient is zero, as that of a key's bias is.
+    networks = [network.double() for network in step.networks(size)]
+    for module in networks[1].modules():
+        if isinstance(module, UNetBlock):
+            module.dropout = 0.0
+    monkeypatch.setattr(baseline_step, "generate", lambda g, z, c: generate(g, z, c, "const"))
+    plain = agreement.Plain(config, *copy.deepcopy(networks))
+    generator, teacher = copy.deepcopy(networks)
+    average = copy.deepcopy(generator).requires_grad_(False)
+    bridge = Bridge(size.resolution, size.classes)
+    shipped = Trainer(
+        replace(config, noise_mode="const"), generator.requires_grad_(True), average, teacher, copy.deepcopy(teacher),
+        bridge, torch.device("cpu"),
+    )  # fmt: skip
+    drawn = []
+    draw = trainer_module.draw
+
+    def remember(*args):
+        drawn.append(draw(*args))
+        return drawn[-1]
+
+    def same_numbers():
+        d = drawn.pop(0)
+        sigma, noise = (d.sigma, d.noise) if len(d.sigma) else (d.fake_sigma, d.fake_noise)
+        return d.z, d.c, sigma.reshape(-1, 1, 1, 1), noise
+
+    monkeypatch.setattr(trainer_module, "draw", remember)
+    monkeypatch.setattr(plain.recipe, "draw", same_numbers)
+    for training in (shipped, plain):
+        for _ in range(2):
+            training.warm_up_step()
+        for _ in range(4):
+            training.step()
+    assert not drawn
+    vector = torch.nn.utils.parameters_to_vector
+    starts = {"generator": networks[0], "generator_ema": networks[0], "fake": networks[1]}
+    for name, start in starts.items():
+        a, b = (vector(getattr(owner, name).parameters()) for owner in (plain.recipe, shipped))
+        assert (a - b).norm() < 1e-4 * (b - vector(start.parameters())).norm(), name
+    means = plain.averages.means(), shipped.averages.means()
+    for name, value in means[0].items():
+        assert value == pytest.approx(means[1][name], rel=1e-5), name
+
+
+def test_settings_that_the_recipe_lacks_are_refused():
+    for changes in ({"sigma": "karras"}, {"fake_sigma": "lognormal:0,1"}, {"weighting": "dmd"}, {"fake_steps": 2}):
+        with pytest.raises(ValueError, match="the plain recipe knows"):
+            agreement.Plain(RunConfig(gan="g", teacher="t", **changes), None, None)
+
+
+def test_agreement_is_told_by_all_divisions():
+    """Five values against five: 252 divisions, of which two are as far apart as these."""
+    low, high = [1.0, 2, 3, 4, 5], [6.0, 7, 8, 9, 10]
+    assert agreement.permutation_p(low, high) == pytest.approx(2 / 252)
+    assert agreement.permutation_p(low, low) == 1
+    runs = {
+        form: [{"figures": {"fid": x, "recall": x}, "loss": [0, 0, x], "gap": [9, 9, x]} for x in values]
+        for form, values in zip(agreement.FORMS, (low, low, high, high), strict=True)
+    }
+    lines = agreement.comparison(runs)
+    assert len(lines) == 3 + 4 * 4
+    assert lines[4].endswith("| +0 (-2.3 to +2.3) | 1.00 |") and lines[5].endswith("| +5 (+2.7 to +7.3) | 0.01 |")
+    assert (
+        agreement.table(runs)[-1]
+        == "| 3 | " + " | ".join(f"{mean:.1f} ± 1.6 | {mean:.4f} ± 1.5811" for mean in (3, 3, 8, 8)) + " |"
+    )
+
+
+def test_equal_time_is_shared_by_warm_up_and_steps():
+    batch = sharing.COMMON["batch"]
+    warm_up_steps = -(-sharing.COMMON["warmup_kimg"] * 1000 // batch)
+    assert sharing.kimg_within(100 + 0.1 * warm_up_steps, 0.1, 0.25) == 400 * batch / 1000

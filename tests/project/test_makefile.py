@@ -1,0 +1,170 @@
+"""The Makefile creates the virtual environment by itself: a stand-in for Python records what it is asked."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+pytestmark = [
+    pytest.mark.skipif(os.name == "nt", reason="on Windows the README's plain commands take make's place"),
+    pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed"),
+]
+
+# `-m venv` copies the stand-in into .venv; `-c` really runs; `-m pip` and all else is only written down.
+STAND_IN = """#!/bin/sh
+if [ "$1" = -c ]; then exec "{python}" "$@"; fi
+echo "$@" >> "{log}"
+if [ "$1 $2" = "-m venv" ]; then rm -rf .venv; mkdir -p .venv/bin; cp "$0" .venv/bin/python; fi
+"""
+
+
+class Checkout:
+    """A copy of the Makefile beside a stand-in Python that writes its arguments to a log."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "a checkout's copy"
+        self.folder.mkdir()
+        self.log = folder / "log.txt"
+        shutil.copy(ROOT / "Makefile", self.folder)
+        shutil.copy(ROOT / "pyproject.toml", self.folder)
+        self.python = folder / "stand-in python"
+        self.python.write_text(STAND_IN.format(python=sys.executable, log=self.log))
+        self.python.chmod(self.python.stat().st_mode | stat.S_IXUSR)
+
+    def make(
+        self, *arguments: str, env: dict[str, str] | None = None
+    ) -> tuple[subprocess.CompletedProcess[str], list[str]]:
+        """Runs make from outside the checkout; returns its result and what Python was asked to do."""
+        self.log.write_text("")
+        clean = {key: value for key, value in os.environ.items() if not key.startswith("MAKE") and key != "MFLAGS"}
+        result = subprocess.run(
+            ["make", "-C", str(self.folder), f"PYTHON={self.python}", *arguments],
+            env=clean | (env or {}),
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        return result, self.log.read_text().splitlines()
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Checkout:
+    return Checkout(tmp_path)
+
+
+VENV = "-m venv --clear .venv"
+TORCH = "-m pip install --quiet torch==2.13.0"
+PROJECT = "-m pip install --quiet --editable .[dev]"
+LINT = ["-m ruff check .", "-m ruff format --check .", "-m mypy"]
+
+
+def test_first_call_installs_and_second_call_does_not(checkout: Checkout) -> None:
+    result, calls = checkout.make("test")
+    assert result.returncode == 0, result.stderr
+    assert calls == [VENV, TORCH, PROJECT, *LINT, "-m pytest -m not slow"]
+    _, calls = checkout.make("test-extra")
+    assert calls == ["-m pytest -m slow -rs"]
+
+
+def test_parallel_make_installs_once_and_in_order(checkout: Checkout) -> None:
+    result, calls = checkout.make("-j8", "lint", "demo")
+    assert result.returncode == 0, result.stderr
+    assert calls[:3] == [VENV, TORCH, PROJECT]
+    assert sum("pip" in call for call in calls) == 2
+
+
+def test_another_torch_makes_the_environment_anew(checkout: Checkout) -> None:
+    checkout.make("venv")
+    other = ("TORCH=torch>=2.6,<3", "TORCH_INDEX=https://example.org/cpu")
+    _, calls = checkout.make("venv", *other)
+    assert calls == [
+        VENV,
+        "-m pip install --quiet --index-url https://example.org/cpu torch>=2.6,<3",
+        PROJECT,
+    ]
+    _, calls = checkout.make("venv", *other)
+    assert calls == []
+
+
+def test_changed_pyproject_installs_the_project_again_and_keeps_torch(checkout: Checkout) -> None:
+    checkout.make("venv")
+    later = (checkout.folder / ".venv/installed.stamp").stat().st_mtime + 5
+    os.utime(checkout.folder / "pyproject.toml", (later, later))
+    assert checkout.make("venv")[1] == [PROJECT]
+
+
+def test_moved_checkout_makes_the_environment_anew(checkout: Checkout) -> None:
+    checkout.make("venv")
+    checkout.folder = checkout.folder.rename(checkout.folder.with_name("moved"))
+    assert checkout.make("venv")[1] == [VENV, TORCH, PROJECT]
+
+
+def test_failed_install_is_tried_again(checkout: Checkout) -> None:
+    checkout.python.write_text(checkout.python.read_text() + 'if [ "$2" = pip ]; then exit 1; fi\n')
+    assert checkout.make("venv")[0].returncode == 2
+    assert checkout.make("venv")[1][0] == VENV
+
+
+@pytest.mark.parametrize("module", ["ensurepip", "venv"])
+def test_missing_venv_module_gets_one_sentence(checkout: Checkout, tmp_path: Path, module: str) -> None:
+    lacking = tmp_path / "lacking"
+    lacking.mkdir()
+    (lacking / f"{module}.py").write_text("raise ModuleNotFoundError(__name__)")
+    result, calls = checkout.make("test", env={"PYTHONPATH": str(lacking)})
+    assert result.returncode == 2
+    assert calls == []
+    sentences = [line for line in result.stderr.splitlines() if not line.startswith("make")]
+    assert len(sentences) == 1 and "lacks its venv module" in sentences[0], result.stderr
+    assert not (checkout.folder / ".venv").exists()
+
+
+def test_missing_python_gets_one_sentence(checkout: Checkout) -> None:
+    checkout.python.unlink()
+    result, _ = checkout.make("test")
+    assert result.returncode == 2
+    sentences = [line for line in result.stderr.splitlines() if not line.startswith("make")]
+    assert len(sentences) == 1 and "does not run" in sentences[0], result.stderr
+
+
+def test_old_python_gets_one_sentence(checkout: Checkout, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import sys; sys.version_info = (3, 9, 18, 'final', 0)")
+    result, _ = checkout.make("test", env={"PYTHONPATH": str(tmp_path)})
+    assert result.returncode == 2
+    sentences = [line for line in result.stderr.splitlines() if not line.startswith("make")]
+    assert len(sentences) == 1 and "is older" in sentences[0], result.stderr
+
+
+def test_help_is_the_default_and_names_every_target(checkout: Checkout) -> None:
+    result, _ = checkout.make()
+    for target in ("help", "venv", "lint", "test", "test-extra", "demo", "clean"):
+        assert f"\nmake {target} " in "\n" + result.stdout
+    assert not (checkout.folder / ".venv").exists()
+
+
+def test_clean_removes_the_environment(checkout: Checkout) -> None:
+    checkout.make("venv")
+    cache = checkout.folder / "refine" / "__pycache__"
+    cache.mkdir(parents=True)
+    assert checkout.make("clean")[0].returncode == 0
+    assert not cache.exists()
+    assert not (checkout.folder / ".venv").exists()
+
+
+def test_continuous_integration_runs_the_same_targets() -> None:
+    script = ROOT / ".ci" / "run"
+    assert os.access(script, os.X_OK)
+    lines = script.read_text().splitlines()
+    assert [line for line in lines if line.startswith("make")] == [
+        "make test",
+        "make test-extra",
+        "make demo",
+    ]
+    assert "set -euo pipefail" in lines

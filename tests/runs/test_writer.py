@@ -1,0 +1,147 @@
+"""Files written beside the run are those that would have been written at once, complete or not there."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from refine import load_gan, load_teacher, pickles
+from refine.config import RunConfig
+from refine.errors import UserError
+from refine.runs import run
+from refine.runs import writer as saving
+from refine.runs.folder import RunDir, find_state
+from refine.runs.start import make_trainer
+from refine.runs.writer import Origin, Saver
+from refine.training.state import read_state, state_of
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def options(pair, tmp_path, **changes):
+    sizes = {"batch": 8, "kimg": 0.032, "warmup_kimg": 0.008, "tick_kimg": 0.008, "snap_ticks": 1, "preflight": False}
+    return RunConfig(**pair, outdir=str(tmp_path / "runs"), device="cpu", **(sizes | changes))
+
+
+@pytest.fixture
+def trainer(pair, tmp_path):
+    trainer = make_trainer(
+        options(pair, tmp_path), load_gan(pair["gan"]), load_teacher(pair["teacher"]), torch.device("cpu")
+    )
+    trainer.step()
+    return trainer
+
+
+def test_files_are_those_of_their_moment(trainer, pair, tmp_path, monkeypatch):
+    """Bit for bit, although everything changes while they are written."""
+    pickle, gate = pickles.load(pair["gan"]), threading.Event()
+    networks = {"G": trainer.generator.state_dict(), "G_ema": trainer.generator_ema.state_dict()}
+    pickles.save(pickle, tmp_path / "at_once.pkl", networks)
+    at_once = io.BytesIO()
+    torch.save(state_of(trainer, {"gan": "1"}), at_once)
+    original = pickles.save
+    monkeypatch.setattr(saving.pickles, "save", lambda *args: (gate.wait(), original(*args)))
+    saver = Saver(trainer, pickle, RunDir(tmp_path), Origin({"gan": "1"}))
+    with saver:
+        saver.save(snapshot=True, state=True)
+        with torch.no_grad():
+            for network in (trainer.generator, trainer.generator_ema, trainer.fake):
+                for tensor in (*network.parameters(), *network.buffers()):
+                    tensor.zero_()
+        trainer.fake_optimizer.adam.param_groups[0]["lr"] = 7.0
+        trainer.progress.cur_nimg = 5000
+        assert not (tmp_path / "network-snapshot-000000_008.pkl").exists()
+        gate.set()
+    assert (tmp_path / "network-snapshot-000000_008.pkl").read_bytes() == (tmp_path / "at_once.pkl").read_bytes()
+    assert (tmp_path / "training-state-000000.pt").read_bytes() == at_once.getvalue()
+
+
+def test_one_copy_serves_both_files(trainer, pair, tmp_path, monkeypatch):
+    """And there is none while an earlier one is still being written."""
+    saver, under_way = Saver(trainer, pickles.load(pair["gan"]), RunDir(tmp_path), Origin({})), []
+    original = saving.host_copy
+
+    def counted(*args, **kwargs):
+        under_way.append(saver._thread is not None)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(saving, "host_copy", counted)
+    with saver:
+        for _ in range(3):
+            saver.save(snapshot=True, state=True)
+    assert under_way == [False, False, False]
+
+
+def test_a_disk_that_is_full_ends_the_run_with_the_sentence(pair, tmp_path, monkeypatch):
+    """Within the step after it failed, not only when something is saved again."""
+    steps, original = [], run.Trainer.step
+
+    def step(self):
+        original(self)
+        steps.append(self.progress.step)
+        if len(steps) > 1:
+            time.sleep(0.1)  # longer than it takes to fail
+
+    def save(self, nimg, state):
+        if nimg:
+            raise UserError("Cannot write training-state-000000.pt (No space left on device): free some space.")
+
+    monkeypatch.setattr(run.Trainer, "step", step)
+    monkeypatch.setattr(RunDir, "save_state", save)
+    with pytest.raises(UserError, match="No space left on device"):
+        run.refine(options(pair, tmp_path, kimg=1.0, snap_ticks=1, tick_kimg=0.016))
+    assert 2 <= len(steps) <= 4
+
+
+SLOW = """
+import os, sys, threading, time
+sys.argv[0] = "refine.py"
+from refine.files import atomic as files
+flush, written = os.fsync, []
+def slow(number):
+    flush(number)
+    if threading.current_thread() is not threading.main_thread():
+        written.append(number)
+        if len(written) > 4:  # the first snapshot, the state after the warm-up, and both of the first tick
+            print("writing", file=sys.stderr, flush=True)
+            time.sleep(float(os.environ["SECONDS"]))
+files.os.fsync = slow
+from refine.commands.run import main
+main()
+"""
+
+
+@pytest.mark.parametrize("signals", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_ctrl_c_during_a_slow_write(pair, tmp_path, signals):
+    """Once: it is finished, then the state of the step in hand. Again after a while: the end, and no half file."""
+    arguments = ["--batch=8", "--kimg=1000", "--warmup-kimg=0", "--tick=0.016", "--snap=1", "--preflight=0"]
+    files = [f"--gan={pair['gan']}", f"--teacher={pair['teacher']}", f"--outdir={tmp_path}", "--device=cpu"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW, *files, *arguments],
+        stderr=subprocess.PIPE, text=True, cwd=ROOT, env=os.environ | {"SECONDS": "0.5" if signals == 1 else "60"},
+    )  # fmt: skip
+    for line in process.stderr:
+        if line == "writing\n":
+            process.send_signal(signal.SIGINT)
+            while signals == 2 and process.poll() is None:  # one within two seconds is taken for an echo
+                time.sleep(2.5)
+                process.send_signal(signal.SIGINT)
+            break
+    rest = process.stderr.read()
+    assert process.wait() == 130 and "Traceback" not in rest
+    folder = next(tmp_path.iterdir())
+    for path in folder.glob("network-snapshot-*.pkl"):
+        pickles.load(path)
+    state = find_state("latest", tmp_path)
+    assert read_state(state)["progress"]["step"] >= 2
+    if signals == 1:
+        assert "Stopped by SIGINT; go on with --resume=" in rest and not list(folder.glob(".*.tmp"))
