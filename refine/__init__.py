@@ -15,9 +15,16 @@ if TYPE_CHECKING:
 
 __all__ = ["LoadedNetwork", "RunConfig", "load_gan", "load_teacher", "refine"]
 
+_MODULES = {
+    "LoadedNetwork": "networks.loading",
+    "RunConfig": "config",
+    "load_gan": "networks.loading",
+    "load_teacher": "networks.loading",
+    "refine": "runs.run",
+}
+
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = {"RunConfig": "config", "refine": "run"}.get(name, "loading")
-    return getattr(importlib.import_module(f"refine.{module}"), name)
+    return getattr(importlib.import_module(f"refine.{_MODULES[name]}"), name)

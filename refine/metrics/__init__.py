@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 _HOME = {
     "MetricOptions": "options",
-    "MetricSpec": "registry",
-    "parse_metric": "registry",
-    "parse_metrics": "registry",
+    "MetricSpec": "metric",
+    "parse_metric": "metric",
+    "parse_metrics": "metric",
     "Teacher": "reference",
     "make_measure": "suite",
 }

@@ -14,8 +14,9 @@ from click.testing import CliRunner
 from rosinality_generator import Generator
 
 from refine import load_gan, pickles
-from refine.export import __main__ as export
-from refine.export import probe, rosinality
+from refine.commands import export
+from refine.export import agreement as probe
+from refine.export import rosinality
 from torch_utils import persistence
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from refine.errors import UserError
-from refine.metrics import features
+from refine.metrics import collect as features
 from refine.metrics.batch_size import BatchSize
 from refine.metrics.collect import Tap, at_all, at_first, collect, with_progress
 from refine.metrics.detectors import Detector

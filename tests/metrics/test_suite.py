@@ -20,7 +20,9 @@ from refine.diffusion.sampler import heun_sample
 from refine.errors import UserError
 from refine.files import download
 from refine.files.dataset import ImageDataset
-from refine.metrics import MetricOptions, Teacher, cache, choices, features, make_measure
+from refine.metrics import MetricOptions, Teacher, cache, make_measure
+from refine.metrics import collect as features
+from refine.metrics import resolve as choices
 from refine.metrics.batch_size import BatchSize
 from refine.metrics.detectors import Detector
 from refine.metrics.fid import fid

@@ -12,7 +12,8 @@ from torch.nn import functional
 from refine.config import RunConfig
 from refine.networks.loading import load_gan, load_teacher
 from refine.runs.start import make_trainer
-from refine.training.profiling import OTHER, Ceilings, Clock, Counter, Parts, main, profile
+from refine.commands.profile import main
+from refine.training.profiling import OTHER, Ceilings, Clock, Counter, Parts, profile
 from stylegan_ops.upfirdn2d import setup_filter, upsample2d
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
