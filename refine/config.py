@@ -11,8 +11,9 @@ from typing import Any, get_args, get_type_hints
 from refine.diffusion.noise_levels import parse_schedule
 from refine.errors import UserError
 from refine.metrics.metric import parse_metrics
-from refine.objectives import OBJECTIVES
-from refine.pair.bridge import FILTERS
+from refine.objectives import parse_objective
+from refine.pair.freeze import parse_train_layers
+from refine.pair.resize import FILTERS
 from refine.training.optimizer import LR_DECAYS
 from refine.training.precision import PRECISIONS
 
@@ -30,8 +31,7 @@ class RunConfig:
         init: pickle or training state whose weights the run starts from instead of those in `gan`.
         preflight: whether the pair is tried out before the first step.
         seed: of everything that is drawn.
-        objective: what is minimised, a key of `objectives.OBJECTIVES`.
-        weighting: of the divergence over samples and noise levels, one of the objective's weightings.
+        objective: Objective and its parameters, such as `ikl:weighting=dmd`; see `objectives.parse_objective`.
         sigma: noise levels of generator steps, as `noise_levels.parse_schedule` reads them.
         fake_sigma: noise levels that the fake score is fitted at.
         fake_steps: updates of the fake score for each update of the generator.
@@ -84,7 +84,6 @@ class RunConfig:
     preflight: bool = True
     seed: int = 0
     objective: str = "ikl"
-    weighting: str = "uniform"
     sigma: str = "lognormal:-1.2,1.2"
     fake_sigma: str = "lognormal:-1.2,1.2"
     fake_steps: int = 1
@@ -152,10 +151,8 @@ class RunConfig:
         self._require("stop_if_worse", patience, "a number of snapshots of at least 1")
         self._require("lr_decay", self.lr_decay in LR_DECAYS, f"one of {', '.join(LR_DECAYS)}")
         self._require("precision", self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}")
-        self._require("objective", self.objective in OBJECTIVES, f"one of {', '.join(OBJECTIVES)}")
+        parse_objective(self.objective)
         self._require("noise_mode", self.noise_mode in ("random", "const", "none"), "one of random, const, none")
-        weightings = OBJECTIVES[self.objective].weightings
-        self._require("weighting", self.weighting in weightings, f"one of {', '.join(weightings)}")
         self._require("resample", self.resample in FILTERS, f"one of {', '.join(FILTERS)}")
         self._require("device", self.device in ("auto", "cpu", "cuda", "mps"), "one of auto, cpu, cuda, mps")
         schedules = parse_schedule(self.sigma), parse_schedule(self.fake_sigma)
@@ -184,7 +181,7 @@ class RunConfig:
         Raises:
             UserError: something else was asked for as well.
         """
-        objective = OBJECTIVES[self.objective]
+        objective = parse_objective(self.objective)
         if not objective.needs_fake or objective.through_networks:
             raise UserError(f"--share-unet=1 has nothing to share with --objective={self.objective}: leave it out.")
         if not equal_schedules:
@@ -215,6 +212,10 @@ class RunConfig:
             UserError: an option is unknown or has an impossible value.
         """
         known = {field.name for field in fields(cls)}
+        options = dict(options)
+        weighting = options.pop("weighting", "uniform")  # an option of its own until November 2026
+        if weighting != "uniform":
+            options["objective"] = f"{options['objective']}:weighting={weighting}"
         unknown = sorted(options.keys() - known)
         if unknown:
             raise UserError(
@@ -227,20 +228,6 @@ class RunConfig:
             return cls(**values)
         except TypeError as error:
             raise UserError(f"The stored options are incomplete: {error}.") from error
-
-
-def parse_train_layers(text: str) -> str | frozenset[int]:
-    """`auto`, `all`, or the resolutions to train.
-
-    Raises:
-        UserError: it is none of these.
-    """
-    if text in ("auto", "all"):
-        return text
-    try:
-        return frozenset(int(part) for part in text.split(","))
-    except ValueError as error:
-        raise UserError(f"--train-layers must be auto, all or resolutions such as 4,8,16, not {text!r}.") from error
 
 
 _KINDS: dict[Any, tuple[str, tuple[type, ...]]] = {  # by annotation: in words, and the types that will do

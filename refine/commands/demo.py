@@ -16,7 +16,7 @@ def main(outdir: str, seed: int) -> None:
     """Refine the built-in digits generator with `edm-digits`, measure the result, and write a report and a picture."""
     from refine.commands.run import make_config  # torch takes seconds to import
     from refine.digits.judge import print_judgement
-    from refine.runs.run import refine
+    from refine.runs.start import run
 
-    snapshot = refine(make_config({"gan": "digits", "teacher": "edm-digits", "outdir": outdir, "seed": seed}))
+    snapshot = run(make_config({"gan": "digits", "teacher": "edm-digits", "outdir": outdir, "seed": seed}))
     print_judgement(Path(snapshot).parent)

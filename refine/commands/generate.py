@@ -52,10 +52,10 @@ def main(
     from refine.files.atomic import cannot_write
     from refine.networks import loading  # torch takes seconds to import
     from refine.networks.sampling import parse_seeds
-    from refine.runs import start as setup
+    from refine.runtime.device import choose_device
 
     numbers = parse_seeds(seeds) if seeds is not None else ()
-    where = setup.choose_device(device)
+    where = choose_device(device)
     generators = [
         loading.load_gan(spec, trust=trust_pickle).network.to(where) for spec in (network, compare) if spec is not None
     ]

@@ -45,8 +45,8 @@ def main(**given: Any) -> None:
     """Measure a generator as the StyleGAN suite does; rows go to stdout, and beside the snapshot in a run's folder."""
     from refine.metrics.metric import parse_metrics
     from refine.metrics.options import MetricOptions
-    from refine.runs.start import choose_device
     from refine.runtime import distributed
+    from refine.runtime.device import choose_device
 
     options = MetricOptions(
         metrics=parse_metrics(given["metrics"]),
@@ -80,7 +80,7 @@ def _measure(given: dict[str, Any], options: Any, device: Any) -> None:
     from refine.metrics.resolve import warn_of_recorded_data
     from refine.metrics.suite import Suite
     from refine.networks.loading import load_gan, load_teacher
-    from refine.runs.folder import RunDir
+    from refine.runs.folder import RunFolder
     from refine.runtime import distributed
 
     trust = given["trust_pickle"]
@@ -111,7 +111,7 @@ def _measure(given: dict[str, Any], options: Any, device: Any) -> None:
             if distributed.is_first():
                 click.echo(json.dumps(row))
                 if (folder / "training_options.json").is_file() and re.fullmatch(r"network-.*\.pkl", spec.name):
-                    RunDir(folder).add_metric(row)
+                    RunFolder(folder).add_metric(row)
         generator.to("cpu")
     generator = networks[-1][1].network.to(device)
     _pictures(given, suite, generator, device)

@@ -34,14 +34,14 @@ def main(
     import torch
 
     from refine.config import RunConfig
-    from refine.networks.loading import load_gan, load_teacher
-    from refine.runs.start import choose_device, make_trainer
+    from refine.pair.pair import load_pair
+    from refine.runtime.device import choose_device
     from refine.training.profiling import lines, profile
+    from refine.training.trainer import Trainer
 
     if threads:
         torch.set_num_threads(threads)
     config = RunConfig(gan=gan, teacher=teacher, device=device, **given)
-    loaded = load_gan(gan, trust=trust_pickle), load_teacher(teacher, trust=trust_pickle)
-    trainer = make_trainer(config, *loaded, choose_device(device))
+    trainer = Trainer(load_pair(gan, teacher, trust=trust_pickle), config, choose_device(device))
     for line in lines(profile(trainer, rounds), config.batch, operators):
         click.echo(line)

@@ -83,8 +83,7 @@ RUN_OPTIONS: tuple[tuple[str, tuple[str, ...], Any, str, str], ...] = (
     ("Length", ("kimg",), _FLOAT, "KIMG", "Length of the run, in thousands of images."),
     ("Length", ("warmup-kimg",), _FLOAT, "KIMG", "What the fake score sees before the generator moves."),
     ("Length", ("stop-if-worse",), _OrNone(_INT), "N", "End when FID rose for N snapshots in a row."),
-    ("Method", ("objective",), _TEXT, "NAME", "ikl, or another one in refine/objectives."),
-    ("Method", ("weighting",), _TEXT, "NAME", "Of the divergence: uniform, dmd or score."),
+    ("Method", ("objective",), _TEXT, "NAME[:P=V]", "Objective and its parameters, such as ikl:weighting=dmd."),
     ("Method", ("fake-steps",), _INT, "N", "Updates of the fake score for each of the generator."),
     ("Method", ("share-forward",), _BOOL, "0|1", "One generator pass for both updates."),
     ("Method", ("share-unet",), _BOOL, "0|1", "One pass of the fake score for both updates as well."),
@@ -201,7 +200,7 @@ def main(
     _check_gpus(gpus)
 
     from refine.config import RunConfig
-    from refine.runs import run  # torch takes seconds to import
+    from refine.runs import start  # torch takes seconds to import
     from refine.runs.folder import find_state
     from refine.runs.start import resumed_config
 
@@ -231,7 +230,7 @@ def main(
         for line in prefetch_for(config, trust=trust_pickle, trust_detector=trust_detector):
             _say(f"Here, and tried out with the network off: {line}")
         return
-    snapshot = run.refine(config, trust=trust_pickle, trust_detector=trust_detector, resume=state)
+    snapshot = start.run(config, trust=trust_pickle, trust_detector=trust_detector, resume=state)
     _say(f"Refined generator: {snapshot}")
 
 
@@ -296,7 +295,7 @@ def _check_gpus(gpus: int | None) -> None:
 
 
 def _choose_operators(mode: str, device: str) -> None:
-    from refine.runs.start import choose_device
+    from refine.runtime.device import choose_device
     from stylegan_ops import select
     from stylegan_ops.build import BuildError
 
