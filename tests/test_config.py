@@ -16,7 +16,7 @@ from refine.errors import UserError
     [
         ("batch", 0), ("batch", 2.5), ("batch", True), ("batch_gpu", 3), ("seed", -1), ("glr", 0), ("kimg", -1),
         ("glr", float("nan")), ("warmup_kimg", -1), ("beta1", 1.0), ("clip_grad", 0), ("ema_rampup", -1),
-        ("device", "tpu"), ("noise_mode", "x"), ("weighting", "x"), ("resample", "nearest"), ("sigma", "x"),
+        ("device", "tpu"), ("noise_mode", "x"), ("objective", "ikl:x"), ("resample", "nearest"), ("sigma", "x"),
         ("fake_sigma", "x"), ("train_layers", "top"), ("fake_steps", 0), ("kimg", float("inf")),
     ],
 )  # fmt: skip

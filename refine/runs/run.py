@@ -292,7 +292,8 @@ class Run:
 
     def gradient_problem(self, values: Mapping[str, float]) -> str | None:
         """A sentence where no gradient since the last tick was finite; a loss scale that adapts may take its time."""
-        if "Gradient/generator_norm" in values or self.trainer.precision == "fp16":
+        finite = "Gradient/generator_norm" in values or not self.trainer.progress.num_nonfinite
+        if finite or self.trainer.precision == "fp16":
             return None
         return "No gradient of the generator was finite since the last status line"
 

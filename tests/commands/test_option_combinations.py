@@ -30,7 +30,7 @@ VALUES: dict[str, tuple[list[str], list[str]]] = {
     "snap": (["1", "3"], ["0", "1.5"]),
     "stop-if-worse": (["3", "none"], ["0", "x"]),
     "objective": (["ikl", "sds"], ["kl"]),
-    "weighting": (["uniform", "dmd", "score"], ["dmdd", "UNIFORM"]),
+    "objective": (["ikl", "ikl:dmd", "ikl:weighting=score", "sds"], ["ikl:dmdd", "UNIFORM", "ikl:x=1"]),
     "fake-steps": (["1", "2"], ["0", "-3", "1e3"]),
     "compile": (["0"], ["maybe"]),
     "cuda-graphs": (["0", "1"], ["2"]),
