@@ -1,253 +1,346 @@
-"""The options of a run: one frozen dataclass, checked when it is made, stored as JSON beside the run."""
+"""Options of a run: one section for each part that needs them, and `RunConfig`, which has them all.
+
+A section is handed on as `config.section(TrainingOptions)`. Nothing here imports torch until a record is made, so that
+`--help` does not wait for it.
+"""
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any, get_args, get_type_hints
+from dataclasses import MISSING, dataclass
+from typing import TYPE_CHECKING, Any
 
-from refine.diffusion.noise_levels import parse_schedule
-from refine.errors import UserError
-from refine.metrics.metric import parse_metrics
-from refine.objectives import parse_objective
-from refine.pair.freeze import parse_train_layers
-from refine.pair.resize import FILTERS
-from refine.training.optimizer import LR_DECAYS
-from refine.training.precision import PRECISIONS
+from refine.errors import OptionError, UserError
+from refine.options import MAX_INT, Option, Section, named, option
+from refine.presets import PRESETS
+
+if TYPE_CHECKING:
+    from refine.diffusion.noise_levels import Schedule
+    from refine.objectives import Objective
+    from refine.pair.freeze import Layers
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+FILTERS = ("lanczos", "bicubic", "box")
+LR_DECAYS = ("none", "cosine")
+NOISE_MODES = ("random", "const", "none")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+
+GROUPS = (
+    "Pair", "Run", "Length", "Method", "Noise levels", "Optimization", "Networks", "Metrics", "Machine",
+)  # fmt: skip
+
+_NETWORK = "PKL|URL|NAME"
+_MODULE = "PATH|URL|NAME"
+_SCHEDULE = "refine.diffusion.noise_levels:parse_schedule"
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig:
-    """Everything that decides what a run does.
+class SeedOptions(Section):
+    """The seed, which several parts draw from."""
 
-    Attributes:
-        gan: StyleGAN pickle: path, URL or zoo name.
-        teacher: EDM pickle: path, URL or zoo name.
-        outdir: folder in which the run gets a folder of its own.
-        desc: appended to that folder's name.
-        preset: the name of the settings that the options below started from, for the record.
-        init: pickle or training state whose weights the run starts from instead of those in `gan`.
-        preflight: whether the pair is tried out before the first step.
-        seed: of everything that is drawn.
-        objective: Objective and its parameters, such as `ikl:weighting=dmd`; see `objectives.parse_objective`.
-        sigma: noise levels of generator steps, as `noise_levels.parse_schedule` reads them.
-        fake_sigma: noise levels that the fake score is fitted at.
-        fake_steps: updates of the fake score for each update of the generator.
-        share_forward: one forward pass of the generator for its own and the fake score's update.
-        share_unet: that, and one forward pass of the fake score: the estimate from which it learns moves the generator.
-            Both then see one noise level and one noise, and the teacher the same dropout masks as the fake score.
-        batch: images of a step, over all processes and micro-batches.
-        batch_gpu: images that go through the networks at once; None: the whole batch.
-        glr, flr: learning rates of the generator and of the fake score.
-        beta1, beta2: of Adam, for both.
-        lr_rampup_kimg: kimg over which the generator's learning rate rises from 0.
-        lr_decay: `none`, or `cosine`: the generator's learning rate falls to 0 at the end of the run.
-        clip_grad: largest norm of each network's gradient; None: any.
-        anchor: weight of the penalty on detail, invisible to the teacher, that leaves the starting generator's.
-        noise_mode: the generator's own noise while training: `random`, `const` or `none`.
-        fake_dropout: whether the fake score is fitted with its dropout on.
-        fake_augment: probability of each of EDM's augmentations when the fake score is fitted; 0: none.
-        paired_dropout: in the generator's step both U-Nets have their dropout on, with the same masks.
-        kimg: length of the run, in thousands of images of generator updates.
-        warmup_kimg: thousands of images that the fake score is fitted to before the generator moves.
-        tick_kimg: thousands of images between two status lines.
-        snap_ticks: ticks between two snapshots.
-        ema_halflife_kimg: half-life of the moving average of the generator's weights.
-        ema_rampup: the half-life is at most this share of the images so far; None: no ramp.
-        train_layers: `auto` (freeze what the teacher cannot see), `all`, or resolutions such as `4,8,16`.
-        resample: filter that reduces the generator's images to the teacher's size, a key of `bridge.FILTERS`.
-        class_map: the teacher's class for each class of the generator.
-        metrics: names of `metrics.registry`, `none`, or `auto`: fid50k_full on a GPU, where it can be had.
-        data: StyleGAN data set to compare with, ZIP or folder.
-        ref: what to compare with: `auto`, `data`, `teacher`, or statistics by path, URL or zoo name.
-        detector: TorchScript module that turns images into features; None: the official ones.
-        vgg: the one for precision, recall and path length, where that is another.
-        metric_seed: of the latents, labels and noise that metrics are computed from.
-        fid_seeds: ranges of latents that the FID is computed for; with 3, the minimum is given too, as EDM does.
-        metric_every: snapshots from one measurement to the next; the first and the last one are measured always.
-        stop_if_worse: end the run after so many snapshots in a row whose FID rose; None: never.
-        precision: of the U-Nets: `auto` (by device), `fp32`, `bf16` or `fp16`.
-        compile: run the blocks of all networks through torch.compile.
-        cuda_graphs: replay passes of teacher and fake score without gradients as CUDA graphs; elsewhere no effect.
-        checkpoint: compute activations again in the backward pass instead of keeping them: slower, with less memory.
-        device: `auto`, `cpu`, `cuda` or `mps`.
-    """
+    seed: int = option(0, "Random seed.", "Machine", metavar="N", minimum=0, maximum=MAX_INT)
 
-    gan: str
-    teacher: str
-    outdir: str = "training-runs"
-    desc: str | None = None
-    preset: str | None = None
-    init: str | None = None
-    preflight: bool = True
-    seed: int = 0
-    objective: str = "ikl"
-    sigma: str = "lognormal:-1.2,1.2"
-    fake_sigma: str = "lognormal:-1.2,1.2"
-    fake_steps: int = 1
-    share_forward: bool = False
-    share_unet: bool = False
-    batch: int = 128
-    batch_gpu: int | None = None
-    glr: float = 1e-5
-    flr: float = 1e-5
-    beta1: float = 0.0
-    beta2: float = 0.999
-    lr_rampup_kimg: float = 0.0
-    lr_decay: str = "none"
-    clip_grad: float | None = None
-    anchor: float = 0.0
-    noise_mode: str = "random"
-    fake_dropout: bool = True
-    fake_augment: float = 0.0
-    paired_dropout: bool = False
-    kimg: float = 1000.0
-    warmup_kimg: float = 20.0
-    tick_kimg: float = 4.0
-    snap_ticks: int = 50
-    ema_halflife_kimg: float = 500.0
-    ema_rampup: float | None = 0.05
-    train_layers: str = "auto"
-    resample: str = "lanczos"
-    class_map: tuple[int, ...] | None = None
-    metrics: str = "auto"
-    data: str | None = None
-    ref: str = "auto"
-    detector: str | None = None
-    vgg: str | None = None
-    metric_seed: int = 0
-    fid_seeds: int = 1
-    metric_every: int = 1
-    stop_if_worse: int | None = None
-    precision: str = "auto"
-    compile: bool = False
-    cuda_graphs: bool = False
-    checkpoint: bool = False
-    device: str = "auto"
 
-    def __post_init__(self) -> None:
-        for name, annotation in get_type_hints(RunConfig).items():
-            kinds = get_args(annotation) or (annotation,)
-            self._require(name, any(_is_a(self[name], kind) for kind in kinds), " or ".join(map(_described, kinds)))
-        for name in ("fake_steps", "batch", "snap_ticks", "fid_seeds", "metric_every"):
-            self._require(name, self[name] >= 1, "a whole number of at least 1")
-        for name in ("seed", "metric_seed"):
-            self._require(name, 0 <= self[name] < 2**31, "a whole number from 0 to 2^31 - 1")
-        if self.batch_gpu is not None:
-            divides = self.batch_gpu >= 1 and self.batch % self.batch_gpu == 0
-            self._require("batch_gpu", divides, f"a number that divides the batch of {self.batch}")
-        for name in ("glr", "flr", "kimg", "tick_kimg"):
-            self._require(name, 0 < self[name] < math.inf, "a number above 0")
-        for name in ("lr_rampup_kimg", "warmup_kimg", "ema_halflife_kimg", "anchor"):
-            self._require(name, 0 <= self[name] < math.inf, "a number of at least 0")
-        for name in ("beta1", "beta2"):
-            self._require(name, 0 <= self[name] < 1, "a number from 0 to below 1")
-        for name in ("clip_grad", "ema_rampup"):
-            self._require(name, self[name] is None or 0 < self[name] < math.inf, "a number above 0")
-        self._require("fake_augment", 0 <= self.fake_augment <= 1, "a probability from 0 to 1")
-        patience = self.stop_if_worse is None or self.stop_if_worse >= 1
-        self._require("stop_if_worse", patience, "a number of snapshots of at least 1")
-        self._require("lr_decay", self.lr_decay in LR_DECAYS, f"one of {', '.join(LR_DECAYS)}")
-        self._require("precision", self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}")
-        parse_objective(self.objective)
-        self._require("noise_mode", self.noise_mode in ("random", "const", "none"), "one of random, const, none")
-        self._require("resample", self.resample in FILTERS, f"one of {', '.join(FILTERS)}")
-        self._require("device", self.device in ("auto", "cpu", "cuda", "mps"), "one of auto, cpu, cuda, mps")
-        schedules = parse_schedule(self.sigma), parse_schedule(self.fake_sigma)
-        if self.share_unet:
-            self._require_one_pass(schedules[0] == schedules[1])
-        parse_train_layers(self.train_layers)
-        if self.metrics != "auto":
-            parse_metrics(self.metrics)
-        self._require("ref", self.ref != "data" or self.data is not None, "something else, or --data given with it")
+@dataclass(frozen=True, kw_only=True)
+class LengthOptions(Section):
+    """How many images a run takes; 1 kimg is a thousand of them."""
 
-    def __getitem__(self, name: str) -> Any:
-        return getattr(self, name)
+    kimg: float = option(
+        1000.0, "Length of the run, in thousands of images.", "Length", metavar="KIMG", above=0, maximum=1e9
+    )
+    warmup_kimg: float = option(
+        20.0, "Images the fake score is fitted to before the generator moves, in thousands.", "Length",
+        metavar="KIMG", minimum=0, maximum=1e9,
+    )  # fmt: skip
+    batch: int = option(
+        128, "Images per step, over all processes.", "Optimization", metavar="N", minimum=1, maximum=2**20
+    )
 
-    def _require(self, name: str, condition: bool, what: str) -> None:
-        if not condition:
-            raise UserError(f"--{name.replace('_', '-')} must be {what}, not {self[name]!r}.")
+
+@dataclass(frozen=True, kw_only=True)
+class BridgeOptions(Section):
+    """How the generator's images and classes become the teacher's."""
+
+    class_map: tuple[int, ...] | None = option(
+        None, "The teacher's class for each of the generator's classes, such as 3,0,1.", "Pair", metavar="K,K,.."
+    )
+    resample: str = option(
+        "lanczos", "Filter that reduces images to the teacher's size: lanczos, bicubic or box.", "Networks",
+        metavar="FILTER", choices=FILTERS,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairOptions(BridgeOptions):
+    """The generator, the teacher, and how they are joined."""
+
+    gan: str = option(help="StyleGAN pickle to refine.", group="Pair", metavar=_NETWORK, path=True)
+    teacher: str = option(help="EDM pickle to learn from.", group="Pair", metavar=_NETWORK, path=True)
+    init: str | None = option(
+        None, "Start from the weights in this pickle or training state.", "Pair", metavar="PKL|PT", path=True
+    )
+    preflight: bool = option(True, "Try the pair out before the first step.", "Pair", metavar="0|1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions(SeedOptions, LengthOptions):
+    """What a step does."""
+
+    objective: Objective = option(
+        "ikl", "Objective of the generator and its parameters, such as ikl:weighting=dmd.", "Method",
+        metavar="NAME[:P=V]", parse="refine.objectives:parse_objective",
+    )  # fmt: skip
+    fake_steps: int = option(1, "Updates of the fake score per generator update.", "Method", metavar="N", minimum=1)
+    share_forward: bool = option(False, "Use one generator pass for both updates.", "Method", metavar="0|1")
+    share_unet: bool = option(False, "Use one pass of the fake score for both updates, too.", "Method", metavar="0|1")
+    fake_dropout: bool = option(True, "Fit the fake score with dropout.", "Method", metavar="0|1")
+    fake_augment: float = option(
+        0.0, "Probability of each augmentation of the fake score's training images.", "Method",
+        metavar="P", minimum=0, maximum=1,
+    )  # fmt: skip
+    paired_dropout: bool = option(
+        False, "Use the same dropout masks in both U-Nets for the generator's update.", "Method", metavar="0|1"
+    )
+    noise_mode: str = option(
+        "random", "The generator's noise inputs: random, const or none.", "Method", metavar="MODE", choices=NOISE_MODES
+    )
+    sigma: Schedule = option(
+        "lognormal:-1.2,1.2",
+        "Noise levels of generator updates: lognormal:MEAN,STD or karras:MIN,MAX,RHO; A->B moves over the run.",
+        "Noise levels", metavar="DIST", parse=_SCHEDULE,
+    )  # fmt: skip
+    fake_sigma: Schedule = option(
+        "lognormal:-1.2,1.2",
+        "Noise levels the fake score is fitted at.",
+        "Noise levels",
+        metavar="DIST",
+        parse=_SCHEDULE,
+    )
+    batch_gpu: int | None = option(
+        None, "Images per pass through the networks; divides the batch.", "Optimization", metavar="N", minimum=1
+    )
+    glr: float = option(1e-5, "Learning rate of the generator.", "Optimization", metavar="RATE", above=0)
+    flr: float = option(1e-5, "Learning rate of the fake score.", "Optimization", metavar="RATE", above=0)
+    lr_rampup_kimg: float = option(
+        0.0, "Thousands of images over which learning rates rise from 0.", "Optimization", metavar="KIMG", minimum=0
+    )
+    lr_decay: str = option(
+        "none", "Decay of the generator's learning rate: none, or cosine to 0 at the end of the run.", "Optimization",
+        metavar="NAME", choices=LR_DECAYS,
+    )  # fmt: skip
+    beta1: float = option(0.0, "Adam beta1.", "Optimization", metavar="BETA", minimum=0, below=1)
+    beta2: float = option(0.999, "Adam beta2.", "Optimization", metavar="BETA", minimum=0, below=1)
+    clip_grad: float | None = option(
+        None, "Largest norm of each network's gradient.", "Optimization", metavar="NORM", above=0
+    )
+    ema_halflife_kimg: float = option(
+        500.0, "Half-life of the moving average of the generator's weights.", "Optimization", metavar="KIMG", minimum=0
+    )
+    ema_rampup: float | None = option(
+        0.05, "Limit of that half-life, as a share of the images so far.", "Optimization", metavar="SHARE", above=0
+    )
+    anchor: float = option(
+        0.0, "Weight of the penalty on changes in detail that the teacher cannot see.", "Networks",
+        metavar="WEIGHT", minimum=0,
+    )  # fmt: skip
+    train_layers: Layers = option(
+        "auto", "Layers to train: auto (those the teacher can see), all, or resolutions such as 4,8,16.", "Networks",
+        metavar="LAYERS", parse="refine.pair.freeze:parse_layers",
+    )  # fmt: skip
+    precision: str = option(
+        "auto", "Precision of the U-Nets: auto, fp32, bf16 or fp16.", "Machine", metavar="TYPE", choices=PRECISIONS
+    )
+    compile: bool = option(False, "Compile the networks' blocks with torch.compile.", "Machine", metavar="0|1")
+    cuda_graphs: bool = option(False, "Replay passes without gradients as CUDA graphs.", "Machine", metavar="0|1")
+    checkpoint: bool = option(
+        False, "Recompute activations in the backward pass: slower, with less memory.", "Machine", metavar="0|1"
+    )
 
     @property
     def one_batch(self) -> bool:
         """Whether the generator's update and one of the fake score look at the same images."""
         return self.share_forward or self.share_unet
 
-    def _require_one_pass(self, equal_schedules: bool) -> None:
-        """What a pass of the fake score that serves both updates needs.
+    def check(self) -> None:
+        """Refuses a part that does not divide the batch, and forms of sharing that exclude each other."""
+        super().check()
+        if self.batch_gpu is not None and self.batch % self.batch_gpu:
+            raise OptionError(f"{{batch_gpu}} must divide the batch of {self.batch}, and {self.batch_gpu} does not.")
+        if self.share_unet:
+            self._check_one_pass()
 
-        Raises:
-            UserError: something else was asked for as well.
-        """
-        objective = parse_objective(self.objective)
-        if not objective.needs_fake or objective.through_networks:
-            raise UserError(f"--share-unet=1 has nothing to share with --objective={self.objective}: leave it out.")
-        if not equal_schedules:
-            raise UserError(
-                f"--share-unet=1 needs one distribution of noise levels, not --sigma={self.sigma} and "
-                f"--fake-sigma={self.fake_sigma}: give both the same."
+    def _check_one_pass(self) -> None:
+        """Refuses what one pass of the fake score cannot serve along with both updates."""
+        if not self.objective.needs_fake or self.objective.through_networks:
+            raise OptionError(
+                f"{{share_unet=True}} has nothing to share with {{objective={self.objective}}}: leave it out."
+            )
+        if self.sigma != self.fake_sigma:
+            raise OptionError(
+                f"{{share_unet=True}} needs one distribution of noise levels, not {{sigma={self.sigma}}} and "
+                f"{{fake_sigma={self.fake_sigma}}}: give both the same."
             )
         if self.fake_augment:
-            raise UserError(
-                "--share-unet=1 has one pass for both updates, and the generator's sees no augmented images: use "
-                "--fake-augment=0."
+            raise OptionError(
+                "{share_unet=True} has one pass for both updates, and the generator's has no augmented images: use "
+                "{fake_augment=0}."
             )
         if self.paired_dropout and not self.fake_dropout:
-            raise UserError(
-                "--share-unet=1 has one pass for both updates, with dropout or without: --paired-dropout=1 and "
-                "--fake-dropout=0 cannot both be."
+            raise OptionError(
+                "{share_unet=True} has one pass for both updates, with dropout or without: leave out "
+                "{paired_dropout=True} or {fake_dropout=False}."
             )
 
-    def to_json(self) -> str:
-        """The options as text for `training_options.json`."""
-        return json.dumps(asdict(self), indent=2) + "\n"
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(SeedOptions, LengthOptions):
+    """Where a run takes place, and how often it reports and saves."""
+
+    preset: str | None = option(
+        None, f"Settings that go together: {', '.join(PRESETS)}. Default: by the teacher.", "Pair",
+        metavar="NAME", choices=tuple(PRESETS),
+    )  # fmt: skip
+    outdir: str = option("training-runs", "Folder that gets a folder for the run.", "Run", metavar="DIR", path=True)
+    desc: str | None = option(None, "Text to append to the name of the run's folder.", "Run", metavar="TEXT")
+    tick_kimg: float = option(
+        4.0, "Thousands of images between two status lines.", "Run", metavar="KIMG", above=0, spellings=("tick",)
+    )
+    snap_ticks: int = option(
+        50, "Status lines between two snapshots.", "Run", metavar="TICKS", minimum=1, spellings=("snap",)
+    )
+    device: str = option("auto", "Device: auto, cpu, cuda or mps.", "Machine", metavar="NAME", choices=DEVICES)
+
+
+@dataclass(frozen=True)
+class MetricNames:
+    """Metrics to measure.
+
+    Attributes:
+        names: Names of the StyleGAN suite such as `fid50k_full`, each once; empty for none.
+        auto: Let the device decide: fid50k_full on a GPU, where it can be had, and nothing on a CPU.
+    """
+
+    names: tuple[str, ...] = ()
+    auto: bool = False
+
+    def __str__(self) -> str:
+        return "auto" if self.auto else ",".join(self.names) or "none"
+
+    @classmethod
+    def parse(cls, text: str | MetricNames) -> MetricNames:
+        """Reads `auto`, `none`, or names joined by commas.
+
+        Raises:
+            UserError: One of the names is unknown.
+        """
+        if isinstance(text, MetricNames):
+            return text
+        if not isinstance(text, str):
+            raise UserError(f"metrics are text such as fid50k_full,pr50k3_full, not {text!r}.")
+        if text.strip().lower() == "auto":
+            return cls(auto=True)
+        return cls(tuple(named("refine.metrics.metric:parse_metrics")(text)))
+
+
+parse_metric_names = MetricNames.parse
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationOptions(BridgeOptions):
+    """How snapshots are measured, and what becomes of a run that gets worse."""
+
+    metrics: MetricNames = option(
+        "auto", "Metrics such as fid50k_full,pr50k3_full or fid5k_full; none; auto: by device.", "Metrics",
+        metavar="NAMES", parse="refine.config:parse_metric_names",
+    )  # fmt: skip
+    data: str | None = option(None, "StyleGAN data set to compare with.", "Metrics", metavar="ZIP|DIR", path=True)
+    ref: str = option(
+        "auto", "Reference: data, teacher, statistics, or auto: the first of data, statistics and teacher.", "Metrics",
+        metavar="auto|teacher|NPZ", path=True,
+    )  # fmt: skip
+    detector: str | None = option(
+        None, "TorchScript module in place of the official Inception.", "Metrics", metavar=_MODULE, path=True
+    )
+    vgg: str | None = option(
+        None, "TorchScript module in place of the official VGG.", "Metrics", metavar=_MODULE, path=True
+    )
+    metric_seed: int = option(
+        0,
+        "Seed of latents, labels and noise, the same for every snapshot.",
+        "Metrics",
+        metavar="N",
+        minimum=0,
+        maximum=MAX_INT,
+    )
+    fid_seeds: int = option(
+        1, "Ranges of latents to compute the FID for; with 3, also the minimum, as EDM does.", "Metrics",
+        metavar="N", minimum=1, maximum=1000,
+    )  # fmt: skip
+    metric_every: int = option(1, "Measure every n-th snapshot, and the last one.", "Metrics", metavar="N", minimum=1)
+    stop_if_worse: int | None = option(
+        None, "End the run when the FID has risen for N snapshots in a row.", "Length", metavar="N", minimum=1
+    )
+
+    def check(self) -> None:
+        """Refuses two references, a reference that is missing, and a watch over metrics that are not measured."""
+        super().check()
+        if self.ref == "data" and self.data is None:
+            raise OptionError("{ref=data} compares with a data set: name it with {data}.")
+        if self.data is not None and self.ref not in ("auto", "data"):
+            raise OptionError(f"{{data={self.data}}} and {{ref={self.ref}}} are two references: give one of them.")
+        watched = self.metrics.auto or any(name.startswith(("fid", "fdd")) for name in self.metrics.names)
+        if self.stop_if_worse is not None and not watched:
+            raise OptionError(
+                f"{{stop_if_worse={self.stop_if_worse}}} watches the FID, and {{metrics={self.metrics}}} has none: "
+                "name one, such as fid5k_full."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(EvaluationOptions, RunOptions, TrainingOptions, PairOptions):
+    """Everything that decides what a run does; `python refine.py --help` lists the options with a line for each.
+
+    Options that are not given have the defaults below, whatever the pair. `RunConfig.from_preset` starts from the
+    settings that suit the pair, as the command line does.
+
+    Raises:
+        OptionError: An option has an impossible value, or two contradict each other.
+    """
+
+    @classmethod
+    def options(cls) -> tuple[Option, ...]:
+        """All options, in the order of `--help`: those to give first, then by group."""
+        return tuple(
+            sorted(super().options(), key=lambda each: (each.default is not MISSING, GROUPS.index(each.group)))
+        )
 
     @classmethod
     def from_dict(cls, options: Mapping[str, Any]) -> RunConfig:
-        """The inverse of `to_json`, from parsed JSON.
+        """The options of a run from its parsed `training_options.json`, of this or an earlier version.
 
         Raises:
-            UserError: an option is unknown or has an impossible value.
+            UserError: An option is unknown, missing, or has an impossible value.
         """
-        known = {field.name for field in fields(cls)}
-        options = dict(options)
-        weighting = options.pop("weighting", "uniform")  # an option of its own until November 2026
+        known = {each.name: each for each in cls.options()}
+        values = dict(options)
+        weighting = values.pop("weighting", "uniform")  # an option of its own until November 2026
         if weighting != "uniform":
-            options["objective"] = f"{options['objective']}:weighting={weighting}"
-        unknown = sorted(options.keys() - known)
+            values["objective"] = f"{values.get('objective', 'ikl')}:weighting={weighting}"
+        unknown = sorted(values.keys() - known.keys())
         if unknown:
             raise UserError(
                 f"The stored options have an entry {unknown[0]!r} that this version of Refine does not know."
             )
-        values: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in options.items()
-        }
-        try:
-            return cls(**values)
-        except TypeError as error:
-            raise UserError(f"The stored options are incomplete: {error}.") from error
+        missing = [each.name for each in known.values() if each.default is MISSING and each.name not in values]
+        if missing:
+            raise UserError(f"The stored options are incomplete: they have no entry {missing[0]!r}.")
+        if values.get("data") is not None and values.get("ref", "auto") not in ("auto", "data"):
+            values["data"] = None  # earlier versions ignored the one where the other was given
+        return cls(**values)
 
 
-_KINDS: dict[Any, tuple[str, tuple[type, ...]]] = {  # by annotation: in words, and the types that will do
-    str: ("text", (str,)),
-    bool: ("True or False", (bool,)),
-    int: ("a whole number", (int,)),
-    float: ("a number", (int, float)),
-    tuple[int, ...]: ("a tuple of whole numbers", (tuple,)),
-    type(None): ("None", (type(None),)),
-}
-
-
-def _described(kind: Any) -> str:
-    return _KINDS[kind][0]
-
-
-def _is_a(value: Any, kind: Any) -> bool:
-    """Whether a value is of an annotated type; a bool is no number."""
-    if isinstance(value, bool):
-        return kind is bool
-    if kind == tuple[int, ...] and isinstance(value, tuple):
-        return all(_is_a(entry, int) for entry in value)
-    return isinstance(value, _KINDS[kind][1])
+__all__ = [
+    "DEVICES", "FILTERS", "GROUPS", "LR_DECAYS", "MAX_INT", "NOISE_MODES", "PRECISIONS",
+    "BridgeOptions", "EvaluationOptions", "LengthOptions", "MetricNames", "PairOptions", "RunConfig", "RunOptions",
+    "SeedOptions", "TrainingOptions",
+]  # fmt: skip

@@ -183,7 +183,11 @@ def __getattr__(name):
         ("refine/report/page.py", "import torch.nn", "refine.report reaches torch through refine.report"),
         ("refine/report/page.py", "import refine.networks", "refine.report reaches torch through refine.networks"),
         ("refine/runs/run.py", "import click", "refine.runs.run imports click"),
-        ("refine/runs/run.py", "ws = G.mapping(z, c)", "refine.runs.run reaches into a generator: use contracts.Generator"),
+        (
+            "refine/runs/run.py",
+            "ws = G.mapping(z, c)",
+            "refine.runs.run reaches into a generator: use contracts.Generator",
+        ),
         ("refine/unheard_of.py", "", "refine.unheard_of has no place: give it one in tests/test_architecture.py"),
         ("stylegan_ops/bias_act.py", "from refine import errors", "stylegan_ops.bias_act imports refine"),
         ("stylegan_ops/bias_act.py", "import torch_utils", "stylegan_ops.bias_act imports torch_utils"),

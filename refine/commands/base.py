@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from refine.errors import UserError
+from refine.errors import OptionError, UserError
 
 MAX_CHARACTERS = 900
 
@@ -63,7 +63,8 @@ class _Formatter(logging.Formatter):
 
 
 def _failure(error: Exception) -> click.ClickException:
-    message = printable(" ".join(str(error).split()))
+    text = error.as_typed() if isinstance(error, OptionError) else str(error)
+    message = printable(" ".join(text.split()))
     if isinstance(error, UserError):
         return _UserFailure(message)
     cause = ": ".join(part for part in (type(error).__name__, message.rstrip(".")) if part)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from refine.config import RunConfig
+from refine.config import RunConfig, TrainingOptions
 from refine.contracts import Denoiser, Generator
 from refine.networks.loading import LoadedNetwork
 from refine.pair.pair import Pair
@@ -15,7 +15,8 @@ from refine.runs.evaluation import metric_names
 from refine.runs.run import preflight_of
 from refine.runs.start import pair_for, run_name
 from refine.runtime.device import choose_device
-from refine.training.memory import Memory, estimate_memory, format_bytes
+from refine.runtime.text import format_bytes
+from refine.training.memory import Memory, estimate_memory
 from refine.training.trainer import Trainer
 
 
@@ -34,7 +35,8 @@ def describe_run(
         UserError: the pair does not fit, or a file cannot be read.
     """
     pair = pair_for(config, trust=trust)
-    trainer = Trainer(pair, config, torch.device("cpu"))
+    options = config.section(TrainingOptions)
+    trainer = Trainer(pair, options, torch.device("cpu"))
     bridge, generator, teacher = pair.bridge, pair.generator, pair.teacher
     lines = [
         _network_line("Generator", pair.gan_file, generator, generator.c_dim),
@@ -52,7 +54,7 @@ def describe_run(
     memory = estimate_memory(trainer, num_processes)
     lines += memory.lines() + plan_lines(config, pair, memory)
     if with_preflight:
-        lines += preflight_of(pair, Trainer(pair, config, choose_device(config.device))).lines()
+        lines += preflight_of(pair, Trainer(pair, options, choose_device(config.device))).lines()
     return "\n".join([*lines, config.to_json()])
 
 

@@ -33,7 +33,7 @@ def main(
     """Say where the time and the memory of a refinement step go, beside what this machine can do."""
     import torch
 
-    from refine.config import RunConfig
+    from refine.config import RunConfig, TrainingOptions
     from refine.pair.pair import load_pair
     from refine.runtime.device import choose_device
     from refine.training.profiling import lines, profile
@@ -42,6 +42,8 @@ def main(
     if threads:
         torch.set_num_threads(threads)
     config = RunConfig(gan=gan, teacher=teacher, device=device, **given)
-    trainer = Trainer(load_pair(gan, teacher, trust=trust_pickle), config, choose_device(device))
+    trainer = Trainer(
+        load_pair(gan, teacher, trust=trust_pickle), config.section(TrainingOptions), choose_device(device)
+    )
     for line in lines(profile(trainer, rounds), config.batch, operators):
         click.echo(line)

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import MISSING
 from pathlib import Path
 from typing import Any
 
 import click
 from click.core import ParameterSource
+from click.shell_completion import CompletionItem
 
 from refine.commands.base import Command
+from refine.config import GROUPS, RunConfig
 from refine.errors import UserError
+from refine.options import Option
 from refine.presets import PRESETS, choose_preset
-
-GROUPS = (
-    "What", "Output", "Length", "Method", "Noise levels", "Optimisation", "Networks", "Metrics", "Machine", "Help",
-)  # fmt: skip
 
 
 class GroupedOption(click.Option):
@@ -32,7 +32,7 @@ class GroupedCommand(Command):
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Writes each group as a section of its own."""
-        sections: dict[str, list[tuple[str, str]]] = {title: [] for title in GROUPS}
+        sections: dict[str, list[tuple[str, str]]] = {title: [] for title in (*GROUPS, "Help")}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
             if record is not None:
@@ -43,109 +43,42 @@ class GroupedCommand(Command):
                     formatter.write_dl(records, col_max=34)
 
 
-class _OrNone(click.ParamType):
-    """A number, or `none` to undo what a preset says."""
+class FieldType(click.ParamType):
+    """The type of an option that a section declares."""
 
-    def __init__(self, kind: Any) -> None:
-        self.kind, self.name = kind, f"{kind.name}|none"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Converts what was given; raises click's own error."""
-        return None if str(value).lower() == "none" else self.kind.convert(value, param, ctx)
-
-
-class _Classes(click.ParamType):
-    name = "k,k,.."
+    def __init__(self, field: Option) -> None:
+        self.field, self.name = field, field.name
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Converts `3,0,1` to numbers; raises click's own error."""
+        """Converts what was typed; raises click's own error. Bounds are checked by the section."""
+        if not isinstance(value, str):
+            return value
         try:
-            return tuple(int(part) for part in str(value).split(","))
-        except ValueError:
-            self.fail(f"must be class numbers such as 3,0,1, not {value!r}.", param, ctx)
+            return self.field.from_text(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
-
-_INT, _FLOAT, _BOOL, _TEXT = click.INT, click.FLOAT, click.BOOL, click.STRING
-
-# Fields of RunConfig: (group, spellings, type, metavar, help). Spelled out, not taken from RunConfig: that would import
-# torch, for which --help should not wait. A test compares.
-RUN_OPTIONS: tuple[tuple[str, tuple[str, ...], Any, str, str], ...] = (
-    ("What", ("gan",), _TEXT, "PKL|URL|NAME", "StyleGAN pickle to refine."),
-    ("What", ("teacher",), _TEXT, "PKL|URL|NAME", "EDM pickle that teaches it."),
-    ("What", ("preset",), _TEXT, "NAME", f"Settings that go together: {', '.join(PRESETS)}. Default: by the teacher."),
-    ("What", ("init",), _TEXT, "PKL|PT", "Start from these weights, with a history of its own."),
-    ("What", ("class-map",), _Classes(), "K,K,..", "The teacher's class for each of the generator's: 3,0,1."),
-    ("What", ("preflight",), _BOOL, "0|1", "Try the pair out before the first step."),
-    ("Output", ("outdir",), _TEXT, "DIR", "Where the run gets a folder of its own."),
-    ("Output", ("desc",), _TEXT, "TEXT", "Appended to that folder's name."),
-    ("Output", ("tick", "tick-kimg"), _FLOAT, "KIMG", "kimg between two status lines."),
-    ("Output", ("snap", "snap-ticks"), _INT, "TICKS", "Status lines between two snapshots."),
-    ("Length", ("kimg",), _FLOAT, "KIMG", "Length of the run, in thousands of images."),
-    ("Length", ("warmup-kimg",), _FLOAT, "KIMG", "What the fake score sees before the generator moves."),
-    ("Length", ("stop-if-worse",), _OrNone(_INT), "N", "End when FID rose for N snapshots in a row."),
-    ("Method", ("objective",), _TEXT, "NAME[:P=V]", "Objective and its parameters, such as ikl:weighting=dmd."),
-    ("Method", ("fake-steps",), _INT, "N", "Updates of the fake score for each of the generator."),
-    ("Method", ("share-forward",), _BOOL, "0|1", "One generator pass for both updates."),
-    ("Method", ("share-unet",), _BOOL, "0|1", "One pass of the fake score for both updates as well."),
-    ("Method", ("fake-dropout",), _BOOL, "0|1", "Fit the fake score with its dropout on."),
-    ("Method", ("fake-augment",), _FLOAT, "P", "Fit it to augmented images, each way with probability P."),
-    ("Method", ("paired-dropout",), _BOOL, "0|1", "Same dropout in both U-Nets for the generator's step."),
-    ("Method", ("noise-mode",), _TEXT, "MODE", "The generator's own noise: random, const or none."),
-    ("Noise levels", ("sigma",), _TEXT, "LAW", "Of generator steps: lognormal:-1.2,1.2, karras:0.002,80,7, A->B."),
-    ("Noise levels", ("fake-sigma",), _TEXT, "LAW", "Those at which the fake score is fitted."),
-    ("Optimisation", ("batch",), _INT, "N", "Images of a step, over all processes."),
-    ("Optimisation", ("batch-gpu",), _OrNone(_INT), "N", "Images that go through the networks at once."),
-    ("Optimisation", ("glr",), _FLOAT, "RATE", "Learning rate of the generator."),
-    ("Optimisation", ("flr",), _FLOAT, "RATE", "Learning rate of the fake score."),
-    ("Optimisation", ("lr-rampup-kimg",), _FLOAT, "KIMG", "Over which the generator's rate rises from 0."),
-    ("Optimisation", ("lr-decay",), _TEXT, "NAME", "none, or cosine: the rate falls to 0 at the end."),
-    ("Optimisation", ("beta1",), _FLOAT, "BETA", "Of Adam."),
-    ("Optimisation", ("beta2",), _FLOAT, "BETA", "Of Adam."),
-    ("Optimisation", ("clip-grad",), _OrNone(_FLOAT), "NORM", "Largest norm of a gradient."),
-    ("Optimisation", ("ema-halflife-kimg",), _FLOAT, "KIMG", "Of the moving average of weights."),
-    ("Optimisation", ("ema-rampup",), _OrNone(_FLOAT), "SHARE", "Half-life is at most this share of the run so far."),
-    ("Networks", ("train-layers",), _TEXT, "WHICH", "auto (not what the teacher cannot see), all, or 4,8,16."),
-    ("Networks", ("anchor",), _FLOAT, "WEIGHT", "Holds detail that the teacher cannot see."),
-    ("Networks", ("resample",), _TEXT, "FILTER", "To the teacher's size: lanczos, bicubic or box."),
-    ("Metrics", ("metrics",), _TEXT, "NAMES", "Such as fid50k_full,pr50k3_full or fid5k_full; none; auto: by device."),
-    ("Metrics", ("data",), _TEXT, "ZIP|DIR", "StyleGAN data set to compare with."),
-    ("Metrics", ("ref",), _TEXT, "auto|teacher|NPZ", "What to compare with: auto is data, statistics or teacher."),
-    ("Metrics", ("detector",), _TEXT, "PATH|URL", "TorchScript module instead of the official Inception."),
-    ("Metrics", ("vgg",), _TEXT, "PATH|URL", "The same instead of the official VGG."),
-    ("Metrics", ("metric-seed",), _INT, "N", "Of latents, labels and noise: the same for every snapshot."),
-    ("Metrics", ("fid-seeds",), _INT, "N", "3: the FID of three ranges of latents and the minimum, as EDM."),
-    ("Metrics", ("metric-every",), _INT, "N", "Measure each N-th snapshot, and the last one."),
-    ("Machine", ("precision",), _TEXT, "TYPE", "Of the U-Nets: auto, fp32, bf16 or fp16."),
-    ("Machine", ("compile",), _BOOL, "0|1", "Run the networks' blocks through torch.compile."),
-    (
-        "Machine",
-        ("cuda-graphs",),
-        _BOOL,
-        "0|1",
-        "CUDA graphs of passes without gradients; not yet run on a GPU.",
-    ),
-    ("Machine", ("checkpoint",), _BOOL, "0|1", "Compute activations twice instead of keeping them: less memory."),
-    ("Machine", ("device",), _TEXT, "NAME", "auto, cpu, cuda or mps."),
-    ("Machine", ("seed",), _INT, "N", "Of everything that is drawn."),
-)
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Offers the choices."""
+        return [CompletionItem(choice) for choice in self.field.choices if choice.startswith(incomplete)]
 
 
 def _run_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    for group, spellings, kind, metavar, text in reversed(RUN_OPTIONS):
-        field = spellings[-1].replace("-", "_")
-        names = [f"--{spelling}" for spelling in spellings]
-        bare: dict[str, Any] = (
-            {"is_flag": False, "flag_value": True} if kind is _BOOL else {}
-        )  # `--preflight` alone means 1
-        settings: dict[str, Any] = {
-            "cls": GroupedOption,
-            "group": group,
-            "type": kind,
-            "metavar": metavar,
-            "help": text,
-        }
-        command = click.option(*names, field, **settings, **bare)(command)
+    """A command-line option for each option of a run."""
+    for each in reversed(RunConfig.options()):
+        settings: dict[str, Any] = {"type": FieldType(each), "metavar": each.metavar, "help": _help_line(each)}
+        if each.kind == "bool":
+            settings |= {"is_flag": False, "flag_value": "1"}  # `--preflight` alone means 1
+        command = _option(each.group, *each.flags, each.name, **settings)(command)
     return command
+
+
+def _help_line(each: Option) -> str:
+    if each.default in (MISSING, None):
+        return each.help
+    by_preset = any(each.name in preset.options or each.name in preset.unconditional for preset in PRESETS.values())
+    default = int(each.default) if each.kind == "bool" else each.default
+    return f"{each.help} [{'by preset' if by_preset else default}]"
 
 
 def _option(group: str, *names: str, **settings: Any) -> Callable[..., Any]:
@@ -154,8 +87,8 @@ def _option(group: str, *names: str, **settings: Any) -> Callable[..., Any]:
 
 @click.command(cls=GroupedCommand, context_settings={"max_content_width": 120})
 @_run_options
-@_option("What", "--resume", metavar="latest|DIR|FILE", help="Continue a run with its own options.")
-@_option("What", "-n", "--dry-run", is_flag=True, help="Say what a run would do and need, and stop.")
+@_option("Run", "--resume", metavar="latest|DIR|FILE", help="Continue a run with its own options.")
+@_option("Run", "-n", "--dry-run", is_flag=True, help="Say what a run would do and need, and stop.")
 @_option(
     "Machine",
     "--custom-ops",
@@ -164,7 +97,7 @@ def _option(group: str, *names: str, **settings: Any) -> Callable[..., Any]:
     help="Compiled operators: auto (where possible), on (or fail) or off.",
 )
 @_option(
-    "Machine", "--gpus", type=_INT, metavar="N", help="How many you expect; `torchrun` starts one process for each."
+    "Machine", "--gpus", type=int, metavar="N", help="How many you expect; `torchrun` starts one process for each."
 )
 @_option(
     "Metrics", "--trust-detector", is_flag=True, help="Load a detector from the internet that Refine does not know."
@@ -199,7 +132,6 @@ def main(
             raise UserError(f"Give --{missing[0]}, the file to {'refine' if missing[0] == 'gan' else 'learn from'}.")
     _check_gpus(gpus)
 
-    from refine.config import RunConfig
     from refine.runs import start  # torch takes seconds to import
     from refine.runs.folder import find_state
     from refine.runs.start import resumed_config
@@ -242,8 +174,6 @@ def make_config(changes: dict[str, Any], trust: bool = False) -> Any:
     Raises:
         UserError: a value makes none, or a file cannot be read.
     """
-    from refine.config import RunConfig
-
     name = changes.get("preset")
     if name is not None and name not in PRESETS:
         raise UserError(f"--preset must be one of {', '.join(PRESETS)}, not {name!r}.")

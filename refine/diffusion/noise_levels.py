@@ -66,22 +66,36 @@ class Schedule:
         if type(self.start) is not type(self.end):
             raise UserError("A schedule of noise levels needs the same kind of distribution at both ends.")
 
+    def __str__(self) -> str:
+        """The text that `parse_schedule` reads."""
+        ends = (self.start,) if self.start == self.end else (self.start, self.end)
+        return "->".join(_text(end) for end in ends)
+
     def at(self, progress: float) -> Distribution:
         """The distribution at `progress`, 0 (start of the run) to 1 (its end)."""
         pairs = zip(astuple(self.start), astuple(self.end), strict=True)
         return type(self.start)(*(a * (1 - progress) + b * progress for a, b in pairs))
 
 
-def parse_schedule(text: str) -> Schedule:
+def parse_schedule(text: str | Schedule) -> Schedule:
     """Reads `lognormal`, `lognormal:-1.2,1.2`, `karras:0.002,80,7`, or two of one kind joined by `->`.
 
     Raises:
         UserError: with an example of what would be right.
     """
+    if isinstance(text, Schedule):
+        return text
+    if not isinstance(text, str):
+        raise UserError(f"{text!r} is not text: write for example 'lognormal:-1.2,1.2' or 'karras:0.002,80,7'.")
     parts = [_parse_distribution(part.strip()) for part in text.split("->")]
     if len(parts) > 2:
         raise UserError(f"A schedule of noise levels has two ends at most, unlike {text!r}.")
     return Schedule(parts[0], parts[-1])
+
+
+def _text(distribution: Distribution) -> str:
+    name = next(name for name, kind in DISTRIBUTIONS.items() if isinstance(distribution, kind))
+    return f"{name}:{','.join(repr(number).removesuffix('.0') for number in astuple(distribution))}"
 
 
 def _parse_distribution(text: str) -> Distribution:

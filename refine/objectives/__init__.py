@@ -28,9 +28,11 @@ def parse_objective(text: str | Objective) -> Objective:
     """
     if isinstance(text, Objective):
         return text
+    if not isinstance(text, str):
+        raise UserError(f"an objective is text such as ikl:weighting=dmd, not {text!r}.")
     name, _, rest = text.partition(":")
     if name not in OBJECTIVES:
-        raise UserError(f"--objective={text} is unknown: take one of {', '.join(OBJECTIVES)}.")
+        raise UserError(f"{text!r} is no objective: take one of {', '.join(OBJECTIVES)}.")
     kind = OBJECTIVES[name]
     known: dict[str, Field[Any]] = {field.name: field for field in fields(kind)}
     values: dict[str, Any] = {}
@@ -40,14 +42,14 @@ def parse_objective(text: str | Objective) -> Objective:
             key, value = next(iter(known)), part
         if key.strip() not in known:
             options = f"its parameters are {', '.join(known)}" if known else "it has no parameters"
-            raise UserError(f"--objective={text}: {name} has no parameter {key.strip()!r}; {options}.")
+            raise UserError(f"{name} has no parameter {key.strip()!r}; {options}.")
         field = known[key.strip()]
         default: Any = field.default
         try:
             values[field.name] = type(default)(value.strip())
         except ValueError as error:
-            raise UserError(f"--objective={text}: {field.name} must be a number, not {value!r}.") from error
+            raise UserError(f"{field.name} of {name} must be a number, not {value!r}.") from error
     try:
         return kind(**values)
     except ValueError as error:
-        raise UserError(f"--objective={text}: {error}.") from error
+        raise UserError(f"{error}.") from error

@@ -6,25 +6,43 @@ mapping network, which would restyle them; gradients pass through them to the la
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from refine.contracts import Generator
 from refine.errors import UserError
 
 
-def parse_train_layers(text: str) -> str | frozenset[int]:
-    """`auto`, `all`, or the resolutions to train.
+@dataclass(frozen=True)
+class Layers:
+    """Layers to train.
+
+    Attributes:
+        text: `auto` for those that the teacher can see, `all`, or resolutions such as "4,8,16".
+        resolutions: The resolutions; empty for `auto` and `all`.
+    """
+
+    text: str = "auto"
+    resolutions: frozenset[int] = frozenset()
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def parse_layers(text: str | Layers) -> Layers:
+    """Reads `auto`, `all`, or resolutions.
 
     Raises:
         UserError: The text is none of these.
     """
-    if text in ("auto", "all"):
-        return text
+    if isinstance(text, Layers) or text in ("auto", "all"):
+        return text if isinstance(text, Layers) else Layers(text)
     try:
-        return frozenset(int(part) for part in text.split(","))
-    except ValueError as error:
-        raise UserError(f"--train-layers must be auto, all or resolutions such as 4,8,16, not {text!r}.") from error
+        return Layers(text, frozenset(int(part) for part in text.split(",")))
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"take auto, all or resolutions such as 4,8,16, not {text!r}.") from error
 
 
-def select_layers(generator: Generator, layers: str, teacher_resolution: int) -> list[str]:
+def select_layers(generator: Generator, layers: str | Layers, teacher_resolution: int) -> list[str]:
     """Turns gradients on for the parameters to train and off for all others.
 
     Args:
@@ -38,15 +56,16 @@ def select_layers(generator: Generator, layers: str, teacher_resolution: int) ->
     Raises:
         UserError: The generator lacks a resolution, or nothing is left to train.
     """
-    choice = parse_train_layers(layers)
+    layers = parse_layers(layers)
     resolutions = {name: generator.resolution_of(name) for name, _ in generator.module.named_parameters()}
     known = {resolution for resolution in resolutions.values() if resolution is not None}
-    if choice == "auto":
-        all_seen = teacher_resolution >= generator.img_resolution
-        choice = "all" if all_seen else frozenset(r for r in known if r <= teacher_resolution)
-    elif isinstance(choice, frozenset) and choice - known:
-        raise UserError(f"--train-layers names {min(choice - known)} pixels; the generator has no such block.")
-    names = [name for name, resolution in resolutions.items() if choice == "all" or resolution in choice]
+    if layers.resolutions - known:
+        raise UserError(
+            f"--train-layers names {min(layers.resolutions - known)} pixels: the generator has no such block."
+        )
+    chosen = layers.resolutions or frozenset(r for r in known if r <= teacher_resolution)
+    everything = layers.text == "all" or (layers.text == "auto" and teacher_resolution >= generator.img_resolution)
+    names = [name for name, resolution in resolutions.items() if everything or resolution in chosen]
     for name, parameter in generator.module.named_parameters():
         parameter.requires_grad_(name in names)
     if not names:

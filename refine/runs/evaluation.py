@@ -16,7 +16,6 @@ from refine import pickles
 from refine.config import RunConfig
 from refine.errors import UserError
 from refine.files.dataset import ImageDataset
-from refine.metrics.metric import parse_metrics
 from refine.metrics.options import MetricOptions
 from refine.metrics.reference import Teacher
 from refine.metrics.resolve import dataset_path, warn_of_recorded_data
@@ -39,13 +38,13 @@ DEFAULT = "fid50k_full"
 
 def asked_for(config: RunConfig) -> bool:
     """Whether the user said anything that only makes sense with metrics."""
-    return config.metrics != "auto" or config.ref != "auto" or any((config.data, config.detector, config.vgg))
+    return not config.metrics.auto or config.ref != "auto" or any((config.data, config.detector, config.vgg))
 
 
 def metric_names(config: RunConfig, device: torch.device) -> tuple[str, ...]:
     """What `auto` means on a device: nothing on a CPU, where fifty thousand images take hours, unless asked for."""
-    if config.metrics != "auto":
-        return parse_metrics(config.metrics)
+    if not config.metrics.auto:
+        return config.metrics.names
     return () if device.type == "cpu" and not asked_for(config) else (DEFAULT,)
 
 
@@ -84,7 +83,7 @@ def evaluation_for(config: RunConfig, pair: Pair, trainer: Trainer, *, trust_det
     """
     options = metric_options(config, trainer.device, trust_detector=trust_detector)
     if options is None:
-        if config.metrics == "auto":
+        if config.metrics.auto:
             _say("No metrics: on a CPU they are computed on request, such as --metrics=fid5k_full")
         return None
     if options.data is None and options.ref == "auto" and distributed.is_first() and pair.gan_file is not None:

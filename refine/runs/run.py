@@ -24,11 +24,12 @@ from refine.pair.preflight import Preflight, preflight
 from refine.runs.evaluation import Evaluate, is_measured, real_images, record
 from refine.runs.folder import RunFolder, snapshot_tag
 from refine.runs.interrupts import StopRequest
-from refine.runs.status import Tick, format_time, resources, tick_line, tick_row, warm_up_row
+from refine.runs.status import Tick, resources, tick_line, tick_row, warm_up_row
 from refine.runs.tensorboard import EventWriter
 from refine.runs.writer import Origin, Writer
 from refine.runtime import distributed
 from refine.runtime.random import stream_generator
+from refine.runtime.text import format_time
 from refine.training.drift import DriftProbe
 from refine.training.memory import memory_advice
 from refine.training.statistics import RunningMeans

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from refine import zoo
-from refine.config import RunConfig
+from refine.config import RunConfig, TrainingOptions
 from refine.errors import UserError
-from refine.objectives import parse_objective
 from refine.pair.pair import Pair, load_pair
 from refine.runs.evaluation import Evaluate, evaluation_for
 from refine.runs.folder import RunFolder
@@ -72,7 +71,7 @@ def run(
             raise UserError(f"--batch={config.batch} leaves nothing for some of the {place.size} processes: raise it.")
         pair = pair_for(config, trust=trust)
         config = with_lasting_paths(config)
-        trainer = Trainer(pair, config, device)
+        trainer = Trainer(pair, config.section(TrainingOptions), device)
         if resume is None:
             for note in pair.notes if distributed.is_first() else ():
                 log.info(note)
@@ -129,8 +128,7 @@ def _new_folder(config: RunConfig, pair: Pair) -> Path | None:
 
 def run_name(config: RunConfig, pair: Pair) -> str:
     """`<gan>-<teacher>-<objective>-batch<N>[-desc]`, from the names of the files."""
-    objective = parse_objective(config.objective).name
-    parts = [pair.name, objective, f"batch{config.batch}", *([config.desc] if config.desc else [])]
+    parts = [pair.name, config.objective.name, f"batch{config.batch}", *([config.desc] if config.desc else [])]
     return "-".join("".join(c if c.isalnum() or c in "._-" else "_" for c in part) for part in parts)
 
 

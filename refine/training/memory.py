@@ -16,6 +16,7 @@ from torch import Tensor
 
 from refine.errors import UserError
 from refine.runtime import distributed
+from refine.runtime.text import format_bytes
 from refine.training.trainer import Trainer
 from stylegan_ops import select
 
@@ -126,15 +127,6 @@ def saved_bytes(forward: Callable[[], Tensor], network: torch.nn.Module) -> tupl
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         result = forward()
     return sum(storage.nbytes() for storage in storages.values()), result
-
-
-def format_bytes(size: float) -> str:
-    """`3.2 GB`, in powers of 1000."""
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} GB"
 
 
 @contextmanager

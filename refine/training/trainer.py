@@ -16,12 +16,12 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from refine.config import TrainingOptions
 from refine.contracts import Denoiser, Generator
 from refine.diffusion import augment
 from refine.diffusion.denoiser import usable_sigmas
-from refine.diffusion.noise_levels import parse_schedule
 from refine.errors import UserError
-from refine.objectives import Scores, ikl, parse_objective
+from refine.objectives import Scores, ikl
 from refine.pair import high_frequency
 from refine.pair.freeze import select_layers
 from refine.pair.pair import Pair
@@ -56,7 +56,7 @@ class Trainer:
 
     Args:
         pair: Networks to start from; they are copied.
-        options: Options of training, such as a `RunConfig`.
+        options: Options of training.
         device: Device of all networks.
 
     Attributes:
@@ -71,12 +71,12 @@ class Trainer:
         UserError: The options do not fit the pair.
     """
 
-    def __init__(self, pair: Pair, options: Any, device: torch.device) -> None:
+    def __init__(self, pair: Pair, options: TrainingOptions, device: torch.device) -> None:
         self.options, self.bridge, self.device = options, pair.bridge, device
-        self.objective = parse_objective(options.objective)
+        self.objective = options.objective
         self.precision = choose_precision(options.precision, device)
         self.progress, self.statistics = Progress(), RunningMeans()
-        self.sigma, self.fake_sigma = parse_schedule(options.sigma), parse_schedule(options.fake_sigma)
+        self.sigma, self.fake_sigma = options.sigma, options.fake_sigma
         self.sharing = choose_sharing(
             needs_fake=self.objective.needs_fake, share_forward=options.share_forward, share_unet=options.share_unet
         )
@@ -349,7 +349,7 @@ def frozen(module: torch.nn.Module) -> Iterator[None]:
         module.requires_grad_(True)
 
 
-def check_options(pair: Pair, options: Any) -> None:
+def check_options(pair: Pair, options: TrainingOptions) -> None:
     """Refuses options that a pair cannot have.
 
     Raises:

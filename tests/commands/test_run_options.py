@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +10,8 @@ import pytest
 from click.testing import CliRunner
 
 from refine.commands import run as cli
-from refine.config import RunConfig
-from refine.runs.writer import Saver
+from refine.config import GROUPS, RunConfig
+from refine.runs.writer import Writer
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -44,7 +43,7 @@ def test_class_map(fixture_path):
     result = run(*pair, "-n", "--class-map=4,3")
     assert result.exit_code == 2 and "has 2 entries and the generator 5 classes" in result.stderr
     result = run(*pair, "-n", "--class-map=a")
-    assert result.exit_code == 2 and "must be class numbers" in result.stderr
+    assert result.exit_code == 2 and "--class-map" in result.stderr
 
 
 def test_generator_above_the_teachers_resolution(fixture_path):
@@ -74,13 +73,14 @@ def test_help_is_as_documented():
     """After a change of options, refresh it: python refine.py --help > docs/help.txt, and read it."""
     result = CliRunner().invoke(cli.main, ["--help"], prog_name="refine.py", terminal_width=100)
     assert result.output == (ROOT / "docs" / "help.txt").read_text(encoding="utf-8")
-    assert len(result.output.splitlines()) < 90
+    assert len(result.output.splitlines()) < 110
 
 
 def test_every_option_of_a_run_has_a_spelling():
-    fields = {field.name for field in dataclasses.fields(RunConfig)}
-    assert fields == {spellings[-1].replace("-", "_") for _, spellings, *_ in cli.RUN_OPTIONS}
-    assert {group for group, *_ in cli.RUN_OPTIONS} <= set(cli.GROUPS)
+    typed = {name for parameter in cli.main.params for name in parameter.opts}
+    for option in RunConfig.options():
+        assert set(option.flags) <= typed and option.help.endswith(".") and option.group in GROUPS, option.name
+        assert option.metavar, option.name
 
 
 @pytest.mark.parametrize(
@@ -109,17 +109,17 @@ def test_plan_is_what_a_run_does(fixture_path, tmp_path):
     assert "0.042 kimg in 11 steps of 4 images, after 0.01 kimg of warm-up (3 steps)" in plan
     assert "a snapshot every 0.016 kimg, 4 of 521 kB each" in plan
     saved = []
-    original = Saver.save
+    original = Writer.save
 
     def save(self, *, snapshot=False, state=False):
         saved.extend([self.trainer.progress.step] * snapshot)
         original(self, snapshot=snapshot, state=state)
 
     try:
-        Saver.save = save
+        Writer.save = save
         assert run(*pair, *options, "--preflight=0").exit_code == 0
     finally:
-        Saver.save = original
+        Writer.save = original
     assert saved == [0, 4, 8, 11]
 
 

@@ -21,10 +21,10 @@ from refine.config import RunConfig
 from refine.errors import UserError
 from refine.pair.pair import load_pair
 from refine.report.read import read_run, warnings
-from refine.runs import evaluation, run, start, status
+from refine.runs import evaluation, run, start
 from refine.runs.folder import RunFolder, find_state
 from refine.runs.writer import Writer
-from refine.runtime import device
+from refine.runtime import device, text
 from refine.training import memory
 from refine.training import state as run_state
 from refine.training.trainer import Trainer
@@ -507,4 +507,4 @@ def test_device_that_is_not_there(monkeypatch):
 
 def test_times():
     seconds = {0: "0s", 59.6: "1m 00s", 3601: "1h 00m 01s", 5901: "1h 38m 21s", 90061: "1d 01h 01m"}
-    assert {s: status.format_time(s) for s in seconds} == seconds
+    assert {s: text.format_time(s) for s in seconds} == seconds

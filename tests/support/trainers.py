@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from refine.config import RunConfig
+from refine.config import TrainingOptions
 from refine.networks.loading import load_gan, load_teacher
 from refine.networks.preconditioned import as_denoiser
 from refine.networks.style_based import as_generator
@@ -36,7 +36,7 @@ def pair_of_modules(generator, teacher):
 
 
 def trainer_of(pair, **options):
-    return Trainer(pair, RunConfig(gan="g", teacher="t", **options), CPU)
+    return Trainer(pair, TrainingOptions(**options), CPU)
 
 
 def modules(trainer):

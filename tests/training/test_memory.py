@@ -7,7 +7,8 @@ from torch import nn
 from trainers import golden_pair, gradients_kept, modules
 from trainers import trainer_of as trainer_of_pair
 
-from refine.training.memory import estimate_memory, format_bytes, saved_bytes
+from refine.runtime.text import format_bytes
+from refine.training.memory import estimate_memory, saved_bytes
 from refine.training.state import state_of
 
 

@@ -161,11 +161,11 @@ def test_goes_on_as_if_never_stopped(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"objective": "sds"}, "nothing to share with --objective=sds"),
+        ({"objective": "sds"}, "nothing to share with objective=sds"),
         ({"sigma": "karras"}, "give both the same"),
         ({"sigma": "lognormal:-1.2,1.2->lognormal:0,1.2"}, "give both the same"),
-        ({"fake_augment": 0.1}, "use --fake-augment=0"),
-        ({"paired_dropout": True, "fake_dropout": False}, "cannot both be"),
+        ({"fake_augment": 0.1}, "use fake_augment=0"),
+        ({"paired_dropout": True, "fake_dropout": False}, "leave out paired_dropout=True or fake_dropout=False"),
     ],
 )
 def test_what_it_cannot_go_with(changes, words):
@@ -185,5 +185,5 @@ def test_noise_levels_of_the_preset_count(fixture_path):
     }
     given = pair | {"preset": "tiny", "share_unet": True}
     assert cli.make_config(given | {"sigma": "lognormal:0,1.2"}).share_unet
-    with pytest.raises(UserError, match=r"not --sigma=lognormal:0\.5,1 and --fake-sigma="):
+    with pytest.raises(UserError, match=r"not sigma=lognormal:0\.5,1 and fake_sigma="):
         cli.make_config(given | {"sigma": "lognormal:0.5,1"})
