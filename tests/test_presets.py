@@ -29,7 +29,7 @@ def test_released_is_the_published_setting():
     assert (config.glr, config.flr, config.batch, config.beta1, config.beta2) == (1e-5, 1e-5, 128, 0.0, 0.999)
     assert (str(config.sigma), str(config.fake_sigma)) == ("lognormal:-1.2,1.2", "lognormal:-1.2,1.2")
     assert config.fake_augment == 0.12 and config.fake_dropout and config.paired_dropout and not config.share_forward
-    assert (config.ema_halflife_kimg, config.ema_rampup, config.objective) == (500.0, 0.05, "ikl")
+    assert (config.ema_halflife_kimg, config.ema_rampup, str(config.objective)) == (500.0, 0.05, "ikl")
 
 
 def test_the_others_look_at_higher_noise():
