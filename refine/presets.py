@@ -23,10 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
-
-_DIGITS_TEST = Path(__file__).resolve().parent / "digits" / "digits-test.zip"
 
 
 @dataclass(frozen=True)
@@ -69,7 +66,7 @@ PRESETS: dict[str, Preset] = {
             "tick_kimg": 1.5,
             "snap_ticks": 10,
             "metrics": "fid5k_full,pr5k3_full",
-            "data": str(_DIGITS_TEST),
+            "data": "digits-test.zip",
             "detector": "digits-detector.pt",
         },
     ),

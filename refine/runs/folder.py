@@ -69,7 +69,7 @@ class RunFolder:
         """
         path = self.path / OPTIONS
         try:
-            options = json.loads(path.read_text())
+            options = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise UserError(f"{path} cannot be read ({error}): give the folder of a run.") from error
         if not isinstance(options, dict):
@@ -162,7 +162,7 @@ class RunFolder:
     def _append(self, name: str, line: str) -> None:
         path = self.path / name
         try:
-            with path.open("a") as file:
+            with path.open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
         except OSError as error:
             raise cannot_write(path, error) from error
@@ -211,16 +211,28 @@ def find_state(spec: str, outdir: str | Path) -> Path:
         UserError: there is none.
     """
     if spec == "latest":
-        folders = sorted((p for p in Path(outdir).glob("*") if re.match(r"\d+-", p.name)), reverse=True)
-        for folder in folders:
-            if states := RunFolder(folder).states():
-                return states[-1]
-        raise UserError(f"There is no run with a training state in {outdir}: start one without --resume.")
-    path = Path(spec)
+        return _newest_state(Path(outdir).expanduser())
+    path = Path(spec).expanduser()
     if path.is_dir():
         if states := RunFolder(path).states():
             return states[-1]
+        if not (path / OPTIONS).exists() and any(re.match(r"\d+-", p.name) for p in path.iterdir()):
+            raise UserError(f"{path} holds runs: give one of its folders, or --resume=latest --outdir={path}.")
         raise UserError(f"{path} holds no training-state-*.pt: the run was stopped before its first one.")
     if not path.is_file():
         raise UserError(f"There is no run or training state {spec}: give a folder, a training-state-*.pt or latest.")
+    if path.suffix != ".pt":
+        raise UserError(
+            f"{path} is not a training-state-*.pt: continue its run with --resume={path.parent}, or begin a new run "
+            f"from its weights with --init={path}."
+        )
     return path
+
+
+def _newest_state(outdir: Path) -> Path:
+    """The newest state of all runs in a folder."""
+    folders = [p for p in outdir.glob("*") if p.is_dir() and re.match(r"\d+-", p.name)]
+    states = [states[-1] for folder in folders if (states := RunFolder(folder).states())]
+    if not states:
+        raise UserError(f"There is no run with a training state in {outdir}: start one without --resume.")
+    return max(states, key=lambda path: (path.stat().st_mtime_ns, path.parent.name))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ log = logging.getLogger("refine")
 RESUMABLE_CHANGES = (
     *("kimg", "tick_kimg", "snap_ticks", "batch_gpu"),
     *("metrics", "data", "ref", "detector", "vgg", "metric_every"),
+    *("gan", "teacher"),  # another place of the same file: the state knows their digests
 )
 FILES = ("gan", "teacher", "data", "ref", "detector", "vgg")  # options that may name a file
 
@@ -65,22 +67,38 @@ def run(
         UserError: The pair does not fit, a file cannot be read or written, or the state is not of these options.
         KeyboardInterrupt: A signal stopped the run; its state is saved.
     """
-    with distributed.processes("nccl" if would_use_cuda(config.device) else "gloo") as place:
+    backend = "nccl" if would_use_cuda(config.device) else "gloo"
+    with _log_shown(), distributed.processes(backend) as place:
         device = choose_device(config.device, place.local_rank if place.size > 1 else None)
         if place.size > config.batch:
             raise UserError(f"--batch={config.batch} leaves nothing for some of the {place.size} processes: raise it.")
         pair = pair_for(config, trust=trust)
         config = with_lasting_paths(config)
         trainer = Trainer(pair, config.section(TrainingOptions), device)
-        if resume is None:
-            for note in pair.notes if distributed.is_first() else ():
-                log.info(note)
+        for note in pair.notes if resume is None and distributed.is_first() else ():
+            log.info(note)
         if evaluate is None:
             evaluate = evaluation_for(config, pair, trainer, trust_detector=trust_detector)
         callbacks = Callbacks(evaluate, on_tick, on_snapshot)
         if resume is None:
             return _new_run(config, pair, trainer, callbacks, trust=trust).go()
         return _resumed_run(config, pair, trainer, callbacks, Path(resume)).go()
+
+
+@contextmanager
+def _log_shown() -> Iterator[None]:
+    """Shows the log in a program or notebook that has not said where logs go."""
+    if log.hasHandlers():
+        yield
+        return
+    handler, level = logging.StreamHandler(), log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
 
 
 def pair_for(config: RunConfig, *, trust: bool = False) -> Pair:
@@ -96,6 +114,10 @@ def _new_run(config: RunConfig, pair: Pair, trainer: Trainer, callbacks: Callbac
         load_weights(trainer, path, trust=trust)
         start = copy.deepcopy(trainer.generator.module.state_dict())
     drift = DriftProbe(trainer.generator.network, trainer.bridge, config.seed)
+    if not drift.start_images.isfinite().all():
+        raise UserError(
+            f"The generator in {config.init or config.gan} draws images that are not finite: take an earlier snapshot."
+        )
     config = replace(config, precision=trainer.precision)
     folder = RunFolder(distributed.broadcast(_new_folder(config, pair)))
     return Run(config, pair, trainer, folder, Origin(pair.digests, start), drift, callbacks)
@@ -110,6 +132,11 @@ def _resumed_run(config: RunConfig, pair: Pair, trainer: Trainer, callbacks: Cal
     drift = DriftProbe(trainer.generator.network, trainer.bridge, config.seed)
     load_state(trainer, state, pair.digests)
     folder = RunFolder(path.parent)
+    done = trainer.progress.cur_nimg / 1000
+    if config.kimg < done - config.batch / 1000:
+        raise UserError(f"--kimg={config.kimg:g} is less than the {done:g} kimg that the run has done: give more.")
+    if done >= config.kimg and distributed.is_first():
+        log.info(f"The run has done all of its {config.kimg:g} kimg; --kimg takes it further.")
     if distributed.is_first():
         folder.write_options(config.to_json())
         folder.cut_rows(position(config, trainer))
@@ -152,12 +179,27 @@ def resumed_config(state: Path, changes: Mapping[str, Any]) -> RunConfig:
     Raises:
         UserError: An option that decides what the run does would change.
     """
-    config = RunConfig.from_dict(RunFolder(state.parent).read_options())
+    stored = RunFolder(state.parent).read_options()
+    config = RunConfig.from_dict(stored | {name: _moved(value) for name, value in stored.items() if name in FILES})
     changes = {
-        name: lasting(value, folders=name == "data") if isinstance(value, str) else value
+        name: lasting(value, folders=name == "data") if name in FILES and isinstance(value, str) else value
         for name, value in changes.items()
     }
-    fixed = [n for n, v in changes.items() if n not in RESUMABLE_CHANGES and v != config[n]]
+    changed = replace(config, **changes)
+    fixed = [name for name in changes if name not in RESUMABLE_CHANGES and changed[name] != config[name]]
     if fixed:
         raise UserError(f"--{fixed[0].replace('_', '-')} cannot change in a resumed run: leave it out.")
-    return replace(config, **changes)
+    if changed.kimg != config.kimg and config.lr_decay != "none":
+        log.warning(
+            f"--kimg changes from {config.kimg:g} to {changed.kimg:g}, and with it the {config.lr_decay} decay of the "
+            "learning rate: the run goes on with other rates than one of that length had."
+        )
+    return changed
+
+
+def _moved(spec: Any) -> Any:
+    """A built-in file's name, where an earlier version stored its path and the file has moved since."""
+    if not isinstance(spec, str) or Path(spec).exists():
+        return spec
+    name = spec.replace("\\", "/").rpartition("/")[2]
+    return name if "/" in spec.replace("\\", "/") and (entry := zoo.find(name)) is not None and entry.path else spec

@@ -9,7 +9,9 @@ which needs no GPU and whose time-outs can be caught.
 
 from __future__ import annotations
 
+import logging
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +24,9 @@ import torch.distributed as dist
 from refine.errors import UserError
 
 TIMEOUT = timedelta(minutes=30)
+WAIT_SECONDS = 5.0  # torchrun's processes find each other sooner
+
+log = logging.getLogger("refine")
 
 _control_group: Any = None
 _phase = "start-up"
@@ -81,9 +86,10 @@ def processes(backend: str = "gloo", timeout: timedelta = TIMEOUT) -> Iterator[P
         return
     joined_here = not dist.is_initialized()
     try:
-        if joined_here:
-            dist.init_process_group(backend, rank=place.rank, world_size=place.size, timeout=timeout)
-        _control_group = dist.new_group(backend="gloo", timeout=timeout)
+        with _said_after(WAIT_SECONDS, place):
+            if joined_here:
+                dist.init_process_group(backend, rank=place.rank, world_size=place.size, timeout=timeout)
+            _control_group = dist.new_group(backend="gloo", timeout=timeout)
     except (RuntimeError, ValueError) as error:
         raise UserError(
             f"Process {place.rank} of {place.size} did not find the others at "
@@ -96,6 +102,24 @@ def processes(backend: str = "gloo", timeout: timedelta = TIMEOUT) -> Iterator[P
         _control_group = None
         if joined_here:
             dist.destroy_process_group()
+
+
+@contextmanager
+def _said_after(seconds: float, place: Place) -> Iterator[None]:
+    """Says that a process waits for the others: one that was started by itself would wait for minutes in silence."""
+    timer = threading.Timer(
+        seconds,
+        lambda: log.warning(
+            f"Process {place.rank} waits for {place.size - 1} more at {os.environ.get('MASTER_ADDR')}:"
+            f"{os.environ.get('MASTER_PORT')}, since WORLD_SIZE={place.size}. To run alone, clear WORLD_SIZE and RANK."
+        ),
+    )
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def rank() -> int:
