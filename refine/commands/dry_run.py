@@ -1,78 +1,208 @@
-"""What `--dry-run` says: the pair, how it is joined, the options, the memory and the plan. It touches nothing."""
+"""Dry run: the pair, its files, the memory, time and disk space that a run would need, and its options.
+
+Nothing is written. Everything that a run would open is opened, so that what a run would refuse is refused here.
+"""
 
 from __future__ import annotations
 
+import errno
 import math
+import os
+import shutil
+import tempfile
+import time
+from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import torch
 
+from refine import zoo
 from refine.config import RunConfig, TrainingOptions
 from refine.contracts import Denoiser, Generator
+from refine.files.atomic import cannot_write
 from refine.networks.loading import LoadedNetwork
 from refine.pair.pair import Pair
-from refine.runs.evaluation import metric_names
+from refine.runs.evaluation import evaluation_for, metric_names
 from refine.runs.run import preflight_of
 from refine.runs.start import pair_for, run_name
 from refine.runtime.device import choose_device
-from refine.runtime.text import format_bytes
+from refine.runtime.text import format_bytes, format_time
 from refine.training.memory import Memory, estimate_memory
+from refine.training.state import load_weights, read_state
+from refine.training.trained import Progress
 from refine.training.trainer import Trainer
+
+TIMED_IMAGES = 4  # in the step that is timed
+MAX_CLASSES_SHOWN = 10
 
 
 def describe_run(
-    config: RunConfig, *, trust: bool = False, with_preflight: bool = False, num_processes: int = 1
+    config: RunConfig,
+    *,
+    trust: bool = False,
+    trust_detector: bool = False,
+    with_preflight: bool = False,
+    num_processes: int = 1,
+    resume: Path | None = None,
 ) -> str:
-    """The text, ready to be printed.
+    """The dry run as text.
 
     Args:
-        config: the options.
-        trust: run the source embedded in the pickles where Refine has no network of its own.
-        with_preflight: also try the pair out, on the device that a run would take.
-        num_processes: that would share the work.
+        config: Options of the run.
+        trust: Run the source embedded in the pickles where Refine has no network of its own.
+        trust_detector: Load a detector from the internet whose digest is not known.
+        with_preflight: Also try the pair out, on the device of the run.
+        num_processes: Processes that would share the work.
+        resume: Training state that the run would continue from; None for a new run.
 
     Raises:
-        UserError: the pair does not fit, or a file cannot be read.
+        UserError: The run would be refused: the pair does not fit, or a file cannot be read or written.
     """
-    pair = pair_for(config, trust=trust)
+    pair, device = pair_for(config, trust=trust), choose_device(config.device)
     options = config.section(TrainingOptions)
     trainer = Trainer(pair, options, torch.device("cpu"))
-    bridge, generator, teacher = pair.bridge, pair.generator, pair.teacher
+    progress = Progress()
+    if resume is not None:
+        progress = Progress(**read_state(resume)["progress"])
+    elif config.init is not None:
+        load_weights(trainer, zoo.resolve(config.init).path, trust=trust)
+    memory = estimate_memory(trainer, num_processes)
+    on_device = Trainer(pair, options, device) if device.type != "cpu" else trainer
+    folder = resume.parent if resume else writable_folder(config.outdir) / f"NNNNN-{run_name(config, pair)}"
+    evaluation_for(config, pair, on_device, trust_detector=trust_detector)  # opens detector and reference
     lines = [
-        _network_line("Generator", pair.gan_file, generator, generator.c_dim),
-        _network_line("Teacher", pair.teacher_file, teacher, teacher.label_dim),
+        *_pair_lines(config, pair, trainer),
+        *memory.lines(),
+        *_memory_warnings(memory, device),
+        *_plan_lines(config, pair, memory, device, progress),
+        *_time_lines(config, pair, device, progress, num_processes),
+        *_disk_lines(config, pair, memory, folder),
     ]
+    if with_preflight:
+        lines += preflight_of(pair, on_device).lines()
+    return "\n".join([*lines, config.to_json()])
+
+
+def writable_folder(outdir: str) -> Path:
+    """The folder of runs, which need not exist yet.
+
+    Raises:
+        UserError: It is a file, or cannot be made or written.
+    """
+    path = Path(outdir).expanduser()
+    existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if not existing.is_dir():
+        raise cannot_write(path, NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)))
+    try:
+        with tempfile.TemporaryFile(dir=existing):  # whoever may ask, only trying tells
+            return path
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def _pair_lines(config: RunConfig, pair: Pair, trainer: Trainer) -> list[str]:
+    bridge, generator, teacher = pair.bridge, pair.generator, pair.teacher
     seen = "as they are"
     if bridge.img_resolution < generator.img_resolution:
         seen = f"reduced to {bridge.img_resolution}x{bridge.img_resolution} ({bridge.resample})"
     classes = "with" if bridge.label_dim else "without"
-    lines.append(f"Bridge    The teacher sees the generator's images {seen}, {classes} classes.")
-    lines += pair.notes
     parameters = list(trainer.generator.module.parameters())
     trained = sum(p.numel() for p in parameters if p.requires_grad)
-    lines.append(f"Trained   {trained:,} of {sum(p.numel() for p in parameters):,} parameters ({config.train_layers})")
-    memory = estimate_memory(trainer, num_processes)
-    lines += memory.lines() + plan_lines(config, pair, memory)
-    if with_preflight:
-        lines += preflight_of(pair, Trainer(pair, options, choose_device(config.device))).lines()
-    return "\n".join([*lines, config.to_json()])
+    lines = [
+        _network_line("Generator", pair.gan_file, generator, generator.c_dim),
+        _network_line("Teacher", pair.teacher_file, teacher, teacher.label_dim),
+        f"Bridge    The teacher sees the generator's images {seen}, {classes} classes.",
+        *pair.notes,
+        f"Trained   {trained:,} of {sum(p.numel() for p in parameters):,} parameters ({config.train_layers})",
+    ]
+    unused = sorted(set(range(bridge.label_dim)) - set(config.class_map or range(bridge.label_dim)))
+    if unused:
+        shown = ", ".join(map(str, unused[:MAX_CLASSES_SHOWN])) + (", ..." if len(unused) > MAX_CLASSES_SHOWN else "")
+        lines.append(f"Warning: --class-map never asks for class {shown} of the teacher.")
+    return lines
 
 
-def plan_lines(config: RunConfig, pair: Pair, memory: Memory) -> list[str]:
-    """What a run would do, and what it would leave where."""
+def _plan_lines(config: RunConfig, pair: Pair, memory: Memory, device: torch.device, progress: Progress) -> list[str]:
+    """Steps, status lines, snapshots and metrics."""
     steps, warm_up = (math.ceil(kimg * 1000 / config.batch) for kimg in (config.kimg, config.warmup_kimg))
-    snap_kimg = config.tick_kimg * config.snap_ticks
-    snapshots = 1 + math.ceil(round(config.kimg / snap_kimg, 9))  # the generator as it came, and the last one
-    size = pair.gan_file.pickle.path.stat().st_size if pair.gan_file else 0
-    where = Path(config.outdir) / f"NNNNN-{run_name(config, pair)}"
+    done = ""
+    if progress.step:
+        done = f", of which {progress.step:,} are done"
+    elif progress.warmup_nimg:
+        done = f", of which {progress.warmup_nimg / 1000:g} kimg are done"
     return [
         f"Plan      {config.kimg:g} kimg in {steps:,} steps of {config.batch} images, after "
-        f"{config.warmup_kimg:g} kimg of warm-up ({warm_up:,} steps)",
-        f"          a status line every {config.tick_kimg:g} kimg; a snapshot every {snap_kimg:g} kimg, "
-        f"{snapshots} of {format_bytes(size)} each, and two states of {format_bytes(memory.state)}",
-        f"          metrics: {', '.join(metric_names(config, choose_device(config.device))) or 'none'}",
-        f"          {format_bytes(snapshots * size + 2 * memory.state)} in {where}",
+        f"{config.warmup_kimg:g} kimg of warm-up ({warm_up:,} steps){done}",
+        f"          a status line every {config.tick_kimg:g} kimg; a snapshot every "
+        f"{config.tick_kimg * config.snap_ticks:g} kimg, {num_snapshots(config)} of {format_bytes(_size(pair))} each, "
+        f"and two states of {format_bytes(memory.state)}",
+        f"          metrics: {', '.join(metric_names(config, device)) or 'none'}",
     ]
+
+
+def num_snapshots(config: RunConfig) -> int:
+    """Snapshots of a run: the generator as it came, those at ticks, and the last one."""
+    return 1 + math.ceil(round(config.kimg / (config.tick_kimg * config.snap_ticks), 9))
+
+
+def _size(pair: Pair) -> int:
+    return pair.gan_file.pickle.path.stat().st_size if pair.gan_file else 0
+
+
+def _memory_warnings(memory: Memory, device: torch.device) -> list[str]:
+    """A line where the estimate exceeds what the machine has."""
+    if device.type == "cuda":
+        there, where = torch.cuda.get_device_properties(device).total_memory, "the GPU has"
+    else:
+        there, where = psutil.virtual_memory().available, "are free here"
+    if memory.total <= there:
+        return []
+    text = f"{where} {format_bytes(there)}" if device.type == "cuda" else f"{format_bytes(there)} {where}"
+    return [f"Warning: the run needs about {format_bytes(memory.total)} and {text}: lower --batch-gpu."]
+
+
+def _time_lines(
+    config: RunConfig, pair: Pair, device: torch.device, progress: Progress, num_processes: int
+) -> list[str]:
+    """Time of the rest of the run, from a step of a few images."""
+    seconds = seconds_per_image(config, pair, device)
+    warm_up = max(config.warmup_kimg * 1000 - progress.warmup_nimg, 0) if not progress.step else 0
+    rest = max(config.kimg * 1000 - progress.cur_nimg, 0)
+    total = (seconds[0] * warm_up + seconds[1] * rest) / num_processes
+    rate = 1000 * seconds[1] / num_processes
+    return [f"Time      about {format_time(total)} without metrics: {rate:.3g} sec/kimg in a step of a few images here"]
+
+
+def seconds_per_image(config: RunConfig, pair: Pair, device: torch.device) -> tuple[float, float]:
+    """Seconds per image of the warm-up and of the refinement, from one step each after one that is not timed."""
+    images = min(TIMED_IMAGES, config.batch_gpu or config.batch)
+    options = replace(config.section(TrainingOptions), batch=images, batch_gpu=None, compile=False)
+    trainer = Trainer(pair, options, device)
+    measured = []
+    for step in (trainer.warm_up_step, trainer.step) if trainer.objective.needs_fake else (trainer.step,):
+        step()
+        _synchronize(device)
+        start = time.perf_counter()
+        step()
+        _synchronize(device)
+        measured.append((time.perf_counter() - start) / images)
+    return (measured[0] if len(measured) > 1 else 0.0), measured[-1]
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _disk_lines(config: RunConfig, pair: Pair, memory: Memory, folder: Path) -> list[str]:
+    needed = num_snapshots(config) * _size(pair) + 2 * memory.state
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.is_dir())
+    free = shutil.disk_usage(existing).free
+    lines = [f"Disk      {format_bytes(needed)} in {folder}; {format_bytes(free)} are free"]
+    if needed > free:
+        lines.append("Warning: the disk has too little space: raise --snap, or choose another --outdir.")
+    return lines
 
 
 def _network_line(title: str, file: LoadedNetwork | None, network: Generator | Denoiser, num_classes: int) -> str:

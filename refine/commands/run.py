@@ -153,7 +153,14 @@ def main(
 
         with_preflight = bool(given["preflight"])
         click.echo(
-            describe_run(config, trust=trust_pickle, with_preflight=with_preflight, num_processes=_num_processes())
+            describe_run(
+                config,
+                trust=trust_pickle,
+                trust_detector=trust_detector,
+                with_preflight=with_preflight,
+                num_processes=_num_processes(),
+                resume=state,
+            )
         )
         return
     if prefetch:
