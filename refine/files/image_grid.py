@@ -108,12 +108,12 @@ def draw_grid(
         canvas.paste(part, layout.corner(*divmod(index, columns)))
     draw = ImageDraw.Draw(canvas)
     if title:
-        draw.text((layout.gutter, heights[0] / 2), title, fill="black", font=ImageFont.load_default(heading), anchor="lm")
+        draw.text(
+            (layout.gutter, heights[0] / 2), title, fill="black", font=ImageFont.load_default(heading), anchor="lm"
+        )
     for column, name in enumerate(column_names[:columns]):
         x = layout.corner(0, column)[0] + tile / 2
-        draw.text(
-            (x, layout.top - heights[1] / 2), name, fill="black", font=ImageFont.load_default(names), anchor="mm"
-        )
+        draw.text((x, layout.top - heights[1] / 2), name, fill="black", font=ImageFont.load_default(names), anchor="mm")
     return canvas, layout
 
 

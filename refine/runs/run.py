@@ -25,7 +25,8 @@ from refine.runs.evaluation import Evaluate, is_measured, real_images, record
 from refine.runs.folder import RunFolder, snapshot_tag
 from refine.runs.interrupts import StopRequest
 from refine.runs.status import Tick, resources, tick_line, tick_row, warm_up_row
-from refine.runs.tensorboard import EventWriter
+from refine.runs.tensorboard import TensorBoard
+from refine.runs.tracker import Trackers
 from refine.runs.writer import Origin, Writer
 from refine.runtime import distributed
 from refine.runtime.random import stream_generator
@@ -119,14 +120,14 @@ class Run:
         has_snapshot = finished and self.snapshot_path().exists()
         self.saved_nimg = trainer.progress.cur_nimg if has_snapshot else None
         self.stopping = self.ending = False
-        self.events = EventWriter(folder.path, position(config, trainer) // 1000)
+        self.trackers = Trackers([TensorBoard(folder.path, position(config, trainer))])
 
     def go(self) -> Path:
         """Warm-up, then refinement until `kimg`; returns the last snapshot."""
         self.say(f"Run directory: {self.folder.path}")
         with ExitStack() as stack:
             stack.enter_context(logging_redirect_tqdm([log]))
-            stack.callback(self.events.close)
+            stack.callback(self.trackers.close)
             stack.enter_context(self.stop.listening())
             stack.enter_context(self.writer)  # whatever ends the run, it ends with complete files
             self.begin()
@@ -318,7 +319,7 @@ class Run:
         """A row of statistics, for `stats.jsonl` and for TensorBoard."""
         if distributed.is_first():
             self.folder.add_stats(row | {"timestamp": time.time()})
-            self.events.add(row, row["Progress/cur_nimg"], time.time())
+            self.trackers.add_numbers(row, row["Progress/cur_nimg"], time.time())
 
     def tick_number(self) -> int:
         """Whole ticks since the start of the run, before any interruption."""
@@ -437,7 +438,7 @@ class Run:
         for row in rows if distributed.is_first() else ():
             self.say(" ".join(f"{name} {value:.6g}" for name, value in row["results"].items()))
             results = {f"Metrics/{name}": value for name, value in row["results"].items()}
-            self.events.add(results, self.trainer.progress.cur_nimg, time.time())
+            self.trackers.add_numbers(results, self.trainer.progress.cur_nimg, time.time())
         worse = record(self.folder, rows, self.config.stop_if_worse) if distributed.is_first() else None
         if worse is not None:
             self.say(worse)

@@ -1,51 +1,62 @@
-"""TensorBoard events beside `stats.jsonl`, where TensorBoard is installed (`pip install tensorboard`)."""
+"""TensorBoard events in a run's folder, where TensorBoard is installed (`pip install tensorboard`)."""
 
 from __future__ import annotations
 
-import logging
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-log = logging.getLogger("refine")
+from refine.runs.tracker import Tracker
 
 
-class EventWriter:
-    """Writes numbers as scalars over kimg; does nothing where TensorBoard is missing.
+class TensorBoard(Tracker):
+    """Scalars, pictures and options over images of generator updates (`cur_nimg`).
 
     Args:
-        folder: of the run.
-        first_kimg: scalars of an earlier process from here on are hidden: a resumed run writes them again.
+        folder: Folder of the run.
+        cur_nimg: Images so far. What an earlier process wrote beyond is hidden: a resumed run writes it again.
     """
 
-    def __init__(self, folder: Path, first_kimg: int = 0) -> None:
-        self.folder, self.first_kimg = folder, first_kimg
+    title = "TensorBoard"
+
+    def __init__(self, folder: Path, cur_nimg: int = 0) -> None:
+        super().__init__()
+        self.folder, self.cur_nimg = folder, cur_nimg
         self._writer: Any = None
-        self._silent = False
 
-    def add(self, values: Mapping[str, Any], cur_nimg: int, timestamp: float) -> None:
-        """Writes every number whose name has a group, such as `Loss/fake`.
+    def _start(self) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # takes a second to import
 
-        Whatever goes wrong ends the events, not the run: `stats.jsonl` has all of it.
-        """
-        if self._silent:
-            return
-        try:
-            if self._writer is None:
-                from torch.utils.tensorboard import SummaryWriter  # takes a second to import
+        has_events = any(self.folder.glob("events.out.tfevents.*"))
+        self._writer = SummaryWriter(str(self.folder), purge_step=self.cur_nimg + 1 if has_events else None)
 
-                self._writer = SummaryWriter(str(self.folder), purge_step=self.first_kimg or None)
-            for name, value in values.items():
-                if "/" in name:
-                    self._writer.add_scalar(name, value, cur_nimg // 1000, walltime=timestamp)
-            self._writer.flush()
-        except ModuleNotFoundError:
-            self._silent = True
-        except Exception as error:  # a full disk, or a TensorBoard that does not fit its own dependencies
-            log.warning(f"No more TensorBoard events are written ({error}); stats.jsonl goes on.")
-            self._silent = True
+    def _numbers(self, values: Mapping[str, Any], cur_nimg: int, timestamp: float) -> None:
+        for name, value in values.items():
+            if value is not None:  # what was not finite
+                self._writer.add_scalar(name, value, cur_nimg, walltime=timestamp)
+        self._writer.flush()
 
-    def close(self) -> None:
-        """Ends the file."""
-        if self._writer is not None:
-            self._writer.close()
+    def _picture(self, name: str, path: Path, cur_nimg: int, timestamp: float) -> None:
+        import numpy as np
+        from PIL import Image
+
+        with Image.open(path) as picture:
+            pixels = np.asarray(picture.convert("RGB"))
+        self._writer.add_image(name, pixels, cur_nimg, walltime=timestamp, dataformats="HWC")
+        self._writer.flush()
+
+    def _options(self, options: Mapping[str, Any]) -> None:
+        from torch.utils.tensorboard.summary import hparams
+
+        lines = [f"    {line}" for line in json.dumps(dict(options), indent=2).splitlines()]  # Markdown's verbatim
+        self._writer.add_text("options", "\n".join(lines), self.cur_nimg)
+        plain = {
+            name: value if isinstance(value, (str, bool, int, float)) else str(value) for name, value in options.items()
+        }
+        for summary in hparams(plain, {}):
+            self._writer.file_writer.add_summary(summary)
+        self._writer.flush()
+
+    def _close(self) -> None:
+        self._writer.close()
