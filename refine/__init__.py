@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from refine.networks.loading import LoadedNetwork, load_gan, load_teacher
     from refine.runs.start import run
 
+__version__ = "0.1.0"
+
 __all__ = ["LoadedNetwork", "RunConfig", "load_gan", "load_teacher", "run"]
 
 _MODULES = {
