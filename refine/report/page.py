@@ -1,301 +1,437 @@
-"""The page: a run as HTML, with style, pictures and charts inside it."""
+"""The page: what it shows of runs, as values that the template lays out."""
 
 from __future__ import annotations
 
-import base64
-import html
+import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
-from refine.report.charts import Points, bar_chart, line_chart
-from refine.report.read import LOWER_IS_BETTER, Run, command, warnings
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-# Statistics that have a place of their own, with what they mean.
-BY_BAND = {
-    "Score/gap": (
+from refine.files.address import without_secrets
+from refine.report.charts import NUM_COLORS, SMALL, Chart, Line, band_lines, bar_chart, line_chart
+from refine.report.command import command
+from refine.report.measured import Metric, measured
+from refine.report.pictures import STRIP_ROWS, Embedded, embedded, evenly, first_row
+from refine.report.read import Run, number
+from refine.report.text import change_text, date, duration, plural, short
+from refine.report.verdict import TITLES, Verdict, judge, machine, warnings
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """A statistic with a place of its own.
+
+    Attributes:
+        key: Name in `stats.jsonl`.
+        title: Heading of its chart.
+        unit: Name of its axis.
+        meaning: What it tells.
+    """
+
+    key: str
+    title: str
+    unit: str
+    meaning: str
+
+
+COURSE = (
+    Statistic(
+        "Score/gap",
         "Score gap",
-        "Root mean square difference between the teacher's and the fake score's denoised images: the signal that the "
-        "generator follows. It falls as the two distributions approach each other.",
+        "RMS difference",
+        "Difference between the images that the teacher and the fake score denoise: the signal that moves the "
+        "generator. It falls as the two distributions approach each other.",
     ),
-    "Loss/fake": (
+    Statistic(
+        "Loss/fake",
         "Loss of the fake score",
-        "How well the fake score denoises the generator's images, before 0 kimg those of the generator as it came. It "
-        "should neither grow nor jump.",
+        "denoising loss",
+        "How well the fake score denoises the generator's images; before 0 kimg, those of the unrefined generator. It "
+        "jumps when the generator starts to move and should then fall and level off.",
     ),
-}
-SHOWN_ELSEWHERE = ("Progress/", "Timing/", "timestamp", *BY_BAND)
-
-STYLE = """
-:root { --fg: #1b1f24; --bg: #fff; --soft: #6a737d; --line: #d8dee4; --card: #f6f8fa; --warn: #9a5b00;
-  --warnbg: #fff6e0; --c0: #0969da; --c1: #d1242f; --c2: #1a7f37; --c3: #8250df; --c4: #bf8700; --c5: #0a7ea4;
-  --c6: #bf3989; --c7: #57606a }
-@media (prefers-color-scheme: dark) { :root { --fg: #e6edf3; --bg: #0d1117; --soft: #8d96a0; --line: #30363d;
-  --card: #161b22; --warn: #e3b341; --warnbg: #2b2310; --c0: #58a6ff; --c1: #ff7b72; --c2: #3fb950; --c3: #bc8cff;
-  --c4: #d29922; --c5: #39c5cf; --c6: #f778ba; --c7: #8b949e } }
-* { box-sizing: border-box }
-body { margin: 0 auto; padding: 1rem; max-width: 64rem; font: 16px/1.5 system-ui, sans-serif; color: var(--fg);
-  background: var(--bg); overflow-wrap: anywhere }
-h1 { font-size: 1.5rem; line-height: 1.25 } h2 { margin-top: 2.2rem; font-size: 1.25rem }
-h3 { margin: 0 0 .3rem; font-size: 1rem }
-.soft, .none, figcaption, .card p { color: var(--soft); font-size: .875rem; margin: .2rem 0 }
-.warnings { margin: 1rem 0; padding: .6rem 1rem .6rem 2rem; color: var(--warn); background: var(--warnbg);
-  border-radius: .5rem }
-.grid2 { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 22rem), 1fr)); gap: 1rem;
-  margin: 1rem 0 }
-.card { padding: .8rem; background: var(--card); border: 1px solid var(--line); border-radius: .5rem; min-width: 0 }
-.scroll { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap }
-th:first-child, td:first-child { text-align: left }
-pre { padding: .8rem; background: var(--card); border: 1px solid var(--line); border-radius: .5rem;
-  white-space: pre-wrap; font-size: .8rem }
-svg { display: block; width: 100%; height: auto } svg text { font-size: 11px; fill: var(--soft) }
-svg .grid { stroke: var(--line) } svg polyline { fill: none; stroke-width: 2 }
-.legend { display: flex; flex-wrap: wrap; gap: .2rem .9rem } .legend i { display: inline-block; width: .8em;
-  height: .8em; margin-right: .35em; border-radius: .2em }
-.slider { position: relative; --cut: 50%; max-width: 44rem } .slider img { display: block; width: 100%;
-  image-rendering: pixelated } .slider img + img { position: absolute; inset: 0;
-  clip-path: inset(0 calc(100% - var(--cut)) 0 0) }
-.slider::after { content: ""; position: absolute; top: 0; bottom: 0; left: var(--cut); width: 2px; margin-left: -1px;
-  background: var(--c1) }
-input[type=range] { display: block; width: 100%; max-width: 44rem; height: 2.5rem; margin: 0 }
-.ends { display: flex; justify-content: space-between; max-width: 44rem }
-summary { cursor: pointer; padding: .4rem 0 }
-""" + "".join(
-    f"svg polyline.c{i} {{ stroke: var(--c{i}) }} svg circle.c{i}, svg rect.c{i} {{ fill: var(--c{i}) }} "
-    f"i.c{i} {{ background: var(--c{i}) }}\n"
-    for i in range(8)
+    Statistic(
+        "W/std",
+        "Spread of w",
+        "standard deviation",
+        "Standard deviation of the latents w: falls where variety is lost. Constant if the mapping network is frozen.",
+    ),
+    Statistic(
+        "Drift/image",
+        "Drift of the images",
+        "RMS change",
+        "Change of the images since the start at fixed latents: rises, and levels off as the generator converges.",
+    ),
 )
-
-SCRIPT = """
-for (const slider of document.querySelectorAll(".slider")) {
-  const range = slider.parentElement.querySelector("input");
-  const move = () => slider.style.setProperty("--cut", range.value + "%");
-  range.addEventListener("input", move);
-  move();
-}
-"""
+SHOWN_ELSEWHERE = ("Progress/", "Timing/", "timestamp", "Score/gap/", "Loss/fake/", *(s.key for s in COURSE))
 
 
-def page(runs: Sequence[Run]) -> str:
-    """The whole document."""
-    title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs side by side"
-    body = [f"<h1>{escape(title)}</h1>"]
-    if len(runs) > 1:
-        body.append(comparison(runs))
-    for run in runs:
-        body.append(section(run, heading=len(runs) > 1))
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)} - Refine</title><style>{STYLE}</style></head>\n"
-        f"<body>{''.join(body)}<script>{SCRIPT}</script></body></html>\n"
+@dataclass(frozen=True)
+class Shown:
+    """A picture with its caption."""
+
+    caption: str
+    picture: Embedded
+
+
+@dataclass(frozen=True)
+class StripRow:
+    """The first images of one picture."""
+
+    label: str
+    value: str
+    picture: Embedded
+
+
+@dataclass(frozen=True)
+class Card:
+    """A chart with a heading and a sentence."""
+
+    title: str
+    text: str
+    chart: Chart
+
+
+@dataclass(frozen=True)
+class MetricRow:
+    """A metric in the table."""
+
+    metric: Metric
+    start: str
+    best: str
+    end: str
+    change: str
+    arrow: str
+    yardsticks: list[str]
+
+
+@dataclass(frozen=True)
+class Link:
+    """A file beside the page."""
+
+    text: str
+    href: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """All that the page shows of one run; the template's names."""
+
+    run: Run
+    letter: str
+    title: str
+    verdict: Verdict
+    verdict_title: str
+    warnings: list[str]
+    pictures: list[Shown]
+    pictures_are_wide: bool
+    strip: list[StripRow]
+    metrics: list[MetricRow]
+    yardstick_names: list[str]
+    yardstick_notes: list[str]
+    metric_cards: list[Card]
+    course: list[Card]
+    other: list[Card]
+    classes: Card | None
+    preflight: list[tuple[str, ...]]
+    preflight_verdict: str
+    times: list[tuple[str, str]]
+    command: str
+    options: list[tuple[str, str]]
+    facts: list[tuple[str, str]]
+    links: list[Link]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Several runs side by side: a column for each."""
+
+    letters: list[str]
+    names: list[str]
+    rows: list[tuple[str, list[str]]]
+    options: list[tuple[str, list[str]]]
+    strip: list[StripRow]
+    cards: list[Card]
+
+
+def page(runs: Sequence[Run], folder: Path) -> str:
+    """The whole document.
+
+    Args:
+        runs: Runs, at least one.
+        folder: Folder that the page is written to, for links.
+    """
+    sections = [section(run, folder, letter(index) if len(runs) > 1 else "") for index, run in enumerate(runs)]
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    title = sections[0].title if len(runs) == 1 else f"{len(runs)} runs side by side"
+    return environment.get_template("page.html").render(
+        title=title, sections=sections, comparison=comparison(sections) if len(runs) > 1 else None
     )
 
 
-def section(run: Run, heading: bool) -> str:
-    """Everything about one run."""
-    parts = [f"<h2>{escape(run.name)}</h2>" if heading else "", summary(run), warning_list(run)]
-    parts += [before_after(run), results(run), progress(run), classes(run), timing(run), repeat(run)]
-    return "".join(parts)
-
-
-def summary(run: Run) -> str:
-    """What was run, in a sentence."""
-    options = run.options
-    what = [f"<b>{escape(options.get('gan', '?'))}</b> refined with <b>{escape(options.get('teacher', '?'))}</b>"]
-    what += [f"{run.kimg:g} kimg" + (f" of {run.kimg_wanted:g}" if run.kimg < run.kimg_wanted else "")]
-    named = (("objective", ""), ("batch", "batch "), ("seed", "seed "), ("preset", "preset "))
-    what += [f"{before}{escape(options[key])}" for key, before in named if options.get(key) is not None]
-    return f"<p>{', '.join(what)}.</p>"
-
-
-def warning_list(run: Run) -> str:
-    """What to know before believing the numbers."""
-    found = warnings(run)
-    items = "".join(f"<li>{escape(sentence)}</li>" for sentence in found)
-    return f'<ul class="warnings">{items}</ul>' if found else ""
-
-
-def before_after(run: Run) -> str:
-    """Both pictures on top of each other, with a slider."""
-    if run.before is None or run.after is None:
-        return ""
-    kimg, after = run.after
-    return (
-        "<h2>Before and after</h2><p class='soft'>The same latents, from the moving average of the weights.</p>"
-        f'<div><div class="slider"><img alt="after" src="{data_uri(after)}">'
-        f'<img alt="before" src="{data_uri(run.before)}"></div>'
-        '<input type="range" min="0" max="100" value="50" aria-label="before and after">'
-        f"<p class='ends soft'><span>before</span><span>after {kimg:g} kimg</span></p></div>"
+def section(run: Run, folder: Path, letter: str = "") -> Section:
+    """What the page shows of one run."""
+    metrics = measured(run)
+    verdict = judge(run, metrics)
+    names = list(dict.fromkeys(name for metric in metrics for name in metric.yardsticks))
+    shown = pictures(run)
+    return Section(
+        run=run,
+        letter=letter,
+        title=f"{_file_name(run.options.get('gan'))} refined with {_file_name(run.options.get('teacher'))}",
+        verdict=verdict,
+        verdict_title=TITLES[verdict.state],
+        warnings=[without_secrets(sentence) for sentence in warnings(run, metrics)],
+        pictures=shown,
+        pictures_are_wide=any(item.picture.width > 2 * item.picture.height for item in shown),
+        strip=strip(run, verdict.metric),
+        metrics=[metric_row(metric, names) for metric in metrics],
+        yardstick_names=names,
+        yardstick_notes=[
+            f"{row['name']}: {row['note']}" for row in run.yardsticks if row.get("note") and row.get("name")
+        ],
+        metric_cards=[card for metric in metrics if len(metric.points) > 1 and (card := metric_card(metric))],
+        course=course(run),
+        other=other(run),
+        classes=classes(run),
+        preflight=preflight(run),
+        preflight_verdict=str(run.preflight.get("verdict") or "").removeprefix("Warning: "),
+        times=times(run),
+        command=command(run.options),
+        options=[(name, _option_text(value)) for name, value in run.options.items()],
+        facts=facts(run),
+        links=links(run, folder),
     )
 
 
-def results(run: Run) -> str:
-    """The metrics: a table, and a chart for each."""
-    values = run.results()
-    if not values:
-        return ""
-    rows: list[tuple[str, ...]] = [("", "start", "best", "end", "snapshots")]
-    for name, points in values.items():
-        best = best_of(name, points)
-        rows.append((name, *(f"{value:.4g}" for value in (points[0][1], best[1], points[-1][1])), str(len(points))))
-    cards = [card(name, "", line_chart({name: points})) for name, points in values.items() if len(points) > 1]
-    return f"<h2>Metrics</h2>{table(rows)}{detectors(run)}{grid(cards)}"
+def pictures(run: Run) -> list[Shown]:
+    """Before, after, and real images, whole."""
+    chosen = [("before", run.pictures[0].path)] if run.pictures and run.pictures[0].kimg == 0 else []
+    if run.pictures and run.pictures[-1].kimg > 0:
+        chosen.append((f"after {run.pictures[-1].kimg:g} kimg", run.pictures[-1].path))
+    if run.reals is not None:
+        chosen.append(("real images", run.reals))
+    return [Shown(caption, picture) for caption, path in chosen if (picture := embedded(path))]
 
 
-def detectors(run: Run) -> str:
-    """With which features and against what the metrics were measured, where their rows say so."""
-    keys = ("detector", "reference", "data", "num_images", "note")
-    found = []
-    for name, rows in run.metrics.items():
-        details: dict[str, Any] = {}
-        for row in rows[-1:]:
-            for part in (row, *(value for value in row.values() if isinstance(value, dict))):
-                details |= {key: named(part[key]) for key in keys if named(part.get(key)) is not None}
-        if details:
-            found.append(f"{name}: {', '.join(f'{key} {details[key]}' for key in keys if key in details)}")
-    return "".join(f'<p class="soft">{escape(line)}</p>' for line in found)
+def strip(run: Run, metric: Metric | None) -> list[StripRow]:
+    """The first images of the pictures of the run, evenly many of them, and of the real ones."""
+    values = dict(metric.points) if metric else {}
+    rows = []
+    for index in evenly(len(run.pictures), STRIP_ROWS):
+        taken = run.pictures[index]
+        value = f"{metric.title} {short(values[taken.kimg])}" if metric and taken.kimg in values else ""
+        if row := first_row(taken.path):
+            rows.append(StripRow(f"{taken.kimg:g} kimg", value, row))
+    if len(rows) < 2:
+        return []
+    real = first_row(run.reals) if run.reals is not None else None
+    known = metric.yardsticks.get("real images") if metric else None
+    value = f"{metric.title} {short(known)}" if metric and known is not None else ""
+    return [*rows, *([StripRow("real", value, real)] if real else [])]
 
 
-def named(value: Any) -> str | int | float | None:
-    """A plain value, or the name of what a row describes at length."""
-    value = value.get("name") if isinstance(value, dict) else value
-    return value if isinstance(value, (str, int, float)) else None
+def metric_row(metric: Metric, yardstick_names: Sequence[str]) -> MetricRow:
+    """A row of the table of metrics."""
+    arrows = {"lower": "↓", "higher": "↑", None: ""}
+    best = "" if metric.better is None else f"{short(metric.best[1])} at {metric.best[0]:g}"
+    known = [short(metric.yardsticks[name]) if name in metric.yardsticks else "" for name in yardstick_names]
+    change = change_text(metric) if len(metric.points) > 1 else ""
+    return MetricRow(
+        metric, _with_interval(metric, 0), best, _with_interval(metric, -1), change, arrows[metric.better], known
+    )
 
 
-def progress(run: Run) -> str:
-    """Score gap and losses by band of noise levels; then everything else that was recorded."""
+def metric_card(metric: Metric) -> Card | None:
+    """A small chart of one metric."""
+    line = Line(metric.title, metric.points, "c0", metric.intervals)
+    chart = line_chart([line], metric.title, metric.yardsticks, SMALL)
+    directions = {"lower": "lower is better", "higher": "higher is better", None: "no direction is better"}
+    return Card(metric.title, directions[metric.better], chart) if chart else None
+
+
+def course(run: Run) -> list[Card]:
+    """Statistics with a place of their own, by band of noise levels where there are bands."""
     cards = []
-    for key, (title, meaning) in BY_BAND.items():
-        lines = {"all": run.series(key), **run.bands(key)}
-        if any(lines.values()):
-            cards.append(card(title, meaning, line_chart(lines)))
-    other = [key for key in run.statistics() if not key.startswith(SHOWN_ELSEWHERE)]
-    rest = grid([card(key, "", line_chart({key: run.series(key)})) for key in other])
-    more = f"<details><summary>Everything else that was recorded</summary>{rest}</details>" if other else ""
-    return f"<h2>Course</h2>{grid(cards)}{more}" if cards or more else ""
+    for statistic in COURSE:
+        bands = band_lines(run.bands(statistic.key))
+        lines = [Line("all" if bands else statistic.title, run.series(statistic.key), "all" if bands else "c0"), *bands]
+        if chart := line_chart(lines, statistic.unit):
+            cards.append(Card(statistic.title, statistic.meaning, chart))
+    return cards
 
 
-def classes(run: Run) -> str:
-    """The class histogram at the start and at the end."""
+def other(run: Run) -> list[Card]:
+    """Everything else that was recorded."""
+    keys = [key for key in run.statistics if not key.startswith(SHOWN_ELSEWHERE)]
+    keys += [key for key in run.statistics if key == "Timing/sec_per_kimg"]
+    charts = ((key, line_chart([Line(key, run.series(key))], key.rpartition("/")[2], size=SMALL)) for key in keys)
+    return [Card(key, "", chart) for key, chart in charts if chart]
+
+
+def classes(run: Run) -> Card | None:
+    """Classes of the images at the start and at the end, as a classifier recognizes them."""
     found = run.class_shares()
     if not found:
-        return ""
-    first, last = found[0], found[-1]
-    groups = {f"{first[0]:g} kimg": first[1]} | {f"{last[0]:g} kimg": last[1]}
-    chart = bar_chart(groups, [str(index) for index in range(len(first[1]))])
-    return f"<h2>Classes</h2>{grid([card('What the images are taken for', 'Share of the images.', chart)])}"
-
-
-def timing(run: Run) -> str:
-    """Where the time went."""
-    seconds = {
-        "steps": sum(value for _, value in run.series("Timing/sec_per_tick")),
-        "metrics": run.seconds_measuring(),
-    }
-    if not seconds["steps"]:  # runs that record no seconds per tick
-        per_kimg = run.series("Timing/sec_per_kimg")
-        kimgs = [0.0, *(x for x, _ in per_kimg)]
-        seconds["steps"] = sum((x - kimgs[i]) * y for i, (x, y) in enumerate(per_kimg))
-    total = max((value for _, value in run.series("Timing/total_sec")), default=0.0)
-    seconds["warm-up, saving and the rest"] = max(total - sum(seconds.values()), 0.0)
-    if not sum(seconds.values()):
-        return ""
-    whole = sum(seconds.values())
-    rows = [("", "time", "share")]
-    rows += [(name, duration(value), f"{value / whole:.0%}") for name, value in seconds.items() if value]
-    speed = run.series("Timing/sec_per_kimg")
-    cards = [card("Seconds per kimg", "", line_chart({"sec/kimg": speed}))] if len(speed) > 1 else []
-    return f"<h2>Time</h2>{table(rows)}{grid(cards)}"
-
-
-def repeat(run: Run) -> str:
-    """The command, and the options as they are stored."""
-    rows = [("option", "value"), *((name, escape_none(value)) for name, value in run.options.items())]
+        return None
+    groups = {f"{kimg:g} kimg": [100 * share for share in shares] for kimg, shares in (found[0], found[-1])}
+    labels = [str(index) for index in range(len(found[0][1]))]
+    chart = bar_chart(groups, labels, "class", "% of the images")
     return (
-        f"<h2>Repeat it</h2><pre>{escape(command(run))}</pre>"
-        f"<details><summary>All options</summary>{table(rows)}</details>"
+        Card("Recognized classes", "Share of the images that a classifier takes for each class.", chart)
+        if chart
+        else None
     )
 
 
-def comparison(runs: Sequence[Run]) -> str:
-    """Several runs: the ends of their metrics in one table, and each metric in one chart."""
-    names = list(dict.fromkeys(name for run in runs for name in run.results()))
-    rows = [("run", "kimg", *names)]
-    for run in runs:
-        values = run.results()
-        ends = (f"{values[name][0][1]:.4g} → {values[name][-1][1]:.4g}" if name in values else "-" for name in names)
-        rows.append((run.name, f"{run.kimg:g}", *ends))
-    labels = unique([run.name for run in runs])
-    cards = [
-        card(
-            name, "", line_chart({label: run.results().get(name, []) for label, run in zip(labels, runs, strict=True)})
-        )
-        for name in names
+def preflight(run: Run) -> list[tuple[str, ...]]:
+    """Denoising losses of the trial of the pair by noise level, the first row being the heading."""
+    keys = ("sigmas", "generator_loss", "teacher_loss")
+    columns = [run.preflight.get(key) for key in keys]
+    if not all(isinstance(column, list) and column for column in columns):
+        return []
+    rows = []
+    for sigma, generator, teacher in zip(*columns, strict=False):  # type: ignore[arg-type]
+        values = [number(value) for value in (sigma, generator, teacher)]
+        if None not in values and values[2]:
+            ratio = (values[1] or 0.0) / values[2]
+            rows.append((short(values[0] or 0.0), short(values[1] or 0.0), short(values[2]), short(ratio)))
+    return [("sigma", "generator's images", "teacher's samples", "ratio"), *rows] if rows else []
+
+
+def times(run: Run) -> list[tuple[str, str]]:
+    """Where the time went."""
+    total = run.seconds()
+    parts = {"steps": run.seconds_stepping(), "metrics": run.seconds_measuring()}
+    parts["warm-up, saving and the rest"] = max(total - sum(parts.values()), 0.0)
+    whole = sum(parts.values())
+    return (
+        [(name, f"{duration(value)} ({value / whole:.0%})") for name, value in parts.items() if value] if whole else []
+    )
+
+
+def facts(run: Run) -> list[tuple[str, str]]:
+    """Version, machine and date, as far as the run recorded them."""
+    recorded = run.sessions[-1] if run.sessions else {}
+    refine = " ".join(str(part) for part in (recorded.get("refine"), _in_brackets(recorded.get("commit"))) if part)
+    moments = run.times()
+    found = [
+        ("Refine", refine),
+        ("PyTorch", str(recorded.get("torch") or "")),
+        ("Python", f"{recorded.get('python') or ''} {_in_brackets(recorded.get('platform'))}".strip()),
+        ("Machine", machine(run)),
+        ("Started", date(moments[0]) if moments else ""),
+        ("Last entry", date(moments[-1]) if moments else ""),
+        ("Time", duration(run.seconds()) if run.seconds() else ""),
+        ("Sessions", plural(len(run.sessions), "session") if len(run.sessions) > 1 else ""),
+        *((f"SHA-256, {key}", str(value)) for key, value in _hashes(recorded).items()),
     ]
-    for key, (title, meaning) in BY_BAND.items():
-        lines = {label: run.series(key) for label, run in zip(labels, runs, strict=True)}
-        cards.append(card(title, meaning, line_chart(lines)))
-    different = sorted({key for run in runs for key in run.options if differs(runs, key)})
-    options = [("option", *labels)]
-    options += [(key, *(escape_none(run.options.get(key)) for run in runs)) for key in different]
-    what = f"<h3>Options that differ</h3>{table(options)}" if different else ""
-    return f"{table(rows)}{what}{grid(cards)}"
+    return [(name, value) for name, value in found if value]
 
 
-def differs(runs: Sequence[Run], key: str) -> bool:
-    """Whether an option has not the same value in all runs."""
+def links(run: Run, folder: Path) -> list[Link]:
+    """The run's files, as seen from the page's folder."""
+    wanted = ["network-best.pkl", *list(run.snapshots.values())[-1:], "log.txt", "stats.jsonl", "training_options.json"]
+    found = []
+    for name in wanted:
+        path = run.path / name
+        if path.exists():
+            try:
+                relative = os.path.relpath(path.absolute(), folder.absolute())
+            except ValueError:  # on another drive of Windows
+                continue
+            found.append(Link(name, quote(Path(relative).as_posix())))
+    return found
+
+
+def comparison(sections: Sequence[Section]) -> Comparison:
+    """Several runs: their ends in one table, their options where they differ, each metric in one chart."""
+    runs = [item.run for item in sections]
+    metrics = [{metric.name: metric for metric in measured(run)} for run in runs]
+    names = list(dict.fromkeys(name for found in metrics for name in found))
+    rows = [
+        ("verdict", [item.verdict_title for item in sections]),
+        ("kimg", [f"{run.kimg:g}" for run in runs]),
+        ("time", [duration(run.seconds()) if run.seconds() else "" for run in runs]),
+    ]
+    for name in names:
+        title = next(found[name].title for found in metrics if name in found)
+        rows.append((title, [_ends(found[name]) if name in found else "" for found in metrics]))
+    different = [key for key in dict.fromkeys(key for run in runs for key in run.options) if _differs(runs, key)]
+    cards = []
+    for name in names:
+        lines = [
+            Line(item.letter, found[name].points, _color(index), found[name].intervals)
+            for index, (item, found) in enumerate(zip(sections, metrics, strict=True))
+            if name in found
+        ]
+        first = next(found[name] for found in metrics if name in found)
+        if chart := line_chart(lines, first.title, first.yardsticks):
+            cards.append(Card(first.title, name, chart))
+    for statistic in COURSE:
+        lines = [Line(item.letter, item.run.series(statistic.key), _color(i)) for i, item in enumerate(sections)]
+        if chart := line_chart(lines, statistic.unit):
+            cards.append(Card(statistic.title, statistic.meaning, chart))
+    latest = [(item, item.strip[-1 if item.run.reals is None else -2]) for item in sections if item.strip]
+    return Comparison(
+        letters=[item.letter for item in sections],
+        names=[run.name for run in runs],
+        rows=rows,
+        options=[(key, [_option_text(run.options.get(key)) for run in runs]) for key in different],
+        strip=[StripRow(item.letter, row.value, row.picture) for item, row in latest],
+        cards=cards,
+    )
+
+
+def letter(index: int) -> str:
+    """`A`, `B`, ... `Z`, `A1`, ..."""
+    return chr(ord("A") + index % 26) + (str(index // 26) if index >= 26 else "")
+
+
+def _color(index: int) -> str:
+    return f"c{index % NUM_COLORS}"
+
+
+def _ends(metric: Metric) -> str:
+    (_, first), (_, last) = metric.start, metric.end
+    return short(last) if len(metric.points) < 2 else f"{short(first)} → {short(last)}"
+
+
+def _differs(runs: Sequence[Run], key: str) -> bool:
     return any(run.options.get(key) != runs[0].options.get(key) for run in runs)
 
 
-def best_of(name: str, points: Points) -> tuple[float, float]:
-    """The best point of a metric."""
-    choose = min if name.startswith(LOWER_IS_BETTER) else max
-    return choose(points, key=lambda point: point[1])
+def _with_interval(metric: Metric, index: int) -> str:
+    kimg, value = metric.points[index]
+    interval = metric.intervals.get(kimg)
+    return short(value) + (f" [{short(interval[0])}, {short(interval[1])}]" if interval else "")
 
 
-def unique(names: Sequence[str]) -> list[str]:
-    """Names, with a number where one occurs again."""
-    return [name if name not in names[:i] else f"{name} ({i + 1})" for i, name in enumerate(names)]
+def _file_name(spec: Any) -> str:
+    """The last part of a path or an address, without its query: what a person would call it."""
+    text = without_secrets(str(spec or "?")).split("?")[0] or "?"
+    return text.replace("\\", "/").rstrip("/").rpartition("/")[2] or text
 
 
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """The first row as heading."""
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in rows[0])
-    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows[1:])
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+def _option_text(value: Any) -> str:
+    return "-" if value is None else without_secrets(str(value))
 
 
-def card(title: str, text: str, chart: str) -> str:
-    """A chart with a heading."""
-    return f'<div class="card"><h3>{escape(title)}</h3>{f"<p>{escape(text)}</p>" if text else ""}{chart}</div>'
+def _in_brackets(value: Any) -> str:
+    return f"({value})" if value else ""
 
 
-def grid(cards: Sequence[str]) -> str:
-    """Cards beside each other where there is room."""
-    return f'<div class="grid2">{"".join(cards)}</div>' if cards else ""
-
-
-def data_uri(path: Path) -> str:
-    """A PNG as part of the page."""
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
-
-
-def duration(seconds: float) -> str:
-    """`1h 02m 03s`."""
-    total = round(seconds)
-    hours, minutes = total // 3600, total // 60 % 60
-    if hours:
-        return f"{hours}h {minutes:02d}m {total % 60:02d}s"
-    return f"{minutes}m {total % 60:02d}s" if minutes else f"{total % 60}s"
-
-
-def escape(value: Any) -> str:
-    """Text for HTML: names come from files."""
-    return html.escape(str(value))
-
-
-def escape_none(value: Any) -> str:
-    """A stored value as text."""
-    return "-" if value is None else str(value)
+def _hashes(recorded: dict[str, Any]) -> dict[str, Any]:
+    found = recorded.get("sha256")
+    return found if isinstance(found, dict) else {}

@@ -1,4 +1,4 @@
-"""What a run directory holds, as plain values, however incomplete the run is."""
+"""A run's folder as plain values, however incomplete the run is."""
 
 from __future__ import annotations
 
@@ -6,89 +6,129 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from refine.errors import UserError
 
 Row = dict[str, Any]
-Points = list[tuple[float, float]]  # (kimg, value), finite, in the order of the file
+Points = list[tuple[float, float]]  # (kimg, value), finite, ascending in kimg
+
+MAX_STATS = 4000  # rows of `stats.jsonl` that are parsed; of more, evenly many
+OPTIONS, STATS, LOG, SESSIONS = "training_options.json", "stats.jsonl", "log.txt", "sessions.jsonl"
+PREFLIGHT, YARDSTICKS, REALS, FIRST_FAKES = "preflight.json", "yardsticks.json", "reals.png", "fakes_init.png"
 
 _SNAPSHOT = re.compile(r"network-snapshot-(\d{6,}(?:_\d{3})?)\.pkl")
 _FAKES = re.compile(r"fakes(\d{6,}(?:_\d{3})?)\.png")
 _BAND = re.compile(r"(?P<base>.+)/sigma_(?P<low>[^_]+)_(?P<high>[^_]+)")
-LOWER_IS_BETTER = ("fid", "fdd", "kid", "ppl")
+_WARNING = "Warning: "
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture of fakes.
+
+    Attributes:
+        kimg: Moment of the run.
+        path: PNG file.
+    """
+
+    kimg: float
+    path: Path
+
+
+@dataclass(frozen=True)
+class Band:
+    """A band of noise levels, `low <= sigma < high`, with a statistic's values in it.
+
+    Attributes:
+        low, high: Bounds of sigma; `high` may be infinite.
+        points: Values over kimg.
+    """
+
+    low: float
+    high: float
+    points: Points
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run directory.
+    """A run's folder.
 
     Attributes:
-        path: the folder.
+        path: The folder.
         options: `training_options.json`.
-        stats: the rows of `stats.jsonl`.
-        metrics: the rows of every `metric-<name>.jsonl`, by name.
-        snapshots: kimg of the snapshots in the folder, ascending.
-        before: the picture of the generator as it came, None if there is none.
-        after: the newest picture, with its kimg.
-        num_damaged: lines that could not be read.
+        stats: Rows of `stats.jsonl`.
+        metrics: Rows of every `metric-<name>.jsonl`, by name.
+        sessions: Rows of `sessions.jsonl`: one for each start and resume.
+        preflight: `preflight.json`; empty if there is none.
+        yardsticks: Results of the same metrics for the teacher and for real images, as `yardsticks.json` lists them:
+            rows with `name`, `results` and maybe `note`.
+        log: Lines of `log.txt`.
+        snapshots: Snapshots in the folder: Their kimg and file names, ascending.
+        pictures: Pictures of fakes, ascending; the first one is of the generator before refinement.
+        reals: Picture of real images; None: There is none.
+        num_damaged: Number of lines and files that could not be read.
     """
 
     path: Path
-    options: Row
-    stats: list[Row]
-    metrics: dict[str, list[Row]]
-    snapshots: list[float]
-    before: Path | None
-    after: tuple[float, Path] | None
-    num_damaged: int
+    options: Row = field(default_factory=dict)
+    stats: list[Row] = field(default_factory=list)
+    metrics: dict[str, list[Row]] = field(default_factory=dict)
+    sessions: list[Row] = field(default_factory=list)
+    preflight: Row = field(default_factory=dict)
+    yardsticks: list[Row] = field(default_factory=list)
+    log: list[str] = field(default_factory=list)
+    snapshots: dict[float, str] = field(default_factory=dict)
+    pictures: list[Picture] = field(default_factory=list)
+    reals: Path | None = None
+    num_damaged: int = 0
 
     @property
     def name(self) -> str:
-        """The folder's name."""
+        """Name of the folder."""
         return self.path.resolve().name
 
     @property
     def kimg(self) -> float:
-        """How far the run came, as its statistics tell."""
+        """Thousands of images of generator updates so far."""
         return max((kimg for kimg, _ in self.series("Progress/kimg")), default=0.0)
 
     @property
     def kimg_wanted(self) -> float:
-        """How far it was to come; 0 if the options do not tell."""
+        """Thousands of images that the run is to take; 0: The options do not tell."""
         return number(self.options.get("kimg")) or 0.0
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run has come to its end."""
+        return self.kimg >= self.kimg_wanted * (1 - 1e-9)
+
+    @cached_property
     def statistics(self) -> list[str]:
-        """The names of everything in `stats.jsonl` that is a number, in the order of appearance."""
+        """Names of all numbers in `stats.jsonl`, in the order of their appearance."""
         return list(dict.fromkeys(key for row in self.stats for key, value in row.items() if number(value) is not None))
 
     def series(self, key: str) -> Points:
-        """The values of a statistic over kimg."""
+        """Values of a statistic over kimg."""
         pairs = ((number(row.get("Progress/kimg")), number(row.get(key))) for row in self.stats)
         return [(x, y) for x, y in pairs if x is not None and y is not None]
 
-    def bands(self, base: str) -> dict[str, Points]:
-        """The values of a statistic by band of noise levels, from low to high."""
-        found = [(m, key) for key in self.statistics() if (m := _BAND.fullmatch(key)) and m["base"] == base]
-        found.sort(key=lambda pair: _as_float(pair[0]["low"]))
-        return {f"sigma {m['low']} to {m['high']}": self.series(key) for m, key in found}
-
-    def results(self) -> dict[str, Points]:
-        """The values of every metric over kimg, by the names in `results`."""
-        found: dict[str, Points] = {}
-        for rows in self.metrics.values():
-            for row in rows:
-                kimg = snapshot_kimg(row)
-                for name, value in _mapping(row.get("results")).items():
-                    if kimg is not None and (y := number(value)) is not None:
-                        found.setdefault(str(name), []).append((kimg, y))
-        distances_first = sorted(found, key=lambda name: not name.startswith(LOWER_IS_BETTER))
-        return {name: sorted(found[name]) for name in distances_first}
+    def bands(self, base: str) -> list[Band]:
+        """Values of a statistic by band of noise levels, from low to high."""
+        found = []
+        for key in self.statistics:
+            match = _BAND.fullmatch(key)
+            if match and match["base"] == base:
+                bounds = [_as_float(match[name]) for name in ("low", "high")]
+                if None not in bounds:
+                    found.append(Band(bounds[0] or 0.0, bounds[1] or 0.0, self.series(key)))
+        return sorted(found, key=lambda band: band.low)
 
     def class_shares(self) -> list[tuple[float, list[float]]]:
-        """Which share of the images a classifier took for each class, over kimg, where a metric's row tells."""
+        """Share of the images that a classifier took for each class, over kimg, where a metric's row tells."""
         found = []
         for rows in self.metrics.values():
             for row in rows:
@@ -99,117 +139,80 @@ class Run:
                         found.append((kimg, [value or 0.0 for value in values]))
         return sorted(found)
 
+    def logged_warnings(self) -> list[str]:
+        """Warnings that the run itself gave, each once."""
+        return list(dict.fromkeys(line.removeprefix(_WARNING) for line in self.log if line.startswith(_WARNING)))
+
+    def times(self) -> list[float]:
+        """Times of everything that was recorded, in seconds since the epoch, ascending."""
+        rows = [*self.sessions, *self.stats, *(row for rows in self.metrics.values() for row in rows)]
+        found = (number(row.get("timestamp")) for row in rows)
+        return sorted(time for time in found if time is not None)
+
+    def seconds(self) -> float:
+        """Time that the run took, without pauses between its sessions; 0: Nothing tells."""
+        times = self.times()
+        starts = sorted(start for row in self.sessions if (start := number(row.get("timestamp"))) is not None)
+        if not starts:
+            return max((value for _, value in self.series("Timing/total_sec")), default=0.0)
+        total = 0.0
+        for start, end in zip(starts, [*starts[1:], math.inf], strict=True):
+            total += max(time for time in times if start <= time < end or time == start) - start
+        return total
+
     def seconds_measuring(self) -> float:
-        """Seconds that the metrics took, as their rows tell."""
+        """Time that metrics took, as their rows tell."""
         times = [number(row.get("total_time")) for rows in self.metrics.values() for row in rows]
         return sum(time for time in times if time is not None)
 
+    def seconds_stepping(self) -> float:
+        """Time that steps took, without the warm-up."""
+        per_kimg = self.series("Timing/sec_per_kimg")
+        starts = [0.0, *(x for x, _ in per_kimg)]
+        return sum(max(x - start, 0.0) * y for start, (x, y) in zip(starts, per_kimg, strict=False))
+
 
 def read_run(path: Path) -> Run:
-    """Reads a run directory, whatever state it is in; lines that cannot be read are counted.
+    """Reads a run's folder, whatever state it is in; lines that cannot be read are counted.
 
     Raises:
-        UserError: it is no folder, or holds neither options nor statistics.
+        UserError: It is not a folder, it cannot be read, or it holds neither options nor statistics.
     """
     if not path.is_dir():
-        raise UserError(f"{path} is not a folder: give the folder of a run, in training-runs.")
-    options_path, stats_path = path / "training_options.json", path / "stats.jsonl"
-    if not options_path.is_file() and not stats_path.is_file():
-        raise UserError(f"{path} holds neither training_options.json nor stats.jsonl: give the folder of a run.")
-    num_damaged = 0
-    options: Row = {}
+        raise UserError(f"{path} is not a folder: give the folder of a run, such as training-runs/00000-...")
+    if not (path / OPTIONS).is_file() and not (path / STATS).is_file():
+        raise UserError(f"{path} holds neither {OPTIONS} nor {STATS}: give the folder of a run.")
+    damage: list[int] = []
     try:
-        options = _mapping(json.loads(options_path.read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        num_damaged += 1
-    stats, bad = _rows(stats_path)
-    num_damaged += bad
-    metrics = {}
-    for file in sorted(path.glob("metric-*.jsonl")):
-        rows, bad = _rows(file)
-        metrics[file.stem.removeprefix("metric-")] = rows
-        num_damaged += bad
-    names = sorted(file.name for file in path.iterdir())
-    fakes = sorted((_kimg(m[1]), path / name) for name in names if (m := _FAKES.fullmatch(name)))
-    before = path / "fakes_init.png"
+        names = sorted(file.name for file in path.iterdir())
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): give a folder that you may read.") from error
+    fakes = sorted((_kimg(m[1]), name) for name in names if (m := _FAKES.fullmatch(name)))
+    pictures = [Picture(0.0, path / FIRST_FAKES)] if (path / FIRST_FAKES).is_file() else []
     return Run(
         path=path,
-        options=options,
-        stats=stats,
-        metrics=metrics,
-        snapshots=sorted(_kimg(m[1]) for name in names if (m := _SNAPSHOT.fullmatch(name))),
-        before=before if before.is_file() else None,
-        after=fakes[-1] if fakes else None,
-        num_damaged=num_damaged,
+        options=_object(path / OPTIONS, damage),
+        stats=_rows(path / STATS, damage, most=MAX_STATS),
+        metrics={
+            name.removeprefix("metric-").removesuffix(".jsonl"): _rows(path / name, damage)
+            for name in names
+            if name.startswith("metric-") and name.endswith(".jsonl")
+        },
+        sessions=_rows(path / SESSIONS, damage),
+        preflight=_object(path / PREFLIGHT, damage) if PREFLIGHT in names else {},
+        yardsticks=_objects(path / YARDSTICKS, damage) if YARDSTICKS in names else [],
+        log=_text(path / LOG, damage).splitlines() if LOG in names else [],
+        snapshots={_kimg(m[1]): name for name in names if (m := _SNAPSHOT.fullmatch(name))},
+        pictures=[*pictures, *(Picture(kimg, path / name) for kimg, name in fakes)],
+        reals=path / REALS if (path / REALS).is_file() else None,
+        num_damaged=len(damage),
     )
 
 
-def warnings(run: Run) -> list[str]:
-    """What a reader should know before believing the numbers, a sentence each."""
-    found = []
-    if run.kimg < run.kimg_wanted * (1 - 1e-9):
-        found.append(f"Not finished: {run.kimg:g} of {run.kimg_wanted:g} kimg are done.")
-    for name, points in run.results().items():
-        if not name.startswith(LOWER_IS_BETTER):
-            continue
-        best, last = min(points, key=lambda point: point[1]), points[-1]
-        if last[1] > best[1] * 1.01:
-            found.append(
-                f"{name} rose from {best[1]:.4g} at {best[0]:g} kimg to {last[1]:.4g} at {last[0]:g} kimg: "
-                f"take network-snapshot-{_moment(best[0])}.pkl."
-            )
-    nonfinite = [value for _, value in run.series("Progress/num_nonfinite")]
-    if nonfinite and max(nonfinite) > 0:
-        found.append(f"{max(nonfinite):g} updates were left out because a gradient was not finite.")
-    for name, rows in run.metrics.items():
-        measured = {snapshot_kimg(row) for row in rows}
-        missing = [kimg for kimg in run.snapshots if kimg not in measured]
-        if missing:
-            kimgs = ", ".join(f"{kimg:g}" for kimg in missing[:8]) + (", ..." if len(missing) > 8 else "")
-            found.append(f"{name} was not measured for the snapshot at {kimgs} kimg.")
-    if not run.metrics:
-        found.append("No metric was measured: pictures alone do not tell whether a generator got better.")
-    if run.num_damaged:
-        found.append(f"{run.num_damaged} lines or files could not be read and are left out.")
-    return found
-
-
-# Options that presets give a value, so that having none has to be said.
-_MAY_BE_NONE = ("batch_gpu", "clip_grad", "ema_rampup", "stop_if_worse")
-
-
-def command(run: Run) -> str:
-    """The command that repeats the run: every option that it had, the default ones too."""
-    words = ["python", "refine.py"]
-    for name, value in run.options.items():
-        if value is None and name in _MAY_BE_NONE:
-            value = "none"
-        if value is None:
-            continue
-        if isinstance(value, bool):
-            value = int(value)
-        elif isinstance(value, list):
-            value = ",".join(str(item) for item in value)
-        words.append(f"--{name.replace('_', '-')}={value}")
-    return " ".join(_quoted(word) for word in words)
-
-
 def snapshot_kimg(row: Mapping[str, Any]) -> float | None:
-    """Which snapshot a metric's row is about."""
-    match = _SNAPSHOT.search(str(row.get("snapshot_pkl")))
+    """Moment of the snapshot that a metric's row is about; None: The row does not name one."""
+    match = _SNAPSHOT.fullmatch(str(row.get("snapshot_pkl")).replace("\\", "/").rpartition("/")[2])
     return _kimg(match[1]) if match else None
-
-
-def _kimg(moment: str) -> float:
-    """`000003` -> 3, `000003_520` -> 3.52: the names of `run_dir.moment`."""
-    kimg, _, images = moment.partition("_")
-    return int(kimg) + int(images or 0) / 1000
-
-
-def _moment(kimg: float) -> str:
-    """The inverse."""
-    whole, images = divmod(round(kimg * 1000), 1000)
-    return f"{whole:06d}" + (f"_{images:03d}" if images else "")
 
 
 def number(value: Any) -> float | None:
@@ -218,20 +221,49 @@ def number(value: Any) -> float | None:
     return float(value) if is_number else None
 
 
-def _rows(path: Path) -> tuple[list[Row], int]:
-    """The objects of a file of JSON lines, and how many lines were none."""
-    rows, num_damaged = [], 0
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if isinstance(row, dict):
-            rows.append(row)
-        elif line.strip():
-            num_damaged += 1
-    return rows, num_damaged
+def mapping(value: Any) -> Row:
+    """A JSON object, else an empty one."""
+    return value if isinstance(value, dict) else {}
+
+
+def _kimg(tag: str) -> float:
+    """`000003` -> 3, `000003_520` -> 3.52."""
+    kimg, _, images = tag.partition("_")
+    return int(kimg) + int(images or 0) / 1000
+
+
+def _text(path: Path, damage: list[int]) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        damage.append(1)
+        return ""
+
+
+def _json(text: str, damage: list[int]) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        damage.append(1)
+        return None
+
+
+def _object(path: Path, damage: list[int]) -> Row:
+    return mapping(_json(_text(path, damage), damage)) if path.is_file() else {}
+
+
+def _objects(path: Path, damage: list[int]) -> list[Row]:
+    value = _json(_text(path, damage), damage)
+    return [row for row in value if isinstance(row, dict)] if isinstance(value, list) else []
+
+
+def _rows(path: Path, damage: list[int], most: int | None = None) -> list[Row]:
+    """The objects of a file of JSON lines; of more than `most`, evenly many and the last one."""
+    lines = [line for line in _text(path, damage).split("\n") if line.strip()] if path.is_file() else []
+    step = 1 if most is None else max(-(-len(lines) // most), 1)
+    rows = [_json(line, damage) for line in (lines if step == 1 else [*lines[:-1:step], lines[-1]])]
+    damage += [1 for row in rows if row is not None and not isinstance(row, dict)]
+    return [row for row in rows if isinstance(row, dict)]
 
 
 def _find(value: Any, key: str) -> Iterator[Any]:
@@ -244,17 +276,9 @@ def _find(value: Any, key: str) -> Iterator[Any]:
                 yield from _find(item, key)
 
 
-def _mapping(value: Any) -> Row:
-    return value if isinstance(value, dict) else {}
-
-
-def _as_float(text: str) -> float:
+def _as_float(text: str) -> float | None:
     try:
-        return float(text)
+        value = float(text)
     except ValueError:
-        return math.inf
-
-
-def _quoted(word: str) -> str:
-    """For a POSIX shell; what needs no quotes has none."""
-    return word if re.fullmatch(r"[\w@%+=:,./-]+", word, re.ASCII) else "'" + word.replace("'", "'\"'\"'") + "'"
+        return None
+    return None if math.isnan(value) else value
