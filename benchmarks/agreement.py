@@ -16,6 +16,7 @@ import json
 import math
 import statistics
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,7 +28,7 @@ from sharing import FORMS as SHARING
 
 from refine import RunConfig, load_gan, load_teacher
 from refine.diffusion.noise_levels import LogNormal, parse_schedule
-from refine.digits.judge import digits_measure
+from refine.digits.figures import figures_of
 from refine.runs.start import make_trainer
 from refine.training.optimizer import learning_rate
 from refine.training.statistics import Averages
@@ -143,8 +144,7 @@ def run(form: str, seed: int, kimg: float, split: str, samples: int) -> dict[str
     start = time.process_time()
     curves = train(training, config)
     seconds = time.process_time() - start
-    (measured,) = digits_measure(split, samples)(training.generator_ema, "")
-    figures = {name.split("_")[0]: value for name, value in measured["results"].items()}
+    figures = asdict(figures_of(training.generator_ema, split, samples))
     return {"form": form, "seed": seed, "seconds": seconds, **curves, "figures": figures}
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from refine import RunConfig, refine
-from refine.digits.judge import digits_measure
+from refine.digits.figures import Figures, figures_of
 from refine.presets import PRESETS
 
 # The demo's own settings; each row of the table changes some of them.
@@ -54,20 +54,16 @@ TRIES: dict[str, dict[str, Any]] = {
 }
 
 
-def run(changes: dict[str, Any], seed: int, split: str, count: int) -> tuple[list[dict[str, float]], float]:
+def run(changes: dict[str, Any], seed: int, split: str, count: int) -> tuple[list[Figures], float]:
     """The figures before and after, and the processor seconds of the run without measuring."""
-    measure, spent, found = digits_measure(split, count), 0.0, []
+    spent, found = 0.0, []
 
     def timed(generator: torch.nn.Module, snapshot: str) -> list[dict[str, Any]]:
         nonlocal spent
         start = time.process_time()
-        rows = measure(generator, snapshot)
-        found.append(
-            {name.split("_")[0]: value for name, value in rows[0]["results"].items()}
-            | {"rarest": min(rows[0]["provenance"]["class_shares"])}
-        )
+        found.append(figures_of(generator, split, count))
         spent += time.process_time() - start
-        return rows
+        return []
 
     with tempfile.TemporaryDirectory() as folder:
         config = RunConfig(gan="digits", teacher="edm-digits", outdir=folder, seed=seed, **(COMMON | changes))
@@ -76,11 +72,11 @@ def run(changes: dict[str, Any], seed: int, split: str, count: int) -> tuple[lis
         return found, time.process_time() - start - spent
 
 
-def row(name: str, values: dict[str, float], seconds: float | None) -> str:
+def row(name: str, found: Figures, seconds: float | None) -> str:
     """A line of the table."""
-    cells = [name, f"{values['fid']:.1f}"]
-    cells += [f"{values[key]:.2f}" for key in ("precision", "recall", "coverage", "agreement")]
-    cells += [f"{values['variance']:.1f}", f"{values['rarest']:.3f}", "" if seconds is None else f"{seconds:.0f}"]
+    cells = [name, f"{found.fid:.1f}"]
+    cells += [f"{value:.2f}" for value in (found.precision, found.recall, found.coverage, found.agreement)]
+    cells += [f"{found.variance:.1f}", f"{min(found.class_shares):.3f}", "" if seconds is None else f"{seconds:.0f}"]
     return f"| {' | '.join(cells)} |"
 
 

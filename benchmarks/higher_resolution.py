@@ -26,9 +26,10 @@ from torch import Tensor
 from refine import RunConfig, load_gan, load_teacher, refine
 from refine.digits.digits import Images, shipped_detector, shipped_split
 from refine.digits.figures import Figures, figures, generator_sampler, sample, teacher_sampler
-from refine.digits.judge import side_by_side
+from refine.digits.judge import first_images
 from refine.digits.make.__main__ import save_teacher
 from refine.digits.make.teacher import TeacherOptions, train_teacher
+from refine.files.image_grid import side_by_side
 from refine.pair.bridge import Bridge, resize
 from refine.pair.high_frequency import high_pass
 
@@ -186,7 +187,7 @@ def main() -> None:
                 grids += [] if grids else [snapshot.parent / "fakes_init.png"]
                 grids.append(sorted(snapshot.parent.glob("fakes[0-9]*.png"))[-1])
         if grids:
-            side_by_side(grids, args.outdir / f"{start.replace(' ', '-')}.png")
+            side_by_side([first_images(path) for path in grids]).save(args.outdir / f"{start.replace(' ', '-')}.png")
     print(f"\nDigit-CNN features, not Inception; {args.samples} images against the {args.split} split")
     print(f"| | {' | '.join(COLUMNS)} |\n|{'---|' * (len(COLUMNS) + 1)}", *lines, sep="\n")
 

@@ -53,7 +53,8 @@ class Layout:
         columns, rows: Images across and down.
         tile: Side of an image as shown.
         gutter: Distance between two images.
-        top: Height of the captions above the first row.
+        top: Height of all captions above the first row.
+        title: Height of the uppermost one, of the whole picture.
     """
 
     columns: int
@@ -61,6 +62,7 @@ class Layout:
     tile: int
     gutter: int
     top: int
+    title: int
 
     @property
     def size(self) -> tuple[int, int]:
@@ -97,9 +99,9 @@ def draw_grid(
     scale = max(SMALLEST_TILE // resolution, 1)
     tile = resolution * scale
     rows = -(-count // columns)
-    heading, names = min(max(tile // 3, 16), 48), min(max(tile // 5, 12), 32)  # sizes of the fonts
+    heading, names = min(max(tile // 3, 16), 48), min(max(tile // 4, 12), 32)  # sizes of the fonts
     heights = [size * 3 // 2 if shown else 0 for size, shown in ((heading, title), (names, column_names))]
-    layout = Layout(columns, rows, tile, gutter=min(max(tile // 32, 1), 8), top=sum(heights))
+    layout = Layout(columns, rows, tile, gutter=min(max(tile // 32, 1), 8), top=sum(heights), title=heights[0])
     mode = "L" if channels == 1 else "RGB"
     canvas = Image.new(mode, layout.size, "white")
     for index, image in enumerate(pixels):
@@ -108,12 +110,10 @@ def draw_grid(
         canvas.paste(part, layout.corner(*divmod(index, columns)))
     draw = ImageDraw.Draw(canvas)
     if title:
-        draw.text(
-            (layout.gutter, heights[0] / 2), title, fill="black", font=ImageFont.load_default(heading), anchor="lm"
-        )
+        draw.text((layout.gutter, heights[0] / 2), title, fill="black", font=_font(heading), anchor="lm")
     for column, name in enumerate(column_names[:columns]):
         x = layout.corner(0, column)[0] + tile / 2
-        draw.text((x, layout.top - heights[1] / 2), name, fill="black", font=ImageFont.load_default(names), anchor="mm")
+        draw.text((x, layout.top - heights[1] / 2), name, fill="black", font=_font(names), anchor="mm")
     return canvas, layout
 
 
@@ -146,4 +146,36 @@ def layout_of(picture: Image.Image) -> Layout | None:
     if not all(type(number) is int and number >= 0 for number in numbers.values()):
         return None
     layout = Layout(**numbers)
-    return layout if min(layout.columns, layout.rows, layout.tile) > 0 and layout.size == picture.size else None
+    return layout if _is_of(layout, picture) else None
+
+
+def _is_of(layout: Layout, picture: Image.Image) -> bool:
+    has_images = min(layout.columns, layout.rows, layout.tile) > 0
+    return has_images and layout.title <= layout.top and layout.size == picture.size
+
+
+def side_by_side(pictures: Sequence[Image.Image], captions: Sequence[str] = (), gap: int = 16) -> Image.Image:
+    """Pictures in a row on white, each below its caption.
+
+    Args:
+        pictures: Pictures, all gray (mode L) or all RGB.
+        captions: Caption of each; empty: There are none.
+        gap: Pixels between two pictures.
+    """
+    height = max(picture.height for picture in pictures)
+    size = min(max(height // 20, 16), 48)
+    captions = captions if features.check("freetype2") else ()
+    top = size * 3 // 2 if captions else 0
+    width = sum(picture.width + gap for picture in pictures) - gap
+    canvas = Image.new(pictures[0].mode, (width, top + height), "white")
+    draw, left = ImageDraw.Draw(canvas), 0
+    for picture, caption in zip(pictures, captions or [""] * len(pictures), strict=True):
+        canvas.paste(picture, (left, top))
+        if caption:
+            draw.text((left + picture.width / 2, top / 2), caption, fill="black", font=_font(size), anchor="mm")
+        left += picture.width + gap
+    return canvas
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)

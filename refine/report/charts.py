@@ -13,6 +13,7 @@ NUM_COLORS = 8  # .c0 to .c7 of the style sheet, for things without an order
 NUM_BAND_COLORS = 7  # .b0 to .b6, from low to high noise levels
 MAX_POINTS = 600  # of a line: more would only make the page heavy
 MANY_DOTS = 40  # points beyond which only the last one is marked
+LABEL_HEIGHT = 11  # units that a label of a line takes
 LOGARITHMIC = 20  # ratio of the largest to the smallest value beyond which the scale is logarithmic
 
 
@@ -173,7 +174,7 @@ def line_chart(
             Mark(y_of(tick), _tick(tick)) for tick in _ticks(y_low, y_high, logarithmic, 4 if size is SMALL else 6)
         ],
         lines=drawn,
-        references=[Mark(y_of(y), name) for name, y in known.items()],
+        references=_spaced([Mark(y_of(y), name) for name, y in known.items()]),
         bars=[],
         legend=[(line.name, line.color) for line in shown] if len(shown) > 1 else [],
     )
@@ -222,6 +223,19 @@ def bar_chart(groups: Mapping[str, Sequence[float]], labels: Sequence[str], x_na
         bars=bars,
         legend=[(name, f"c{index % NUM_COLORS}") for index, name in enumerate(values)] if len(values) > 1 else [],
     )
+
+
+def _spaced(marks: Sequence[Mark]) -> list[Mark]:
+    """Horizontal lines from the top down; those that lie close together share one label."""
+    found: list[Mark] = []
+    for mark in sorted(marks, key=lambda mark: mark.at):
+        labelled = next((i for i in reversed(range(len(found))) if found[i].label), None)
+        if labelled is not None and mark.at - found[labelled].at < LABEL_HEIGHT:
+            found[labelled] = Mark(found[labelled].at, f"{found[labelled].label}, {mark.label}")
+            found.append(Mark(mark.at, ""))
+        else:
+            found.append(mark)
+    return found
 
 
 def _name(band: Band) -> str:

@@ -14,7 +14,7 @@ from refine.presets import PRESETS
 ALWAYS = ("gan", "teacher", "preset")
 
 
-def defaults(preset: str | None) -> list[dict[str, Any]]:
+def defaults(preset: Any) -> list[dict[str, Any]]:
     """What options are if they are not given: with labels, and without.
 
     Args:
@@ -22,7 +22,7 @@ def defaults(preset: str | None) -> list[dict[str, Any]]:
             sets have a default, since the command line would choose a preset by itself.
     """
     values = {f.name: f.default for f in fields(RunConfig) if f.default is not MISSING}
-    if preset in PRESETS:
+    if isinstance(preset, str) and preset in PRESETS:
         return [values | PRESETS[preset].options_for(conditional) for conditional in (True, False)]
     set_by_presets = {name for p in PRESETS.values() for name in (*p.options, *p.unconditional)}
     return [{name: value for name, value in values.items() if name not in set_by_presets}]

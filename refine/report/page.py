@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -159,6 +160,18 @@ class Comparison:
     cards: list[Card]
 
 
+@cache
+def environment() -> Environment:
+    """Jinja's, which escapes all that comes from files."""
+    return Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
 def page(runs: Sequence[Run], folder: Path) -> str:
     """The whole document.
 
@@ -167,16 +180,11 @@ def page(runs: Sequence[Run], folder: Path) -> str:
         folder: Folder that the page is written to, for links.
     """
     sections = [section(run, folder, letter(index) if len(runs) > 1 else "") for index, run in enumerate(runs)]
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     title = sections[0].title if len(runs) == 1 else f"{len(runs)} runs side by side"
-    return environment.get_template("page.html").render(
-        title=title, sections=sections, comparison=comparison(sections) if len(runs) > 1 else None
+    return (
+        environment()
+        .get_template("page.html")
+        .render(title=title, sections=sections, comparison=comparison(sections) if len(runs) > 1 else None)
     )
 
 
@@ -245,7 +253,7 @@ def strip(run: Run, metric: Metric | None) -> list[StripRow]:
 def metric_row(metric: Metric, yardstick_names: Sequence[str]) -> MetricRow:
     """A row of the table of metrics."""
     arrows = {"lower": "↓", "higher": "↑", None: ""}
-    best = "" if metric.better is None else f"{short(metric.best[1])} at {metric.best[0]:g}"
+    best = "" if metric.better is None else f"{short(metric.best[1])} ({metric.best[0]:g})"
     known = [short(metric.yardsticks[name]) if name in metric.yardsticks else "" for name in yardstick_names]
     change = change_text(metric) if len(metric.points) > 1 else ""
     return MetricRow(
@@ -302,7 +310,7 @@ def preflight(run: Run) -> list[tuple[str, ...]]:
     if not all(isinstance(column, list) and column for column in columns):
         return []
     rows = []
-    for sigma, generator, teacher in zip(*columns, strict=False):  # type: ignore[arg-type]
+    for sigma, generator, teacher in zip(*columns, strict=False):
         values = [number(value) for value in (sigma, generator, teacher)]
         if None not in values and values[2]:
             ratio = (values[1] or 0.0) / values[2]

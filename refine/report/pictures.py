@@ -12,7 +12,7 @@ from PIL import Image, features
 from refine.files.image_grid import layout_of
 
 MAX_SIDE = 2200  # pixels of a whole picture in the page
-MAX_PNG_BYTES = 400_000  # a PNG up to that size is taken as it is
+MAX_PNG_BYTES = 300_000  # beyond which a picture is compressed with loss
 STRIP_ROWS = 10  # snapshots in the strip
 STRIP_IMAGES = 12  # images across in it
 STRIP_TILE = 96  # pixels of an image in it
@@ -35,12 +35,12 @@ class Embedded:
 
 
 def embedded(path: Path) -> Embedded | None:
-    """A whole picture, reduced if it is large; None: It cannot be read."""
+    """A whole picture without its title, reduced if it is large; None: It cannot be read."""
     try:
         with Image.open(path) as picture:
-            if path.stat().st_size <= MAX_PNG_BYTES and picture.format == "PNG" and max(picture.size) <= MAX_SIDE:
-                return Embedded(_uri(path.read_bytes(), "png"), *picture.size)
-            return _encoded(picture, MAX_SIDE / max(picture.size))
+            layout = layout_of(picture)
+            whole = picture.crop((0, layout.title, *picture.size)) if layout else picture
+            return _encoded(whole, MAX_SIDE / max(whole.size))
     except UNREADABLE:
         return None
 
@@ -66,17 +66,17 @@ def evenly(count: int, most: int) -> list[int]:
 
 
 def _encoded(picture: Image.Image, factor: float) -> Embedded:
+    """As PNG where that is small, as drawings of few gray levels and tiny images are, else with loss."""
     if factor < 1:
         size = [max(round(side * factor), 1) for side in picture.size]
         picture = picture.resize((size[0], size[1]), Image.Resampling.LANCZOS)
-    file = io.BytesIO()
-    if features.check("webp"):
-        picture.convert("RGB").save(file, "WEBP", quality=85)
-        kind = "webp"
-    else:
-        picture.convert("RGB").save(file, "JPEG", quality=90)
-        kind = "jpeg"
-    return Embedded(_uri(file.getvalue(), kind), *picture.size)
+    lossy, options = ("WEBP", {"quality": 85}) if features.check("webp") else ("JPEG", {"quality": 90})
+    for kind, settings in (("PNG", {}), (lossy, options)):
+        file = io.BytesIO()
+        picture.convert("L" if picture.mode == "L" else "RGB").save(file, kind, **settings)
+        if file.tell() <= MAX_PNG_BYTES:
+            break
+    return Embedded(_uri(file.getvalue(), kind.lower()), *picture.size)
 
 
 def _uri(content: bytes, kind: str) -> str:

@@ -16,6 +16,8 @@ from refine.errors import UserError
 Row = dict[str, Any]
 Points = list[tuple[float, float]]  # (kimg, value), finite, ascending in kimg
 
+LATEST = 32_503_680_000.0  # seconds since the epoch: the year 3000
+LARGEST = 1e30  # larger values are those of a run that has diverged
 MAX_STATS = 4000  # rows of `stats.jsonl` that are parsed; of more, evenly many
 OPTIONS, STATS, LOG, SESSIONS = "training_options.json", "stats.jsonl", "log.txt", "sessions.jsonl"
 PREFLIGHT, YARDSTICKS, REALS, FIRST_FAKES = "preflight.json", "yardsticks.json", "reals.png", "fakes_init.png"
@@ -147,12 +149,13 @@ class Run:
         """Times of everything that was recorded, in seconds since the epoch, ascending."""
         rows = [*self.sessions, *self.stats, *(row for rows in self.metrics.values() for row in rows)]
         found = (number(row.get("timestamp")) for row in rows)
-        return sorted(time for time in found if time is not None)
+        return sorted(time for time in found if time is not None and 0 <= time < LATEST)
 
     def seconds(self) -> float:
         """Time that the run took, without pauses between its sessions; 0: Nothing tells."""
         times = self.times()
-        starts = sorted(start for row in self.sessions if (start := number(row.get("timestamp"))) is not None)
+        found = (number(row.get("timestamp")) for row in self.sessions)
+        starts = sorted(start for start in found if start is not None and start in times)
         if not starts:
             return max((value for _, value in self.series("Timing/total_sec")), default=0.0)
         total = 0.0
@@ -216,8 +219,8 @@ def snapshot_kimg(row: Mapping[str, Any]) -> float | None:
 
 
 def number(value: Any) -> float | None:
-    """A finite number, else None."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    """A number of a size that charts and dates can show, else None."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < LARGEST
     return float(value) if is_number else None
 
 

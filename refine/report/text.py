@@ -24,7 +24,11 @@ def change_text(metric: Metric) -> str:
     if metric.is_share or not metric.start[1]:
         return f"{sign}{short(abs(change))}"
     percent = abs(change) * 100
-    return f"{sign}{percent:.0f}\N{NO-BREAK SPACE}%" if percent >= 10 or not percent else f"{sign}{percent:.1f}\N{NO-BREAK SPACE}%"
+    return (
+        f"{sign}{percent:.0f}\N{NO-BREAK SPACE}%"
+        if percent >= 10 or not percent
+        else f"{sign}{percent:.1f}\N{NO-BREAK SPACE}%"
+    )
 
 
 def duration(seconds: float) -> str:

@@ -93,8 +93,6 @@ def class_fact(run: Run) -> str:
 def warnings(run: Run, metrics: Sequence[Metric]) -> list[str]:
     """What a reader should know before believing the numbers, a sentence each."""
     found = []
-    if not run.is_finished:
-        found.append(f"Not finished: {run.kimg:g} of {run.kimg_wanted:g} kimg are done.")
     nonfinite = [value for _, value in run.series("Progress/num_nonfinite")]
     if nonfinite and max(nonfinite) > 0:
         found.append(f"{max(nonfinite):g} updates were left out because a gradient was not finite.")
@@ -103,7 +101,8 @@ def warnings(run: Run, metrics: Sequence[Metric]) -> list[str]:
     found += _course(run)
     found += run.logged_warnings()
     logged = set(found)
-    for sentence in run.preflight.get("warnings") or ():
+    recorded = run.preflight.get("warnings")
+    for sentence in recorded if isinstance(recorded, list) else ():
         plain = str(sentence).removeprefix("Warning: ")
         found += [plain] if plain not in logged else []
     if run.num_damaged:

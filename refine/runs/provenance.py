@@ -1,7 +1,7 @@
-"""What a run records of its making, for the report: program, machine, date, and what the preflight found.
+"""Record of a run's making, for the report.
 
-    sessions.jsonl   a row for each start and each resume of the run
-    preflight.json   the trial of the pair
+`sessions.jsonl` tells program, machine and date, in a row for each start and each resume. `preflight.json` holds the
+trial of the pair.
 """
 
 from __future__ import annotations

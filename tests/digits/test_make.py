@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import scipy.linalg
 import torch
 from click.testing import CliRunner
 
@@ -138,19 +139,27 @@ def test_loss_of_a_network_that_returns_zeros():
     assert float(loss.mean()) == pytest.approx(4 + np.exp(-2 * 0.3 + 2 * 0.5**2), rel=0.02)
 
 
-def test_frechet_distance_of_known_gaussians():
-    """Commuting covariances: the squared distance of the means and of the square roots of the eigenvalues."""
-    rotation, _ = np.linalg.qr(np.random.RandomState(0).randn(5, 5))
-    a, b = np.array([1.0, 2, 3, 4, 5]), np.array([2.0, 1, 1, 9, 0.5])
-    covariances = [rotation @ np.diag(values) @ rotation.T for values in (a, b)]
-    shift = np.arange(5.0)
-    distance = figures.frechet_distance(shift, covariances[0], np.zeros(5), covariances[1])
-    assert distance == pytest.approx(np.square(shift).sum() + np.square(np.sqrt(a) - np.sqrt(b)).sum())
+def test_distance_precision_and_recall_as_their_papers_define_them(splits):
+    """The matrix root of the covariances' product, and balls around features, written out here once more."""
+    images, reals, detector = splits["train"], splits["selection"], digits.shipped_detector()
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:400]
+    pixels, classes = images.pixels[order], images.classes[order]
+    found = figures.figures(pixels, classes, reals, detector)
+    fakes, real = (detector(x, return_features=True).double() for x in (pixels, reals.pixels))
+    (m1, s1), (m2, s2) = ((x.mean(0).numpy(), np.cov(x.numpy(), rowvar=False)) for x in (fakes, real))
+    root = np.real(scipy.linalg.sqrtm(s1 @ s2))
+    assert found.fid == pytest.approx(np.square(m1 - m2).sum() + np.trace(s1 + s2 - 2 * root), rel=1e-6)
+    first = fakes[: len(real)]
+    inside = [
+        float((torch.cdist(a, b) <= figures.reach(b)[None]).any(dim=1).double().mean())
+        for a, b in ((first, real), (real, first))
+    ]
+    assert [found.precision, found.recall] == pytest.approx(inside, abs=1e-9)
 
 
 def test_coverage_and_variance_by_hand():
     reals = torch.arange(10, dtype=torch.float64)[:, None]
-    # The fifth neighbour of 0 and 9 is 5 away, of the others less: a single image at 0 is within reach of 0 to 3.
+    # The fifth neighbor of 0 and 9 is 5 away, of the others less: a single image at 0 is within reach of 0 to 3.
     reaches = figures.reach(reals)
     assert reaches.tolist() == [5, 4, 3, 3, 3, 3, 3, 3, 4, 5]
     assert figures.coverage(reals, torch.zeros(1, 1, dtype=torch.float64)) == 0.4

@@ -104,9 +104,10 @@ def test_the_layout_travels_in_the_file(tmp_path):
         "not JSON",
         "[]",
         "{}",
-        json.dumps({"columns": 2, "rows": 2, "tile": 64, "gutter": 2, "top": 10}),  # of another picture
-        json.dumps({"columns": 1, "rows": 1, "tile": 8.0, "gutter": 0, "top": 0}),
-        json.dumps({"columns": 0, "rows": 0, "tile": 0, "gutter": -8, "top": 0}),
+        json.dumps({"columns": 2, "rows": 2, "tile": 64, "gutter": 2, "top": 10, "title": 5}),  # of another picture
+        json.dumps({"columns": 1, "rows": 1, "tile": 8.0, "gutter": 0, "top": 0, "title": 0}),
+        json.dumps({"columns": 1, "rows": 1, "tile": 8, "gutter": 0, "top": 0, "title": 9}),
+        json.dumps({"columns": 0, "rows": 0, "tile": 0, "gutter": -8, "top": 0, "title": 0}),
     ],
 )
 def test_a_picture_without_a_layout_of_its_own(tmp_path, text):
