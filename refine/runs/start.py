@@ -11,7 +11,7 @@ import torch
 
 from refine.config import RunConfig
 from refine.diffusion import augment
-from refine.errors import UserError
+from refine.errors import OptionError, UserError
 from refine.networks.loading import LoadedNetwork
 from refine.pair.bridge import Shape, make_bridge
 from refine.pair.freeze import select_layers
@@ -119,7 +119,8 @@ def resumed_config(state: Path, changes: dict[str, Any]) -> RunConfig:
         name: lasting(value, folders=name == "data") if isinstance(value, str) else value
         for name, value in changes.items()
     }
-    fixed = [n for n, v in changes.items() if n not in RESUMABLE_CHANGES and v != config[n]]
+    changed = replace(config, **changes)
+    fixed = [n for n in changes if n not in RESUMABLE_CHANGES and changed[n] != config[n]]
     if fixed:
-        raise UserError(f"--{fixed[0].replace('_', '-')} cannot change in a resumed run: leave it out.")
-    return replace(config, **changes)
+        raise OptionError(f"{{{fixed[0]}}} cannot change in a resumed run: leave it out.")
+    return changed
