@@ -7,7 +7,6 @@ A section is handed on as `config.section(TrainingOptions)`. Nothing here import
 from __future__ import annotations
 
 import difflib
-import logging
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass
 from pathlib import Path
@@ -19,8 +18,6 @@ from refine.presets import PRESETS, choose_preset
 
 if TYPE_CHECKING:
     from refine.diffusion.noise_levels import Schedule
-
-log = logging.getLogger("refine")
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 FILTERS = ("lanczos", "bicubic", "box")
@@ -365,9 +362,7 @@ class RunConfig(EvaluationOptions, RunOptions, TrainingOptions, PairOptions):
         cls._check_alone(name, given)
         resolution, conditional, path = _teacher_facts(given["gan"], given["teacher"], trust)
         chosen = name or choose_preset(resolution, path)
-        config = cls(**(_preset_options(chosen, conditional, given) | given | {"preset": chosen}))
-        log.info(f"Preset {chosen} ({PRESETS[chosen].summary})")
-        return config
+        return cls(**(_preset_options(chosen, conditional, given) | given | {"preset": chosen}))
 
     @classmethod
     def _check_alone(cls, preset: str | None, given: dict[str, Any]) -> None:

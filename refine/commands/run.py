@@ -94,6 +94,8 @@ def main(
         config, state = _resumed(os.path.expanduser(resume), changes)
     if custom_ops:
         _choose_operators(custom_ops, config.device)
+    if config.preset is not None and state is None:
+        _say(f"Preset {config.preset}: {PRESETS[config.preset].summary}")
     if dry_run:
         from refine.commands.dry_run import describe_run
 

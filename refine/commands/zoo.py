@@ -9,13 +9,14 @@ from dataclasses import asdict
 
 import click
 
+from refine import zoo
 from refine.commands.base import Command
 from refine.commands.options import Spec
-from refine.zoo import ENTRIES, ZooEntry, resolve
+from refine.zoo import ZooEntry
 
 REFINED = {"stylegan2", "edm"}  # families of networks that Refine rebuilds; others need --trust-pickle
 MAX_WIDTH = 1000  # columns of a table that goes to a file or another program
-KINDS = tuple(dict.fromkeys(entry.kind for entry in ENTRIES))
+KINDS = tuple(dict.fromkeys(entry.kind for entry in zoo.ENTRIES))
 
 
 @click.command(cls=Command)
@@ -28,9 +29,9 @@ def main(word: str | None, kind: str | None, as_json: bool, spec: str | None) ->
     if spec is not None:
         if word is not None or kind is not None or as_json:
             raise click.UsageError("--fetch downloads one file: leave out WORD, --kind and --json.")
-        click.echo(resolve(spec).path)
+        click.echo(zoo.resolve(spec).path)
         return
-    found = [entry for entry in ENTRIES if kind in (None, entry.kind) and _has(entry, word)]
+    found = [entry for entry in zoo.ENTRIES if kind in (None, entry.kind) and _has(entry, word)]
     if as_json:
         click.echo(json.dumps([_described(entry) for entry in found], indent=2))
     elif found:
