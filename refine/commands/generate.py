@@ -134,13 +134,7 @@ def main(
         else _from_latents(generators[0], latents, c)
     )
     settings = Settings(truncation_psi, noise_mode, noise_seed, where)
-    if outdir is not None:
-        targets = [outdir / f"{each.name}.png" for each in inputs]
-        for path in [*targets, *([outdir / "compare.png"] if compare is not None else [])]:
-            if path.exists() and not force:
-                raise UserError(f"{path} exists: choose another --outdir, or add --force to overwrite images.")
-        _write_images(generators, inputs, outdir, settings)
-        click.echo(f"Wrote {len(inputs)} image{'s' if len(inputs) != 1 else ''} to {outdir}")
+    pictures = None
     if video is not None:
         from refine.commands import video as film
 
@@ -149,6 +143,14 @@ def main(
             if compare is None
             else film.between_generators(loaded[1], loaded[0], inputs, frames, settings)
         )
+    if outdir is not None:
+        targets = [outdir / f"{each.name}.png" for each in inputs]
+        for path in [*targets, *([outdir / "compare.png"] if compare is not None else [])]:
+            if path.exists() and not force:
+                raise UserError(f"{path} exists: choose another --outdir, or add --force to overwrite images.")
+        _write_images(generators, inputs, outdir, settings)
+        click.echo(f"Wrote {len(inputs)} image{'s' if len(inputs) != 1 else ''} to {outdir}")
+    if video is not None and pictures is not None:
         count = film.write_video(video, pictures, fps)
         click.echo(f"Wrote {count} frames, {count / fps:.1f} s, to {video}")
 

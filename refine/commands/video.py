@@ -41,14 +41,17 @@ def between_inputs(generator: Any, inputs: list[Input], frames: int, settings: S
 
     Latents move on great circles, since those of a normal distribution lie near a sphere; labels and w on straight
     lines. The motion is slowest at the inputs, and each of them is a frame.
+
+    Raises:
+        UserError: There are fewer than two inputs.
     """
     if len(inputs) < 2:
         raise UserError(
             "--video goes from image to image: give at least two --seeds, or another generator to --compare."
         )
-    for start, end in zip(inputs, [*inputs[1:], inputs[0]], strict=True):
-        for index in range(frames):
-            yield _frame([draw(generator, _between(start, end, _eased(index / frames)), settings)])
+    ways = zip(inputs, [*inputs[1:], inputs[0]], strict=True)
+    steps = [_eased(index / frames) for index in range(frames)]
+    return (_frame([draw(generator, _between(*way, t), settings)]) for way in ways for t in steps)
 
 
 def between_generators(
@@ -64,9 +67,13 @@ def between_generators(
         raise UserError(f"{origin.pickle.path} has no {refined.key}, as {refined.pickle.path} has: give one with both.")
     network: Any = refined.network
     there = [_eased(index / frames) for index in range(frames + 1)]
-    for alpha in [*there, *there[-2:0:-1]]:
-        network.load_state_dict(interpolate(*weights[refined.key], alpha))
-        yield _frame([draw(network, each, settings) for each in inputs])
+
+    def pictures() -> Iterator[np.ndarray]:
+        for alpha in [*there, *there[-2:0:-1]]:
+            network.load_state_dict(interpolate(*weights[refined.key], alpha))
+            yield _frame([draw(network, each, settings) for each in inputs])
+
+    return pictures()
 
 
 def write_video(path: Path, frames: Iterator[np.ndarray], fps: int) -> int:
