@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from refine.config import RunConfig
     from refine.networks.loading import LoadedNetwork, load_gan, load_teacher
-    from refine.runs.run import refine
+    from refine.runs.start import run
 
-__all__ = ["LoadedNetwork", "RunConfig", "load_gan", "load_teacher", "refine"]
+__all__ = ["LoadedNetwork", "RunConfig", "load_gan", "load_teacher", "run"]
 
 _MODULES = {
     "LoadedNetwork": "networks.loading",
     "RunConfig": "config",
     "load_gan": "networks.loading",
     "load_teacher": "networks.loading",
-    "refine": "runs.run",
+    "run": "runs.start",
 }
 
 

@@ -18,14 +18,14 @@ from refine.presets import PRESETS, choose_preset
 
 if TYPE_CHECKING:
     from refine.diffusion.noise_levels import Schedule
+    from refine.objectives import Objective
+    from refine.pair.freeze import Layers
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 FILTERS = ("lanczos", "bicubic", "box")
 LR_DECAYS = ("none", "cosine")
 NOISE_MODES = ("random", "const", "none")
-OBJECTIVES = ("ikl", "sds")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
-WEIGHTINGS = ("uniform", "dmd", "score")
 
 GROUPS = (
     "Pair", "Run", "Length", "Method", "Noise levels", "Optimization", "Networks", "Metrics", "Machine",
@@ -82,27 +82,16 @@ class PairOptions(BridgeOptions):
         None, "Start from the weights in this pickle or training state.", "Pair", metavar="PKL|PT", path=True
     )
     preflight: bool = option(True, "Try the pair out before the first step.", "Pair", metavar="0|1")
-    train_layers: str = option(
-        "auto", "Layers to train: auto (those the teacher can see), all, or resolutions such as 4,8,16.", "Networks",
-        metavar="LAYERS",
-    )  # fmt: skip
-
-    def check(self) -> None:
-        """Refuses layers that make no sense."""
-        super().check()
-        parse_train_layers(self.train_layers)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions(SeedOptions, LengthOptions):
     """What a step does."""
 
-    objective: str = option(
-        "ikl", "Objective of the generator: ikl or sds.", "Method", metavar="NAME", choices=OBJECTIVES
-    )
-    weighting: str = option(
-        "uniform", "Weighting of the divergence: uniform, dmd or score.", "Method", metavar="NAME", choices=WEIGHTINGS
-    )
+    objective: Objective = option(
+        "ikl", "Objective of the generator and its parameters, such as ikl:weighting=dmd.", "Method",
+        metavar="NAME[:P=V]", parse="refine.objectives:parse_objective",
+    )  # fmt: skip
     fake_steps: int = option(1, "Updates of the fake score per generator update.", "Method", metavar="N", minimum=1)
     share_forward: bool = option(False, "Use one generator pass for both updates.", "Method", metavar="0|1")
     share_unet: bool = option(False, "Use one pass of the fake score for both updates, too.", "Method", metavar="0|1")
@@ -156,6 +145,10 @@ class TrainingOptions(SeedOptions, LengthOptions):
         0.0, "Weight of the penalty on changes in detail that the teacher cannot see.", "Networks",
         metavar="WEIGHT", minimum=0,
     )  # fmt: skip
+    train_layers: Layers = option(
+        "auto", "Layers to train: auto (those the teacher can see), all, or resolutions such as 4,8,16.", "Networks",
+        metavar="LAYERS", parse="refine.pair.freeze:parse_layers",
+    )  # fmt: skip
     precision: str = option(
         "auto", "Precision of the U-Nets: auto, fp32, bf16 or fp16.", "Machine", metavar="TYPE", choices=PRECISIONS
     )
@@ -180,10 +173,7 @@ class TrainingOptions(SeedOptions, LengthOptions):
 
     def _check_one_pass(self) -> None:
         """Refuses what one pass of the fake score cannot serve along with both updates."""
-        from refine.objectives import OBJECTIVES as KNOWN  # imports torch
-
-        objective = KNOWN[self.objective]
-        if not objective.needs_fake or objective.through_networks:
+        if not self.objective.needs_fake or self.objective.through_networks:
             raise OptionError(
                 f"{{share_unet=True}} has nothing to share with {{objective={self.objective}}}: leave it out."
             )
@@ -383,18 +373,28 @@ class RunConfig(EvaluationOptions, RunOptions, TrainingOptions, PairOptions):
             UserError: An option is unknown, missing, or has an impossible value.
         """
         known = {each.name: each for each in cls.options()}
-        unknown = sorted(options.keys() - known.keys())
+        given = migrated(options)
+        unknown = sorted(given.keys() - known.keys())
         if unknown:
             raise UserError(
                 f"The stored options have an entry {unknown[0]!r} that this version of Refine does not know."
             )
-        values = {each.name: each.default for each in known.values() if each.default is not MISSING} | dict(options)
+        values = {each.name: each.default for each in known.values() if each.default is not MISSING} | given
         missing = [each.name for each in known.values() if each.name not in values]
         if missing:
             raise UserError(f"The stored options are incomplete: they have no entry {missing[0]!r}.")
         if values["data"] is not None and values["ref"] not in ("auto", "data"):
             values["data"] = None  # earlier versions ignored the one where the other was given
         return cls(**values)
+
+
+def migrated(options: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Options that an earlier version wrote, by the names of this one."""
+    values = dict(options)
+    weighting = values.pop("weighting", "uniform")  # an option of its own until November 2026
+    if weighting != "uniform":
+        values["objective"] = f"{values.get('objective', 'ikl')}:weighting={weighting}"
+    return values
 
 
 def _preset_options(name: str, conditional: bool, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -425,22 +425,8 @@ def _teacher_facts(gan: str, teacher: str, trust: bool) -> tuple[int, bool, Path
     return int(network.img_resolution), bool(network.label_dim), loaded.pickle.path
 
 
-def parse_train_layers(text: str) -> str | frozenset[int]:
-    """Reads `auto`, `all`, or the resolutions to train.
-
-    Raises:
-        OptionError: The text is none of these.
-    """
-    if text in ("auto", "all"):
-        return text
-    try:
-        return frozenset(int(part) for part in text.split(","))
-    except ValueError as error:
-        raise OptionError(f"{{train_layers}} must be auto, all or resolutions such as 4,8,16, not {text!r}.") from error
-
-
 __all__ = [
-    "DEVICES", "FILTERS", "GROUPS", "LR_DECAYS", "MAX_INT", "NOISE_MODES", "OBJECTIVES", "PRECISIONS", "WEIGHTINGS",
+    "DEVICES", "FILTERS", "GROUPS", "LR_DECAYS", "MAX_INT", "NOISE_MODES", "PRECISIONS",
     "BridgeOptions", "EvaluationOptions", "LengthOptions", "MetricNames", "PairOptions", "RunConfig", "RunOptions",
-    "SeedOptions", "TrainingOptions", "parse_train_layers",
+    "SeedOptions", "TrainingOptions", "migrated",
 ]  # fmt: skip

@@ -128,7 +128,6 @@ PRESETS: dict[str, Preset] = {
         {
             "sigma": "lognormal:-1.2,1.2",
             "fake_sigma": "lognormal:-1.2,1.2",
-            "weighting": "uniform",
             "share_forward": False,
             "fake_augment": 0.12,
             "fake_dropout": True,

@@ -18,7 +18,7 @@ from refine.diffusion.noise_levels import parse_schedule
 from refine.digits.digits import read_dataset
 from refine.errors import UserError
 from refine.presets import BUILT_IN_TEACHER, PRESETS, choose_preset
-from refine.runs import run
+from refine.runs import start
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -35,7 +35,7 @@ def test_released_is_the_published_setting():
     assert (config.glr, config.flr, config.batch, config.beta1, config.beta2) == (1e-5, 1e-5, 128, 0.0, 0.999)
     assert (str(config.sigma), str(config.fake_sigma)) == ("lognormal:-1.2,1.2", "lognormal:-1.2,1.2")
     assert config.fake_augment == 0.12 and config.fake_dropout and config.paired_dropout and not config.share_forward
-    assert (config.ema_halflife_kimg, config.ema_rampup, config.weighting) == (500.0, 0.05, "uniform")
+    assert (config.ema_halflife_kimg, config.ema_rampup, str(config.objective)) == (500.0, 0.05, "ikl")
 
 
 def test_the_others_look_at_higher_noise():
@@ -78,7 +78,7 @@ def test_the_content_of_the_teachers_file_decides_and_not_its_spelling(tmp_path,
 
 def test_shell_and_python_run_the_same(monkeypatch, tmp_path):
     made = []
-    monkeypatch.setattr(run, "refine", lambda config, **given: made.append(config) or tmp_path / "x.pkl")
+    monkeypatch.setattr(start, "run", lambda config, **given: made.append(config) or tmp_path / "x.pkl")
     for options in ({}, {"preset": "digits"}, {"preset": "released", "kimg": 3.0}, {"sigma": "lognormal", "seed": 4}):
         given = {"gan": "digits", "teacher": "edm-digits"} | options
         done = CliRunner().invoke(cli.main, [f"--{name}={value}" for name, value in given.items()])

@@ -90,9 +90,9 @@ def main(
     from refine import pickles, zoo  # torch takes seconds to import
     from refine.networks import loading
     from refine.networks.sampling import parse_seeds
-    from refine.runs import start as setup
+    from refine.runtime.device import choose_device
 
-    numbers, where = parse_seeds(seeds), setup.choose_device(device)
+    numbers, where = parse_seeds(seeds), choose_device(device)
     ends = [pickles.load(zoo.resolve(spec).path, trust=trust_pickle) for spec in (origin, refined)]
     weights = blendable(ends[0], ends[1])
     generator = loading.load_gan(str(ends[1].path), trust=trust_pickle)

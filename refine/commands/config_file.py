@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from refine.config import RunConfig
+from refine.config import RunConfig, migrated
 from refine.errors import OptionError, UserError
 from refine.options import Option
 
@@ -38,7 +38,7 @@ def read_config(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} holds no options: write lines such as `batch: 32`.")
     fields = {name: field for field in RunConfig.options() for name in (field.name, *field.spellings)}
     found: dict[str, Any] = {}
-    for key, value in parsed.items():
+    for key, value in migrated(parsed).items():
         field = fields.get(str(key).replace("-", "_"))
         if field is None:
             close = difflib.get_close_matches(str(key).replace("-", "_"), fields, 1)

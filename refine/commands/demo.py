@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from refine.commands.base import Command
@@ -16,7 +14,7 @@ def main(outdir: str, seed: int) -> None:
     """Refine the built-in digits generator with edm-digits, measure the result, and write a report and a picture."""
     from refine.config import RunConfig
     from refine.digits.judge import print_judgement  # torch takes seconds to import
-    from refine.runs.run import refine
+    from refine.runs.start import run
 
     config = RunConfig.from_preset("digits", gan="digits", teacher="edm-digits", outdir=outdir, seed=seed)
-    print_judgement(Path(refine(config)).parent)
+    print_judgement(run(config).parent)

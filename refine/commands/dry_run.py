@@ -7,13 +7,17 @@ from pathlib import Path
 
 import torch
 
-from refine.config import RunConfig
-from refine.networks.loading import LoadedNetwork, load_gan, load_teacher
-from refine.pair.classes import class_notes
+from refine.config import RunConfig, TrainingOptions
+from refine.contracts import Denoiser, Generator
+from refine.networks.loading import LoadedNetwork
+from refine.pair.pair import Pair
 from refine.runs.evaluation import metric_names
 from refine.runs.run import preflight_of
-from refine.runs.start import choose_device, make_trainer, run_name, shape_of
-from refine.training.memory import Memory, estimate_memory, format_bytes
+from refine.runs.start import pair_for, run_name
+from refine.runtime.device import choose_device
+from refine.runtime.text import format_bytes
+from refine.training.memory import Memory, estimate_memory
+from refine.training.trainer import Trainer
 
 
 def describe_run(
@@ -30,34 +34,37 @@ def describe_run(
     Raises:
         UserError: the pair does not fit, or a file cannot be read.
     """
-    gan, teacher = load_gan(config.gan, trust=trust), load_teacher(config.teacher, trust=trust)
-    trainer = make_trainer(config, gan, teacher, torch.device("cpu"))
-    bridge, shapes = trainer.bridge, (shape_of(gan), shape_of(teacher))
-    lines = [_network_line("Generator", gan), _network_line("Teacher", teacher)]
+    pair = pair_for(config, trust=trust)
+    options = config.section(TrainingOptions)
+    trainer = Trainer(pair, options, torch.device("cpu"))
+    bridge, generator, teacher = pair.bridge, pair.generator, pair.teacher
+    lines = [
+        _network_line("Generator", pair.gan_file, generator, generator.c_dim),
+        _network_line("Teacher", pair.teacher_file, teacher, teacher.label_dim),
+    ]
     seen = "as they are"
-    if bridge.img_resolution < shapes[0].img_resolution:
+    if bridge.img_resolution < generator.img_resolution:
         seen = f"reduced to {bridge.img_resolution}x{bridge.img_resolution} ({bridge.resample})"
     classes = "with" if bridge.label_dim else "without"
     lines.append(f"Bridge    The teacher sees the generator's images {seen}, {classes} classes.")
-    lines += class_notes(gan.pickle, teacher.pickle, shapes[0].num_classes, shapes[1].num_classes, config.class_map)
-    parameters = list(trainer.generator.parameters())
+    lines += pair.notes
+    parameters = list(trainer.generator.module.parameters())
     trained = sum(p.numel() for p in parameters if p.requires_grad)
     lines.append(f"Trained   {trained:,} of {sum(p.numel() for p in parameters):,} parameters ({config.train_layers})")
-    memory = estimate_memory(trainer, config, num_processes)
-    lines += memory.lines() + plan_lines(config, gan, teacher, memory)
+    memory = estimate_memory(trainer, num_processes)
+    lines += memory.lines() + plan_lines(config, pair, memory)
     if with_preflight:
-        on_device = make_trainer(config, gan, teacher, choose_device(config.device))
-        lines += preflight_of(on_device).lines()
+        lines += preflight_of(pair, Trainer(pair, options, choose_device(config.device))).lines()
     return "\n".join([*lines, config.to_json()])
 
 
-def plan_lines(config: RunConfig, gan: LoadedNetwork, teacher: LoadedNetwork, memory: Memory) -> list[str]:
+def plan_lines(config: RunConfig, pair: Pair, memory: Memory) -> list[str]:
     """What a run would do, and what it would leave where."""
     steps, warm_up = (math.ceil(kimg * 1000 / config.batch) for kimg in (config.kimg, config.warmup_kimg))
     snap_kimg = config.tick_kimg * config.snap_ticks
     snapshots = 1 + math.ceil(round(config.kimg / snap_kimg, 9))  # the generator as it came, and the last one
-    size = gan.pickle.path.stat().st_size
-    where = Path(config.outdir) / f"NNNNN-{run_name(config, gan, teacher)}"
+    size = pair.gan_file.pickle.path.stat().st_size if pair.gan_file else 0
+    where = Path(config.outdir) / f"NNNNN-{run_name(config, pair)}"
     return [
         f"Plan      {config.kimg:g} kimg in {steps:,} steps of {config.batch} images, after "
         f"{config.warmup_kimg:g} kimg of warm-up ({warm_up:,} steps)",
@@ -68,11 +75,10 @@ def plan_lines(config: RunConfig, gan: LoadedNetwork, teacher: LoadedNetwork, me
     ]
 
 
-def _network_line(title: str, loaded: LoadedNetwork) -> str:
-    shape = shape_of(loaded)
-    num_parameters = sum(p.numel() for p in loaded.network.parameters())
+def _network_line(title: str, file: LoadedNetwork | None, network: Generator | Denoiser, num_classes: int) -> str:
+    num_parameters = sum(p.numel() for p in network.module.parameters())
+    name = f"{file.pickle.path} [{file.key}]: {file.architecture.name}" if file else type(network.module).__name__
     return (
-        f"{title:<9} {loaded.pickle.path} [{loaded.key}]: {loaded.architecture.name}, "
-        f"{shape.img_resolution}x{shape.img_resolution}x{shape.img_channels}, "
-        f"{f'{shape.num_classes} classes' if shape.num_classes else 'unconditional'}, {num_parameters:,} parameters"
+        f"{title:<9} {name}, {network.img_resolution}x{network.img_resolution}x{network.img_channels}, "
+        f"{f'{num_classes} classes' if num_classes else 'unconditional'}, {num_parameters:,} parameters"
     )

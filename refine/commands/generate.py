@@ -117,7 +117,7 @@ def main(
 
     from refine.networks import loading  # torch takes seconds to import
     from refine.networks.sampling import parse_seeds
-    from refine.runs.start import choose_device
+    from refine.runtime.device import choose_device
 
     numbers = parse_seeds(seeds) if seeds is not None else None
     where = choose_device(device)

@@ -105,8 +105,8 @@ def main(metrics: MetricNames, **given: Any) -> None:
             check_output(given[name], given["force"], (given["network"], given["data"], given["ref"], given["before"]))
 
     from refine.metrics.options import MetricOptions
-    from refine.runs.start import choose_device
     from refine.runtime import distributed
+    from refine.runtime.device import choose_device
 
     options = MetricOptions(
         metrics=metrics.names,
@@ -134,7 +134,7 @@ def _measure(given: dict[str, Any], options: Any, device: Any) -> None:
     from refine.metrics.resolve import warn_of_recorded_data
     from refine.metrics.suite import Suite
     from refine.networks.loading import load_gan, load_teacher
-    from refine.runs.folder import RunDir
+    from refine.runs.folder import RunFolder
     from refine.runtime import distributed
 
     trust = given["trust_pickle"]
@@ -168,7 +168,7 @@ def _measure(given: dict[str, Any], options: Any, device: Any) -> None:
                 results = " ".join(f"{name} {value:.6g}" for name, value in row["results"].items() if value is not None)
                 click.echo(f"{path.name}: {results}", err=True)
                 if (path.parent / "training_options.json").is_file() and re.fullmatch(r"network-.*\.pkl", path.name):
-                    RunDir(path.parent).add_metric(row)
+                    RunFolder(path.parent).add_metric(row)
         generator.to("cpu")
     generator = networks[-1].network.to(device)
     _pictures(given, suite, generator, device)

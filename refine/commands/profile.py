@@ -33,15 +33,16 @@ def main(threads: int | None, rounds: int, operators: int, trust_pickle: bool, *
     """Show where the time and the memory of a refinement step go, beside what this machine can do."""
     import torch
 
-    from refine.config import RunConfig
-    from refine.networks.loading import load_gan, load_teacher
-    from refine.runs.start import choose_device, make_trainer
+    from refine.config import RunConfig, TrainingOptions
+    from refine.pair.pair import load_pair
+    from refine.runtime.device import choose_device
     from refine.training.profiling import lines, profile
+    from refine.training.trainer import Trainer
 
     if threads is not None:
         torch.set_num_threads(threads)
     config = RunConfig(**given)
-    loaded = load_gan(config.gan, trust=trust_pickle), load_teacher(config.teacher, trust=trust_pickle)
-    trainer = make_trainer(config, *loaded, choose_device(config.device))
+    pair = load_pair(config.gan, config.teacher, trust=trust_pickle)
+    trainer = Trainer(pair, config.section(TrainingOptions), choose_device(config.device))
     for line in lines(profile(trainer, rounds), config.batch, operators):
         click.echo(line)

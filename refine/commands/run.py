@@ -109,9 +109,9 @@ def main(
         for line in prefetch_for(config, trust=trust_pickle, trust_detector=trust_detector):
             _say(f"Here, and tried out with the network off: {line}")
         return
-    from refine.runs import run
+    from refine.runs import start
 
-    snapshot = run.refine(config, trust=trust_pickle, trust_detector=trust_detector, resume=state)
+    snapshot = start.run(config, trust=trust_pickle, trust_detector=trust_detector, resume=state)
     _say(f"Refined generator: {snapshot}")
 
 
@@ -160,7 +160,7 @@ def _check_gpus(gpus: int | None) -> None:
 
 
 def _choose_operators(mode: str, device: str) -> None:
-    from refine.runs.start import choose_device
+    from refine.runtime.device import choose_device
     from stylegan_ops import select
     from stylegan_ops.build import BuildError
 

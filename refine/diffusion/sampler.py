@@ -1,76 +1,15 @@
-"""Diffusion in the notation of EDM: the denoiser contract, its score, and the Heun sampler.
-
-All formulas: Karras et al., arXiv 2206.00364. Noise is additive and Gaussian, x = x0 + sigma n, and x has no
-other scaling.
-"""
+"""Heun's sampler of EDM (Karras et al., arXiv 2206.00364)."""
 
 from __future__ import annotations
 
 import itertools
 import math
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-
-class Denoiser(Protocol):
-    """What every teacher and every fake score provides.
-
-    Attributes:
-        img_resolution: height and width of the image.
-        img_channels: channels of the image.
-        label_dim: width of the class labels, 0 = unconditional.
-        sigma_data: standard deviation of the data that the loss weighting assumes.
-        sigma_min: smallest supported noise level, may be 0.
-        sigma_max: largest supported noise level, may be inf.
-    """
-
-    img_resolution: int
-    img_channels: int
-    label_dim: int
-    sigma_data: float
-    sigma_min: float
-    sigma_max: float
-
-    def __call__(
-        self,
-        x: Tensor,
-        sigma: Tensor | float,
-        class_labels: Tensor | None = None,
-        augment_labels: Tensor | None = None,
-        force_fp32: bool = False,
-    ) -> Tensor:
-        """Estimates E[x0 | x0 + sigma n = x], float32, for x [N, C, R, R] and sigma [N] or a number."""
-        ...
-
-    def round_sigma(self, sigma: Tensor | float) -> Tensor:
-        """The nearest noise level that the network knows."""
-        ...
-
-
-DEFAULT_SIGMA_RANGE = (0.002, 80.0)  # where a network names no limits of its own
-
-
-def usable_sigmas(denoiser: Denoiser) -> tuple[float, float]:
-    """Smallest and largest noise level to use: the network's own limits, or EDM's where it says 0 or infinity."""
-    low, high = denoiser.sigma_min, denoiser.sigma_max
-    return low if low > 0 else DEFAULT_SIGMA_RANGE[0], high if high < math.inf else DEFAULT_SIGMA_RANGE[1]
-
-
-def score(x: Tensor, denoised: Tensor, sigma: Tensor | float) -> Tensor:
-    """Gradient of log p(x; sigma) with respect to x, (D(x; sigma) - x) / sigma^2 (eq. 3).
-
-    Args:
-        x: noisy images [N, ...].
-        denoised: D(x; sigma), of the shape of x.
-        sigma: noise levels > 0, [N] or a number.
-    """
-    sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device)
-    if sigma.ndim == 1:
-        sigma = sigma.reshape(-1, *[1] * (x.ndim - 1))
-    return (denoised - x) / sigma**2
+from refine.contracts import Denoiser
 
 
 def karras_sigmas(num_steps: int, sigma_min: float = 0.002, sigma_max: float = 80, rho: float = 7) -> Tensor:

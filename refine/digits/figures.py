@@ -14,7 +14,8 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
-from refine.diffusion.sampler import Denoiser, heun_sample
+from refine.contracts import Denoiser
+from refine.diffusion.sampler import heun_sample
 from refine.digits.digits import NUM_CLASSES, Images
 
 Sampler = Callable[[Tensor], Tensor]  # one-hot labels [N, 10] -> images [N, 1, R, R] in [-1, 1]

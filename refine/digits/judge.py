@@ -30,7 +30,7 @@ Measure = Callable[[torch.nn.Module, str], list[dict[str, Any]]]
 
 
 def digits_measure(split: str = "test", count: int = 5000, seed: int = 0) -> Measure:
-    """For `refine(config, measure=...)`: measures a snapshot's moving average.
+    """For `run(config, evaluate=...)`: measures a snapshot's moving average.
 
     Args:
         split: the real images to compare with, "selection" or "test".

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from refine.diffusion.sampler import Denoiser, HeunOptions, heun_sample
+from refine.contracts import Denoiser
+from refine.diffusion.sampler import HeunOptions, heun_sample
 from refine.files.dataset import ImageDataset
 from refine.files.decoding import read_batches
 from refine.metrics import cache

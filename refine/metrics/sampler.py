@@ -17,7 +17,7 @@ from torch import Tensor
 
 from refine.errors import UserError
 from refine.metrics.detectors import exact_convolutions
-from refine.pair.bridge import resize
+from refine.pair.resize import resize
 from refine.runtime.random import stream_generator, stream_seed
 
 BLOCK = 64

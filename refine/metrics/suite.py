@@ -34,8 +34,8 @@ from refine.metrics.sampler import (
     for_detector,
     images_at_once,
 )
-from refine.runs.status import format_time
 from refine.runtime import distributed
+from refine.runtime.text import format_time
 
 # (generator, snapshot's file name) -> rows of metric-<name>.jsonl. All processes call it and get the same rows.
 Measure = Callable[[torch.nn.Module, str], Sequence[dict[str, Any]]]

@@ -108,3 +108,12 @@ def to_picture(image: Tensor) -> Image.Image:
 def squared_difference(one: Tensor, other: Tensor) -> float:
     """Mean squared difference of two images in [-1, 1], both clamped to it, in grey levels of 255."""
     return float(((one.clamp(-1, 1) - other.clamp(-1, 1)) * 127.5).double().square().mean())
+
+
+def labels_in_turn(count: int, c_dim: int, columns: int | None = None) -> Tensor:
+    """One-hot labels [count, c_dim], the classes in turn; with `columns`, beginning anew in each row of a grid."""
+    c = torch.zeros(count, c_dim)
+    if c_dim:
+        index = torch.arange(count)
+        c[index, index % (columns or count) % c_dim] = 1
+    return c

@@ -1,4 +1,4 @@
-"""The Integral Kullback-Leibler divergence of Diff-Instruct (Luo et al., NeurIPS 2023, arXiv 2305.18455).
+"""Integral Kullback-Leibler divergence of Diff-Instruct (Luo et al., NeurIPS 2023, arXiv 2305.18455).
 
 Notation: x0 are generated images, x_t = x0 + sigma n the same with noise, D_T the teacher's and D_F the fake
 score's estimate of x0 from x_t. The fake score is a denoiser that follows the generator, so that its score is that
@@ -9,6 +9,8 @@ teacher expects and away from what the generator's own statistics would explain.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -17,16 +19,16 @@ from refine.objectives.objective import Objective, Scores
 
 
 def fake_score_loss(denoised: Tensor, x0: Tensor, sigma: Tensor, sigma_data: float) -> Tensor:
-    """The denoising loss that fits the fake score to the generator: lambda(sigma) ||D_F(x_t) - x0||^2.
+    """Denoising loss that fits the fake score to the generator: lambda(sigma) ||D_F(x_t) - x0||^2.
 
     lambda(sigma) = (sigma^2 + sigma_data^2) / (sigma sigma_data)^2 gives every noise level the same weight at the
     start of training (arXiv 2206.00364, table 1).
 
     Args:
         denoised: D_F(x_t), [N, C, H, W], differentiable.
-        x0: generated images [N, C, H, W]; no gradient flows to them.
-        sigma: noise levels > 0, [N].
-        sigma_data: standard deviation of the data.
+        x0: Generated images, [N, C, H, W]; no gradient flows to them.
+        sigma: Noise levels > 0, [N].
+        sigma_data: Standard deviation of the data.
 
     Returns:
         [N], summed over channels and pixels: the mean over the global batch is the loss.
@@ -39,17 +41,17 @@ def generator_gradient(x0: Tensor, teacher: Tensor, fake: Tensor, sigma: Tensor,
     """Gradient of the divergence with respect to each generated image, -w Delta.
 
     Args:
-        x0: generated images [N, C, H, W].
+        x0: Generated images, [N, C, H, W].
         teacher: D_T(x_t), [N, C, H, W].
         fake: D_F(x_t), [N, C, H, W].
-        sigma: noise levels > 0, [N].
-        weighting: a key of `WEIGHTINGS`.
+        sigma: Noise levels > 0, [N].
+        weighting: A key of `WEIGHTINGS`.
 
     Returns:
         [N, C, H, W] without gradient: what to hand to `x0.backward(gradient / N)` for a batch of N.
 
     Raises:
-        ValueError: an unknown weighting.
+        ValueError: The weighting is unknown.
     """
     if weighting not in WEIGHTINGS:
         raise ValueError(f"weighting must be one of {', '.join(WEIGHTINGS)}, not {weighting!r}")
@@ -59,11 +61,11 @@ def generator_gradient(x0: Tensor, teacher: Tensor, fake: Tensor, sigma: Tensor,
 
 
 def surrogate_loss(x0: Tensor, gradient: Tensor) -> Tensor:
-    """A surrogate whose derivative with respect to x0 is `gradient`: its value says nothing by itself.
+    """Surrogate whose derivative with respect to x0 is `gradient`; its value has no meaning.
 
     Args:
-        x0: generated images [N, C, H, W], differentiable.
-        gradient: from `generator_gradient`.
+        x0: Generated images, [N, C, H, W], differentiable.
+        gradient: Result of `generator_gradient`, [N, C, H, W].
 
     Returns:
         [N], summed over channels and pixels.
@@ -72,17 +74,17 @@ def surrogate_loss(x0: Tensor, gradient: Tensor) -> Tensor:
 
 
 def _uniform(x0: Tensor, teacher: Tensor, sigma: Tensor) -> Tensor:
-    """The setting of the published code: w = 1 in the space of denoised images."""
+    """Setting of the published code: w = 1 in the space of denoised images."""
     return torch.ones_like(sigma)
 
 
 def _dmd(x0: Tensor, teacher: Tensor, sigma: Tensor) -> Tensor:
-    """Normalised per sample: w = 1 / mean |x0 - D_T| per sample (Yin et al., arXiv 2311.18828, eq. 8)."""
+    """Normalization per sample: w = 1 / mean |x0 - D_T| (Yin et al., arXiv 2311.18828, eq. 8)."""
     return 1 / (x0 - teacher).abs().mean(dim=[1, 2, 3]).clamp(min=1e-5)
 
 
 def _score(x0: Tensor, teacher: Tensor, sigma: Tensor) -> Tensor:
-    """The difference of the scores themselves: w = 1 / sigma^2."""
+    """Difference of the scores themselves: w = 1 / sigma^2."""
     return 1 / sigma**2
 
 
@@ -93,10 +95,22 @@ WEIGHTINGS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 }
 
 
-def generator_loss(scores: Scores, weighting: str) -> Tensor:
-    """The surrogate whose derivative with respect to x0 is the gradient of the divergence, [N]."""
-    gradient = generator_gradient(scores.x0.detach(), scores.teacher, scores.fake, scores.sigma, weighting)
-    return surrogate_loss(scores.x0, gradient)
+@dataclass(frozen=True)
+class IKL(Objective):
+    """The Integral KL divergence: gradient -w Delta.
 
+    Attributes:
+        weighting: A key of `WEIGHTINGS`: weight over samples and noise levels.
+    """
 
-OBJECTIVE = Objective(generator_loss, tuple(WEIGHTINGS))
+    name: ClassVar[str] = "ikl"
+    weighting: str = "uniform"
+
+    def __post_init__(self) -> None:
+        if self.weighting not in WEIGHTINGS:
+            raise ValueError(f"weighting must be one of {', '.join(WEIGHTINGS)}, not {self.weighting!r}")
+
+    def loss(self, scores: Scores) -> Tensor:
+        """Surrogate whose derivative with respect to x0 is the gradient of the divergence, [N]."""
+        gradient = generator_gradient(scores.x0.detach(), scores.teacher, scores.fake, scores.sigma, self.weighting)
+        return surrogate_loss(scores.x0, gradient)

@@ -1,42 +1,60 @@
-"""What an objective is: from what the networks say of a noisy image to a loss of the generator."""
+"""The contract of an objective: from the networks' estimates on noisy images to a loss of the generator."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import ClassVar
 
 from torch import Tensor
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Generated images, and what both denoisers make of them with noise, x_t = x0 + sigma n.
+    """Generated images x0, and the estimates of x0 that the networks make from x_t = x0 + sigma n.
 
     Attributes:
-        x0: generated images as the teacher sees them [N, C, R, R], differentiable.
-        sigma: noise levels > 0, [N].
+        x0: Generated images as the teacher sees them, [N, C, R, R], differentiable.
+        sigma: Noise levels > 0, [N].
         teacher: D_T(x_t), [N, C, R, R].
-        fake: D_F(x_t), [N, C, R, R].
+        fake: D_F(x_t) of the fake score, [N, C, R, R]; the teacher's estimate where no fake score is needed.
+        logit: ln of the density ratio p_teacher / q_generator at x_t, [N]; None where no ratio is needed.
     """
 
     x0: Tensor
     sigma: Tensor
     teacher: Tensor
     fake: Tensor
+    logit: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Objective:
-    """A way to move the generator.
+    """A loss that moves the generator. Parameters of an objective are the fields of its class.
 
     Attributes:
-        generator_loss: (scores, weighting) -> [N]; the mean over the global batch is differentiated.
-        weightings: the weightings that it knows; the first is the default.
-        needs_fake: whether it looks at the fake score. If not, none is fitted, and `Scores.fake` is the teacher's.
-        through_networks: whether the derivative passes through both denoisers, or `teacher` and `fake` are constants.
+        name: Name on the command line.
+        needs_fake: Whether a fake score is fitted to the generator.
+        needs_ratio: Whether a density ratio is fitted, whose logit is in `Scores.logit`.
+        through_networks: Whether the gradient passes through both denoisers; if not, their estimates are constants.
     """
 
-    generator_loss: Callable[[Scores, str], Tensor]
-    weightings: tuple[str, ...]
-    needs_fake: bool = True
-    through_networks: bool = False
+    name: ClassVar[str]
+    needs_fake: ClassVar[bool] = True
+    needs_ratio: ClassVar[bool] = False
+    through_networks: ClassVar[bool] = False
+
+    def loss(self, scores: Scores) -> Tensor:
+        """Loss of each image, [N]; the mean over the global batch is differentiated.
+
+        The value itself may be a surrogate without meaning: only its gradient is that of the objective.
+        """
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        """The text that `parse_objective` reads: `ikl`, `ikl:weighting=dmd`. Defaults are left out."""
+        changed = [
+            f"{field.name}={value:g}" if isinstance(value, float) else f"{field.name}={value}"
+            for field in fields(self)
+            if (value := getattr(self, field.name)) != field.default
+        ]
+        return ":".join([self.name, *([",".join(changed)] if changed else [])])

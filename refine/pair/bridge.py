@@ -1,4 +1,4 @@
-"""From what a generator draws to what a teacher looks at: image size and class labels.
+"""Bridge from the generator's images and labels to the teacher's: image size and classes.
 
 Generator and teacher need not match. A generator at 1024 pixels is refined by a teacher at 64 pixels that sees its
 images reduced, differentiably, with the filter that the teacher's data set was made with.
@@ -6,86 +6,15 @@ images reduced, differentiably, with the filter that the teacher's data set was 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from refine.contracts import Denoiser, Generator
 from refine.errors import UserError
-
-
-def _box(x: float) -> float:
-    return 1.0 if -0.5 < x <= 0.5 else 0.0
-
-
-def _bicubic(x: float, a: float = -0.5) -> float:
-    x = abs(x)
-    if x < 1:
-        return ((a + 2) * x - (a + 3)) * x * x + 1
-    return (((x - 5) * x + 8) * x - 4) * a if x < 2 else 0.0
-
-
-def _sinc(x: float) -> float:
-    return math.sin(math.pi * x) / (math.pi * x) if x else 1.0
-
-
-def _lanczos(x: float) -> float:
-    return _sinc(x) * _sinc(x / 3) if -3 <= x < 3 else 0.0
-
-
-FILTERS: dict[str, tuple[Callable[[float], float], float]] = {  # name -> (kernel, its radius in output pixels)
-    "lanczos": (_lanczos, 3.0),
-    "bicubic": (_bicubic, 2.0),
-    "box": (_box, 0.5),
-}
-
-
-@lru_cache(maxsize=32)
-def resize_matrix(in_size: int, out_size: int, name: str = "lanczos") -> Tensor:
-    """The matrix [out_size, in_size] that resizes one axis as Pillow's `Image.resize` does, in float64.
-
-    Each row holds the kernel, widened by the reduction factor and centred on the output pixel, cut at the image's
-    border and normalised to sum 1.
-
-    Raises:
-        ValueError: an unknown filter or a size below 1.
-    """
-    if name not in FILTERS:
-        raise ValueError(f"the filter must be one of {', '.join(FILTERS)}, not {name!r}")
-    if in_size < 1 or out_size < 1:
-        raise ValueError(f"cannot resize {in_size} pixels to {out_size}")
-    kernel, radius = FILTERS[name]
-    scale = in_size / out_size
-    width = max(scale, 1.0)
-    matrix = torch.zeros(out_size, in_size, dtype=torch.float64)
-    for row in range(out_size):
-        centre = (row + 0.5) * scale
-        first = max(int(centre - radius * width + 0.5), 0)
-        last = min(int(centre + radius * width + 0.5), in_size)
-        taps = [kernel((i - centre + 0.5) / width) for i in range(first, last)]
-        matrix[row, first:last] = torch.tensor(taps, dtype=torch.float64) / sum(taps)
-    return matrix
-
-
-def resize(images: Tensor, size: int, name: str = "lanczos") -> Tensor:
-    """Resizes square or other images to size x size as Pillow does to float images; differentiable.
-
-    Args:
-        images: [N, C, H, W], floating point.
-        size: pixels of the result along both axes.
-        name: a key of `FILTERS`.
-
-    Returns:
-        [N, C, size, size] of the same dtype; the images themselves where they have that size already.
-    """
-    height, width = images.shape[2:]
-    if (height, width) == (size, size):
-        return images
-    rows, columns = (resize_matrix(n, size, name).to(images.device, images.dtype) for n in (height, width))
-    return rows @ (images @ columns.t())
+from refine.pair.resize import FILTERS, resize
 
 
 @dataclass(frozen=True)
@@ -118,22 +47,19 @@ class Bridge:
         return torch.zeros(len(c), self.label_dim, dtype=c.dtype, device=c.device).index_add_(1, classes, c)
 
 
-@dataclass(frozen=True)
-class Shape:
-    """What a bridge has to know of a network: pixels, channels and classes (0 = unconditional)."""
-
-    img_resolution: int
-    img_channels: int
-    num_classes: int
-
-
 def make_bridge(
-    generator: Shape, teacher: Shape, resample: str = "lanczos", class_map: Sequence[int] | None = None
+    generator: Generator, teacher: Denoiser, resample: str = "lanczos", class_map: Sequence[int] | None = None
 ) -> Bridge:
     """The bridge between two networks.
 
+    Args:
+        generator: Its `img_resolution`, `img_channels`, and `c_dim` are looked at.
+        teacher: Its `img_resolution`, `img_channels`, and `label_dim` are looked at.
+        resample: A key of `resize.FILTERS`.
+        class_map: Class of the teacher for each class of the generator; None for the same numbers.
+
     Raises:
-        UserError: the two cannot be joined, and what to do instead.
+        UserError: The two cannot be joined; the sentence says what to do instead.
     """
     if resample not in FILTERS:
         raise UserError(f"The resampling filter must be one of {', '.join(FILTERS)}, not {resample!r}.")
@@ -147,21 +73,19 @@ def make_bridge(
             f"The teacher sees {teacher.img_resolution} pixels and the generator draws {generator.img_resolution}: "
             "take a teacher of the generator's resolution or below, since enlarged images look blurred to it."
         )
-    if teacher.num_classes and not generator.num_classes:
+    if teacher.label_dim and not generator.c_dim:
         raise UserError(
-            f"The teacher knows {teacher.num_classes} classes and the generator none, so it cannot be told what an "
+            f"The teacher knows {teacher.label_dim} classes and the generator none, so it cannot be told what an "
             "image shows: take an unconditional teacher."
         )
     if class_map is not None:
-        _check_class_map(class_map, generator.num_classes, teacher.num_classes)
-    elif teacher.num_classes and teacher.num_classes != generator.num_classes:
+        _check_class_map(class_map, generator.c_dim, teacher.label_dim)
+    elif teacher.label_dim and teacher.label_dim != generator.c_dim:
         raise UserError(
-            f"The generator has {generator.num_classes} classes and the teacher {teacher.num_classes}: say which "
+            f"The generator has {generator.c_dim} classes and the teacher {teacher.label_dim}: say which "
             "of the teacher's classes each of the generator's is, with --class-map, or take an unconditional teacher."
         )
-    return Bridge(
-        teacher.img_resolution, teacher.num_classes, resample, None if class_map is None else tuple(class_map)
-    )
+    return Bridge(teacher.img_resolution, teacher.label_dim, resample, None if class_map is None else tuple(class_map))
 
 
 def _check_class_map(class_map: Sequence[int], num_classes: int, num_teacher_classes: int) -> None:

@@ -1,4 +1,4 @@
-"""Which parts of a generator are trained, where the teacher sees less than the generator draws.
+"""Freezing of what the teacher cannot judge, where it sees less than the generator draws.
 
 A teacher at 64 pixels says nothing about the layers that draw at 128 and above. They are frozen, together with the
 mapping network, which would restyle them; gradients pass through them to the layers below.
@@ -6,53 +6,70 @@ mapping network, which would restyle them; gradients pass through them to the la
 
 from __future__ import annotations
 
-import re
+from dataclasses import dataclass
 
-import torch
-
-from refine.config import parse_train_layers
+from refine.contracts import Generator
 from refine.errors import UserError
 
 
-def select_layers(generator: torch.nn.Module, layers: str, teacher_resolution: int) -> list[str]:
+@dataclass(frozen=True)
+class Layers:
+    """Layers to train.
+
+    Attributes:
+        text: `auto` for those that the teacher can see, `all`, or resolutions such as "4,8,16".
+        resolutions: The resolutions; empty for `auto` and `all`.
+    """
+
+    text: str = "auto"
+    resolutions: frozenset[int] = frozenset()
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def parse_layers(text: str | Layers) -> Layers:
+    """Reads `auto`, `all`, or resolutions.
+
+    Raises:
+        UserError: The text is none of these.
+    """
+    if isinstance(text, Layers) or text in ("auto", "all"):
+        return text if isinstance(text, Layers) else Layers(text)
+    try:
+        return Layers(text, frozenset(int(part) for part in text.split(",")))
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"take auto, all or resolutions such as 4,8,16, not {text!r}.") from error
+
+
+def select_layers(generator: Generator, layers: str | Layers, teacher_resolution: int) -> list[str]:
     """Turns gradients on for the parameters to train and off for all others.
 
     Args:
-        generator: with `img_resolution` and parameters named `mapping.*` and `synthesis.b<resolution>.*`.
+        generator: The generator; `resolution_of` tells where a parameter works.
         layers: `auto`, `all`, or resolutions such as "4,8,16".
-        teacher_resolution: pixels that the teacher sees.
+        teacher_resolution: Pixels that the teacher sees.
 
     Returns:
         The names of the parameters to train.
 
     Raises:
-        UserError: resolutions that the generator does not have.
+        UserError: The generator lacks a resolution, or nothing is left to train.
     """
-    choice = parse_train_layers(layers)
-    if choice == "auto":
-        choice = "all" if teacher_resolution >= int(generator.img_resolution) else frozenset()  # type: ignore[arg-type]
-        limit = teacher_resolution
-    else:
-        limit = 0
-    resolutions = {name: _resolution(name) for name, _ in generator.named_parameters()}
-    if isinstance(choice, frozenset) and choice - set(resolutions.values()):
-        missing = sorted(choice - {r for r in resolutions.values() if r})
-        raise UserError(f"--train-layers names {missing[0]} pixels; the generator has no such block.")
-    names = []
-    for name, parameter in generator.named_parameters():
-        resolution = resolutions[name]
-        train = choice == "all" or (resolution > 0 and (resolution <= limit or resolution in choice))
-        parameter.requires_grad_(train)
-        if train:
-            names.append(name)
+    layers = parse_layers(layers)
+    resolutions = {name: generator.resolution_of(name) for name, _ in generator.module.named_parameters()}
+    known = {resolution for resolution in resolutions.values() if resolution is not None}
+    if layers.resolutions - known:
+        raise UserError(
+            f"--train-layers names {min(layers.resolutions - known)} pixels: the generator has no such block."
+        )
+    chosen = layers.resolutions or frozenset(r for r in known if r <= teacher_resolution)
+    everything = layers.text == "all" or (layers.text == "auto" and teacher_resolution >= generator.img_resolution)
+    names = [name for name, resolution in resolutions.items() if everything or resolution in chosen]
+    for name, parameter in generator.module.named_parameters():
+        parameter.requires_grad_(name in names)
     if not names:
         raise UserError(
             f"--train-layers={layers} leaves nothing to train in this generator: name resolutions that it has, or all."
         )
     return names
-
-
-def _resolution(name: str) -> int:
-    """Pixels at which a parameter of the synthesis network works; 0 for the mapping network."""
-    match = re.match(r"synthesis\.b(\d+)\.", name)
-    return int(match[1]) if match else 0

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from refine.pair.bridge import Bridge, resize
+from refine.pair.bridge import Bridge
+from refine.pair.resize import resize
 
 
 def high_pass(images: Tensor, bridge: Bridge) -> Tensor:

@@ -22,11 +22,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from refine.diffusion.sampler import Denoiser, HeunOptions, heun_sample, usable_sigmas
+from refine.contracts import Denoiser, Generator
+from refine.diffusion.denoiser import usable_sigmas
+from refine.diffusion.sampler import HeunOptions, heun_sample
+from refine.networks.sampling import labels_in_turn
 from refine.pair.bridge import Bridge
 from refine.pair.mismatches import BAD, CANDIDATES, SUSPICIOUS, Correction
 from refine.runtime.random import stream_generator
-from refine.training.inputs import labels_in_turn
 
 log = logging.getLogger("refine")
 
@@ -161,7 +163,7 @@ def is_better(corrected: Tensor, losses: Tensor, own: Tensor) -> bool:
 
 
 def preflight(
-    generator: Any,
+    generator: Generator,
     teacher: Denoiser,
     bridge: Bridge,
     *,
@@ -177,7 +179,7 @@ def preflight(
         seed: of latents and noise.
         num_images: of the generator and of the teacher; None: by device.
     """
-    device = next(generator.parameters()).device
+    device = next(generator.module.parameters()).device
     count = num_images or (NUM_IMAGES if device.type == "cuda" else NUM_IMAGES_ON_CPU)
     sigmas = _known(SIGMAS, teacher)
     drawn, c = _draw(generator, count, seed)
@@ -286,7 +288,7 @@ def _classes_differ(
     return own > NUM_ERRORS * own_error and given < own / 4 and own - given > NUM_ERRORS * error
 
 
-def _labels_help(generator: Any, teacher: Denoiser, bridge: Bridge, seed: int) -> bool:
+def _labels_help(generator: Generator, teacher: Denoiser, bridge: Bridge, seed: int) -> bool:
     """Whether the teacher denoises the generator's images better with their own labels than with other ones.
 
     Classes, not images, are what varies by chance: an image of another kind may lie nearer to one class than to
@@ -312,12 +314,12 @@ def _labels_help(generator: Any, teacher: Denoiser, bridge: Bridge, seed: int) -
 
 
 @torch.no_grad()
-def _draw(generator: Any, count: int, seed: int) -> tuple[Tensor, Tensor]:
+def _draw(generator: Generator, count: int, seed: int) -> tuple[Tensor, Tensor]:
     """Images [N, C, H, W] as drawn and one-hot labels [N, c_dim], the classes in turn."""
-    device = next(generator.parameters()).device
-    z = torch.randn(count, generator.z_dim, generator=stream_generator(seed, "preflight/z", 0)).to(device)
+    device = next(generator.module.parameters()).device
+    z = torch.randn(count, *generator.z_shape, generator=stream_generator(seed, "preflight/z", 0)).to(device)
     c = labels_in_turn(count, generator.c_dim).to(device)
-    images = [generator.synthesis(generator.mapping(z[part], c[part]), noise_mode="const") for part in _parts(count)]
+    images = [generator(z[part], c[part], noise_mode="const").images for part in _parts(count)]
     return torch.cat(images).float(), c
 
 

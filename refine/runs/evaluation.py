@@ -1,7 +1,11 @@
-"""The metrics of a run: from its options to the function that measures a snapshot, without ever losing a run for it."""
+"""Evaluation of a run's snapshots: metrics, the best snapshot, and whether the FID keeps rising.
+
+A run is never lost for a metric.
+"""
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -15,10 +19,17 @@ from refine.files.dataset import ImageDataset
 from refine.metrics.options import MetricOptions
 from refine.metrics.reference import Teacher
 from refine.metrics.resolve import dataset_path, warn_of_recorded_data
-from refine.metrics.suite import Measure, make_measure
-from refine.networks.loading import LoadedNetwork, load_gan, load_teacher
-from refine.runs.start import choose_device
+from refine.metrics.suite import Measure as Evaluate
+from refine.metrics.suite import make_measure
+from refine.networks.loading import load_gan, load_teacher
+from refine.networks.preconditioned import as_denoiser
+from refine.pair.pair import Pair
+from refine.runs.folder import RunFolder
 from refine.runtime import distributed
+from refine.runtime.device import choose_device
+from refine.training.trainer import Trainer
+
+__all__ = ["Evaluate", "evaluation_for"]
 
 log = logging.getLogger("refine")
 
@@ -56,39 +67,32 @@ def metric_options(config: RunConfig, device: torch.device, *, trust_detector: b
     )
 
 
-def measure_for(
-    config: RunConfig,
-    gan: LoadedNetwork,
-    generator: Any,
-    teacher: Teacher,
-    *,
-    trust_detector: bool = False,
-) -> Measure | None:
-    """The function that measures the snapshots of a run; None: there is none, and a line has said why.
+def evaluation_for(config: RunConfig, pair: Pair, trainer: Trainer, *, trust_detector: bool = False) -> Evaluate | None:
+    """The function that measures the snapshots of a run; None where nothing is measured, and a line has said why.
 
-    All processes call this with the same arguments. What it returns says in one line where it fails, and gives no rows
-    then.
+    All processes call this with the same arguments. Where the function fails it says so in one line and gives no rows.
 
     Args:
-        config: the options.
-        gan: as loaded.
-        generator: a copy of it, on the device of the run.
-        teacher: on that device.
-        trust_detector: load a detector from the internet whose digest is not known.
+        config: Options of the run.
+        pair: The pair.
+        trainer: Its networks, on the device of the run.
+        trust_detector: Load a detector from the internet whose digest is not known.
 
     Raises:
-        UserError: what the user asked for cannot be measured.
+        UserError: What the user asked for cannot be measured.
     """
-    device = next(generator.parameters()).device
-    options = metric_options(config, device, trust_detector=trust_detector)
+    options = metric_options(config, trainer.device, trust_detector=trust_detector)
     if options is None:
         if config.metrics.auto:
             _say("No metrics: on a CPU they are computed on request, such as --metrics=fid5k_full")
         return None
-    if options.data is None and options.ref == "auto" and distributed.is_first():
-        warn_of_recorded_data(gan.pickle)
+    if options.data is None and options.ref == "auto" and distributed.is_first() and pair.gan_file is not None:
+        warn_of_recorded_data(pair.gan_file.pickle)
+    assert trainer.generator.average is not None
+    generator = trainer.generator.average.network.module
+    yardstick = Teacher(trainer.teacher, config.teacher, pair.digests.get("teacher", ""), config.class_map)
     try:
-        measure = make_measure(options, generator, device, teacher)
+        measure = make_measure(options, generator, trainer.device, yardstick)
     except UserError as error:
         if asked_for(config):
             raise
@@ -124,7 +128,7 @@ def prefetch_for(config: RunConfig, *, trust: bool = False, trust_detector: bool
         lines = [f"generator {gan.pickle.path}", f"teacher {teacher.pickle.path}"]
         options = metric_options(config, device, trust_detector=trust_detector)
         if options is not None:
-            network: Any = teacher.network.to(device)
+            network = as_denoiser(teacher.network.to(device))
             sha256 = pickles.file_sha256(teacher.pickle.path)
             yardstick = Teacher(network, config.teacher, sha256, config.class_map)
             make_measure(options, gan.network.to(device), device, yardstick)
@@ -143,6 +147,49 @@ def real_images(data: str, count: int) -> torch.Tensor:
     dataset = ImageDataset(dataset_path(data))
     images = torch.cat([torch.from_numpy(part) for part in dataset.batches(range(min(count, len(dataset))), 16)])
     return (images.float() - 127.5) / 127.5
+
+
+def is_measured(folder: RunFolder, snapshot_pkl: str) -> bool:
+    """Whether there is a row of that snapshot already: a run that was resumed comes by it again."""
+    return any(
+        row["snapshot_pkl"] == snapshot_pkl for name in folder.metric_names() for row in folder.metric_rows(name)
+    )
+
+
+def record(folder: RunFolder, rows: Sequence[dict[str, Any]], patience: int | None) -> str | None:
+    """Writes the rows of one snapshot and lets `network-best.pkl` mean the best one by the first FID among them.
+
+    Args:
+        folder: Folder of the run.
+        rows: Rows of `metric-<name>.jsonl`.
+        patience: Largest number of rises of the FID in a row; None for no limit.
+
+    Returns:
+        Why the run should end; None: it should not.
+    """
+    for row in rows:
+        folder.add_metric(row)
+    name = next((row["metric"] for row in rows if row["metric"].startswith(("fid", "fdd"))), None)
+    if name is None:
+        return None
+    history = folder.metric_rows(name)
+    values = [value_of(row) for row in history]
+    best = history[values.index(min(values))]
+    folder.link_best(folder.path / best["snapshot_pkl"])
+    if patience is None or not rising(values, patience):
+        return None
+    return f"{name} rose for {patience} snapshots in a row, {best['snapshot_pkl']} is the best one: the run ends here"
+
+
+def value_of(row: dict[str, Any]) -> float:
+    """The first of a row's results, which is the metric itself."""
+    return float(next(iter(row["results"].values())))
+
+
+def rising(values: Sequence[float], patience: int) -> bool:
+    """Whether each of the last `patience` values is above the one before it."""
+    last = list(values)[-patience - 1 :]
+    return len(last) == patience + 1 and all(a < b for a, b in itertools.pairwise(last))
 
 
 def _say(line: str, level: int = logging.INFO) -> None:

@@ -1,4 +1,4 @@
-"""The folder of a run: what is written there, under which names, complete or not at all.
+"""Folder of a run: names of its files, each written complete or not at all.
 
     00000-<gan>-<teacher>-<objective>-batch<N>[-desc]/
         training_options.json   log.txt   stats.jsonl   fakes_init.png   fakes<kimg>.png
@@ -17,8 +17,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from PIL import Image
 
 from refine.errors import UserError
@@ -30,14 +28,14 @@ _STATE = re.compile(r"training-state-(\d{6,})\.pt")
 NUM_STATES_KEPT = 2
 
 
-class RunDir:
+class RunFolder:
     """One run's folder."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     @classmethod
-    def create(cls, outdir: str | Path, name: str) -> RunDir:
+    def create(cls, outdir: str | Path, name: str) -> RunFolder:
         """Makes `<outdir>/<number>-<name>` with the next free number.
 
         Raises:
@@ -134,31 +132,32 @@ class RunDir:
                 file.write(snapshot.read_bytes())
         os.replace(temporary, link)
 
-    def snapshot_path(self, moment: str) -> Path:
-        """Where the pickle of a `moment` goes."""
-        return self.path / f"network-snapshot-{moment}.pkl"
+    def snapshot_path(self, tag: str) -> Path:
+        """Path of the pickle of a snapshot tag."""
+        return self.path / f"network-snapshot-{tag}.pkl"
+
+    def last_snapshot(self) -> Path | None:
+        """The newest snapshot that is written; None if there is none."""
+        snapshots = [path for path in self.path.glob("network-snapshot-*.pkl") if _SNAPSHOT.fullmatch(path.name)]
+        return max(snapshots, key=lambda path: path.name, default=None)
 
     def state_path(self, cur_nimg: int) -> Path:
         """Where the training state of that moment goes."""
         return self.path / f"training-state-{cur_nimg // 1000:06d}.pt"
 
-    def save_state(self, cur_nimg: int, state: Mapping[str, Any]) -> Path:
-        """Writes `training-state-<kimg>.pt` and removes all but the newest two states."""
-        path = self.state_path(cur_nimg)
-        with atomic_write(path) as file:
-            torch.save(dict(state), file)
+    def remove_old_states(self) -> None:
+        """Removes all but the newest two training states."""
         for old in self.states()[:-NUM_STATES_KEPT]:
             old.unlink()
-        return path
 
     def states(self) -> list[Path]:
         """The training states in the folder, oldest first."""
         return sorted((p for p in self.path.iterdir() if _STATE.fullmatch(p.name)), key=_kimg)
 
-    def save_images(self, name: str, images: torch.Tensor, columns: int) -> None:
-        """Writes images [N, C, H, W] in [-1, 1] as one PNG, row by row."""
+    def save_picture(self, name: str, picture: Image.Image) -> None:
+        """Writes a picture as PNG."""
         with atomic_write(self.path / name) as file:
-            image_grid(images, columns).save(file, "PNG")
+            picture.save(file, "PNG")
 
     def _append(self, name: str, line: str) -> None:
         path = self.path / name
@@ -169,7 +168,7 @@ class RunDir:
             raise cannot_write(path, error) from error
 
 
-def moment(cur_nimg: int, batch: int) -> str:
+def snapshot_tag(cur_nimg: int, batch: int) -> str:
     """How a moment is called in the names of snapshots and pictures; no two moments share a name.
 
     The first step in a kimg has six digits and nothing else, and ordinary runs save at no other. Any other one, as the
@@ -205,18 +204,6 @@ def _snapshot_nimg(row: Mapping[str, Any]) -> int:
     return int(match[1]) * 1000 + int(match[2] or 0) if match else 0
 
 
-def image_grid(images: torch.Tensor, columns: int) -> Image.Image:
-    """Images [N, C, H, W], C = 1 or 3, range [-1, 1], as one picture; the last row may be short."""
-    batch, channels, height, width = images.shape
-    pixels = (images.float().cpu() * 127.5 + 128).clamp(0, 255).to(torch.uint8)
-    rows = -(-batch // columns)
-    canvas = torch.zeros(rows * columns, channels, height, width, dtype=torch.uint8)
-    canvas[:batch] = pixels
-    grid = canvas.reshape(rows, columns, channels, height, width).permute(0, 3, 1, 4, 2)
-    array: Any = grid.reshape(rows * height, columns * width, channels).numpy()
-    return Image.fromarray(np.ascontiguousarray(array[:, :, 0] if channels == 1 else array))
-
-
 def find_state(spec: str, outdir: str | Path) -> Path:
     """The training state meant by `latest`, a run's folder or a file.
 
@@ -226,12 +213,12 @@ def find_state(spec: str, outdir: str | Path) -> Path:
     if spec == "latest":
         folders = sorted((p for p in Path(outdir).glob("*") if re.match(r"\d+-", p.name)), reverse=True)
         for folder in folders:
-            if states := RunDir(folder).states():
+            if states := RunFolder(folder).states():
                 return states[-1]
         raise UserError(f"There is no run with a training state in {outdir}: start one without --resume.")
     path = Path(spec)
     if path.is_dir():
-        if states := RunDir(path).states():
+        if states := RunFolder(path).states():
             return states[-1]
         raise UserError(f"{path} holds no training-state-*.pt: the run was stopped before its first one.")
     if not path.is_file():

@@ -1,99 +1,139 @@
-"""What a run is made of: device, networks and names, from its options."""
+"""Start of a run, new or resumed: from options to networks, folder and loop."""
 
 from __future__ import annotations
 
 import copy
+import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from refine.config import RunConfig
-from refine.diffusion import augment
+from refine import zoo
+from refine.config import RunConfig, TrainingOptions
 from refine.errors import OptionError, UserError
-from refine.networks.loading import LoadedNetwork
-from refine.pair.bridge import Shape, make_bridge
-from refine.pair.freeze import select_layers
-from refine.runs.folder import RunDir
+from refine.pair.pair import Pair, load_pair
+from refine.runs.evaluation import Evaluate, evaluation_for
+from refine.runs.folder import RunFolder
+from refine.runs.run import Callbacks, OnSnapshot, OnTick, Run, position
+from refine.runs.writer import Origin
+from refine.runtime import distributed
+from refine.runtime.device import choose_device, would_use_cuda
+from refine.training.drift import DriftProbe
+from refine.training.state import load_state, load_weights, read_state, remember_start
 from refine.training.trainer import Trainer
+
+log = logging.getLogger("refine")
 
 # Options that a resumed run may change; how many images fit into memory is the machine's matter.
 RESUMABLE_CHANGES = (
     *("kimg", "tick_kimg", "snap_ticks", "batch_gpu"),
     *("metrics", "data", "ref", "detector", "vgg", "metric_every"),
 )
+FILES = ("gan", "teacher", "data", "ref", "detector", "vgg")  # options that may name a file
 
 
-def choose_device(name: str, index: int | None = None) -> torch.device:
-    """The device meant by `auto`, `cpu`, `cuda` or `mps`; of several GPUs the one with that index.
+def run(
+    config: RunConfig,
+    *,
+    trust: bool = False,
+    trust_detector: bool = False,
+    resume: str | Path | None = None,
+    evaluate: Evaluate | None = None,
+    on_tick: OnTick | None = None,
+    on_snapshot: OnSnapshot | None = None,
+) -> Path:
+    """Refines a generator.
+
+    Started by `torchrun`, all processes call this with the same arguments and share the work.
+
+    Args:
+        config: Options of the run.
+        trust: Run the source embedded in the pickles where Refine has no network of its own.
+        trust_detector: Load a detector from the internet whose digest is not known.
+        resume: Training state to continue from, in the folder that it lies in; None for a new run.
+        evaluate: Measurement of each snapshot, the first one being the generator as it came: (network, file name) ->
+            rows of `metric-<name>.jsonl`. None for the metrics of the options.
+        on_tick: Called by the first process with the row of statistics of each status line; a true result ends the
+            run as Ctrl-C does, with its state saved, but without an exception.
+        on_snapshot: Called by the first process with the path of each snapshot, after it is written and measured.
+
+    Returns:
+        Path of the last snapshot.
 
     Raises:
-        UserError: this machine does not have it.
+        UserError: The pair does not fit, a file cannot be read or written, or the state is not of these options.
+        KeyboardInterrupt: A signal stopped the run; its state is saved.
     """
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        name = next(kind for kind, is_there in available.items() if is_there)
-    if not available[name]:
-        raise UserError(f"--device={name} is not available to PyTorch here; --device=auto takes what is there.")
-    if name != "cuda" or index is None:
-        return torch.device(name)
-    if index >= torch.cuda.device_count():
-        raise UserError(
-            f"Process {index} of this machine has no GPU: there are {torch.cuda.device_count()}; "
-            f"start torchrun with --nproc_per_node={torch.cuda.device_count()}."
-        )
-    torch.cuda.set_device(index)
-    return torch.device("cuda", index)
+    with distributed.processes("nccl" if would_use_cuda(config.device) else "gloo") as place:
+        device = choose_device(config.device, place.local_rank if place.size > 1 else None)
+        if place.size > config.batch:
+            raise UserError(f"--batch={config.batch} leaves nothing for some of the {place.size} processes: raise it.")
+        pair = pair_for(config, trust=trust)
+        config = with_lasting_paths(config)
+        trainer = Trainer(pair, config.section(TrainingOptions), device)
+        if resume is None:
+            for note in pair.notes if distributed.is_first() else ():
+                log.info(note)
+        if evaluate is None:
+            evaluate = evaluation_for(config, pair, trainer, trust_detector=trust_detector)
+        callbacks = Callbacks(evaluate, on_tick, on_snapshot)
+        if resume is None:
+            return _new_run(config, pair, trainer, callbacks, trust=trust).go()
+        return _resumed_run(config, pair, trainer, callbacks, Path(resume)).go()
 
 
-def would_use_cuda(device: str) -> bool:
-    """Whether `choose_device` gives a CUDA device."""
-    return device in ("auto", "cuda") and torch.cuda.is_available()
+def pair_for(config: RunConfig, *, trust: bool = False) -> Pair:
+    """The pair that the options name."""
+    return load_pair(config.gan, config.teacher, resample=config.resample, class_map=config.class_map, trust=trust)
 
 
-def make_trainer(config: RunConfig, gan: LoadedNetwork, teacher: LoadedNetwork, device: torch.device) -> Trainer:
-    """Copies of the networks, joined by a bridge, on the device.
-
-    Raises:
-        UserError: the pair does not fit.
-    """
-    if not (hasattr(gan.network, "mapping") and hasattr(gan.network, "synthesis")):
-        raise UserError(
-            f"{gan.pickle.path} holds a {gan.record.class_name} that is not made of a mapping and a synthesis network, "
-            "as StyleGAN's are: it cannot be refined."
-        )
-    bridge = make_bridge(shape_of(gan), shape_of(teacher), config.resample, config.class_map)
-    if config.anchor and bridge.img_resolution == shape_of(gan).img_resolution:
-        raise UserError("--anchor holds detail that the teacher cannot see, and this one sees all: leave it out.")
-    map_augment = getattr(getattr(teacher.network, "model", None), "map_augment", None)
-    if config.fake_augment and getattr(map_augment, "in_features", 0) != augment.NUM_LABELS:
-        raise UserError(
-            f"--fake-augment needs a teacher that was trained with EDM's {augment.NUM_LABELS} augmentation labels, and "
-            f"{teacher.pickle.path} was not: use --fake-augment=0."
-        )
-    generator, generator_ema = (copy.deepcopy(gan.network).to(device) for _ in range(2))
-    denoiser, fake = (copy.deepcopy(teacher.network).to(device) for _ in range(2))
-    select_layers(generator, config.train_layers, bridge.img_resolution)
-    return Trainer(config, generator, generator_ema, denoiser, fake, bridge, device)
+def _new_run(config: RunConfig, pair: Pair, trainer: Trainer, callbacks: Callbacks, *, trust: bool) -> Run:
+    start = None
+    if config.init is not None:
+        path = zoo.resolve(config.init).path
+        config = replace(config, init=str(path.resolve()))
+        load_weights(trainer, path, trust=trust)
+        start = copy.deepcopy(trainer.generator.module.state_dict())
+    drift = DriftProbe(trainer.generator.network, trainer.bridge, config.seed)
+    config = replace(config, precision=trainer.precision)
+    folder = RunFolder(distributed.broadcast(_new_folder(config, pair)))
+    return Run(config, pair, trainer, folder, Origin(pair.digests, start), drift, callbacks)
 
 
-def shape_of(loaded: LoadedNetwork) -> Shape:
-    """What the bridge has to know of a network."""
-    network: Any = loaded.network
-    num_classes = network.c_dim if hasattr(network, "c_dim") else network.label_dim
-    return Shape(int(network.img_resolution), int(network.img_channels), int(num_classes))
+def _resumed_run(config: RunConfig, pair: Pair, trainer: Trainer, callbacks: Callbacks, path: Path) -> Run:
+    state = read_state(path)
+    start = state["start"]
+    if start is not None:  # the file that the run began from need not be there any more
+        trainer.generator.module.load_state_dict(start)
+    remember_start(trainer, trainer.generator.module.state_dict())
+    drift = DriftProbe(trainer.generator.network, trainer.bridge, config.seed)
+    load_state(trainer, state, pair.digests)
+    folder = RunFolder(path.parent)
+    if distributed.is_first():
+        folder.write_options(config.to_json())
+        folder.cut_rows(position(config, trainer))
+        folder.set_aside(trainer.progress.cur_nimg)
+    return Run(config, pair, trainer, folder, Origin(pair.digests, start), drift, callbacks)
 
 
-def run_name(config: RunConfig, gan: LoadedNetwork, teacher: LoadedNetwork) -> str:
+def _new_folder(config: RunConfig, pair: Pair) -> Path | None:
+    """The run's folder with its options in it, made by the first process."""
+    if not distributed.is_first():
+        return None
+    folder = RunFolder.create(config.outdir, run_name(config, pair))
+    folder.write_options(config.to_json())
+    return folder.path
+
+
+def run_name(config: RunConfig, pair: Pair) -> str:
     """`<gan>-<teacher>-<objective>-batch<N>[-desc]`, from the names of the files."""
-    names = [pickle.path.stem for pickle in (gan.pickle, teacher.pickle)]
-    parts = [*names, config.objective, f"batch{config.batch}", *([config.desc] if config.desc else [])]
+    parts = [pair.name, config.objective.name, f"batch{config.batch}", *([config.desc] if config.desc else [])]
     return "-".join("".join(c if c.isalnum() or c in "._-" else "_" for c in part) for part in parts)
 
 
 def lasting(spec: str, *, folders: bool = False) -> str:
-    """A path that also holds from another folder; others as they are. Folders only where one may be meant."""
+    """A path that also holds from another folder; other text as it is. Folders only where one may be meant."""
     path = Path(spec).expanduser()
     return str(path.resolve()) if path.is_file() or (folders and path.is_dir()) else spec
 
@@ -101,20 +141,18 @@ def lasting(spec: str, *, folders: bool = False) -> str:
 def with_lasting_paths(config: RunConfig) -> RunConfig:
     """The options, such that a run can be resumed from another folder."""
     changed: dict[str, Any] = {
-        name: lasting(config[name], folders=name == "data")
-        for name in ("gan", "teacher", "data", "ref", "detector", "vgg")
-        if config[name] is not None
+        name: lasting(config[name], folders=name == "data") for name in FILES if config[name] is not None
     }
     return replace(config, **changed)
 
 
-def resumed_config(state: Path, changes: dict[str, Any]) -> RunConfig:
+def resumed_config(state: Path, changes: Mapping[str, Any]) -> RunConfig:
     """The stored options of the run that a state lies in, with those changed that may change.
 
     Raises:
-        UserError: an option that decides what the run does would change.
+        UserError: An option that decides what the run does would change.
     """
-    config = RunConfig.from_dict(RunDir(state.parent).read_options())
+    config = RunConfig.from_dict(RunFolder(state.parent).read_options())
     changes = {
         name: lasting(value, folders=name == "data") if isinstance(value, str) else value
         for name, value in changes.items()

@@ -9,6 +9,8 @@ from typing import Any
 import psutil
 import torch
 
+from refine.runtime.text import format_time
+
 
 @dataclass(frozen=True)
 class Tick:
@@ -84,13 +86,3 @@ def tick_line(tick: Tick, values: Mapping[str, float], num_nonfinite: int) -> st
         f"drift {values.get('Drift/image', 0):<7.4f} nonfinite {num_nonfinite} "
         f"eta {format_time(tick.sec_per_kimg * tick.remaining_nimg / 1000)}"
     )
-
-
-def format_time(seconds: float) -> str:
-    """`1h 38m 21s`, as the StyleGAN suite writes it."""
-    total = round(seconds)
-    days, hours, minutes = total // 86400, total // 3600 % 24, total // 60 % 60
-    parts = [(days, "d"), (hours, "h"), (minutes, "m"), (total % 60, "s")]
-    while len(parts) > 1 and parts[0][0] == 0:
-        parts.pop(0)
-    return " ".join(f"{n}{unit}" if i == 0 else f"{n:02d}{unit}" for i, (n, unit) in enumerate(parts[:3]))

@@ -1,4 +1,4 @@
-"""What a step draws: latents, labels, noise levels and noise, from (seed, stream, step) alone.
+"""Inputs of a step: latents, labels, noise levels and noise, from (seed, stream, step) alone.
 
 Everything is drawn for the global batch, on the CPU, and each process takes its part: the numbers depend neither on
 the device nor on how many processes share the work.
@@ -6,29 +6,31 @@ the device nor on how many processes share the work.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
 
 from refine.diffusion import augment
 from refine.diffusion.noise_levels import Distribution
-from refine.runtime.random import stream_generator
+from refine.runtime.random import Seeds, stream_generator
 
 
 @dataclass(frozen=True)
-class Draws:
-    """What one (micro-)batch of N images draws.
+class StepInputs:
+    """Inputs of a (micro-)batch of N images.
 
     Attributes:
-        z: latents [N, z_dim].
-        c: one-hot labels [N, c_dim].
-        sigma: noise levels of the generator's gradient [N]; empty where there is none, as `noise` then is.
+        z: Latents, [N, *z_shape].
+        c: One-hot labels, [N, c_dim].
+        sigma: Noise levels of the generator's gradient, [N]; empty, as `noise` is, where there is none.
         noise: [N, C, R, R] at the teacher's resolution.
-        fake_sigma: noise levels at which the fake score is fitted [N]; empty where it is not, as the next two then are.
+        fake_sigma: Noise levels that the fake score is fitted at, [N]; empty, as the next two are, where it is not.
         fake_noise: [N, C, R, R].
-        augmentation: of the images that the fake score is fitted to [N, 8], see `augment.PARAMETERS`.
+        augmentation: Augmentation of the images that the fake score is fitted to, [N, 8]; see `augment.PARAMETERS`.
+        seeds: Seeds for what PyTorch's default generator draws: dropout and the generator's own noise.
     """
 
     z: Tensor
@@ -38,31 +40,39 @@ class Draws:
     fake_sigma: Tensor
     fake_noise: Tensor
     augmentation: Tensor
+    seeds: Seeds
 
-    def part(self, which: slice) -> Draws:
-        """Those of some of the images."""
-        return Draws(*(getattr(self, field.name)[which] for field in fields(self)))
+    def part(self, which: slice, index: int = 0) -> StepInputs:
+        """Inputs of some of the images, as the micro-batch of that number."""
+        return replace(
+            self,
+            **{name: getattr(self, name)[which] for name in _TENSORS},
+            seeds=replace(self.seeds, index=index),
+        )
 
-    def to(self, device: torch.device) -> Draws:
-        """The same on a device."""
-        return Draws(*(getattr(self, field.name).to(device) for field in fields(self)))
+    def to(self, device: torch.device) -> StepInputs:
+        """The same inputs on a device."""
+        return replace(self, **{name: getattr(self, name).to(device) for name in _TENSORS})
+
+
+_TENSORS = tuple(field.name for field in fields(StepInputs) if field.name != "seeds")
 
 
 @dataclass(frozen=True)
-class DrawShape:
-    """How much a step draws.
+class InputShape:
+    """Sizes of the inputs of a step.
 
     Attributes:
-        batch: images of the global batch.
-        z_dim: width of the latents.
-        c_dim: classes; 0 = unconditional.
-        img_channels: of the noise.
-        img_resolution: of the noise, the teacher's.
-        augment_p: probability of each augmentation.
+        batch: Images of the global batch.
+        z_shape: Shape of one latent.
+        c_dim: Classes; 0 for an unconditional generator.
+        img_channels: Channels of the noise.
+        img_resolution: Pixels of the noise, which are the teacher's.
+        augment_p: Probability of each augmentation.
     """
 
     batch: int
-    z_dim: int
+    z_shape: tuple[int, ...]
     c_dim: int
     img_channels: int
     img_resolution: int
@@ -70,19 +80,19 @@ class DrawShape:
 
 
 def draw(
-    shape: DrawShape, sigma: Distribution | None, fake_sigma: Distribution | None, seed: int, stream: str, step: int
-) -> Draws:
-    """The draws of one update, for the global batch, on the CPU.
+    shape: InputShape, sigma: Distribution | None, fake_sigma: Distribution | None, seed: int, stream: str, step: int
+) -> StepInputs:
+    """Inputs of one update, for the global batch, on the CPU.
 
     Each kind of number has a stream of its own, so that leaving one out changes no other.
 
     Args:
-        shape: how much.
-        sigma: distribution of the noise levels of the generator's gradient; None: it is not computed.
-        fake_sigma: distribution of those at which the fake score is fitted; None: it is not.
-        seed: of the run.
-        stream: which update of the step.
-        step: which step.
+        shape: Sizes.
+        sigma: Distribution of the noise levels of the generator's gradient; None where it is not computed.
+        fake_sigma: Distribution of those that the fake score is fitted at; None where it is not.
+        seed: Seed of the run.
+        stream: Update of the step, such as `generator` or `fake0`.
+        step: Number of the step.
     """
     pixels = [shape.batch, shape.img_channels, shape.img_resolution, shape.img_resolution]
 
@@ -101,28 +111,20 @@ def draw(
     c = torch.zeros(shape.batch, shape.c_dim)
     if shape.c_dim:
         c.scatter_(1, torch.randint(shape.c_dim, [shape.batch, 1], generator=source("c")), 1.0)
-    return Draws(
-        z=torch.randn(shape.batch, shape.z_dim, generator=source("z")),
+    return StepInputs(
+        z=torch.randn(shape.batch, *shape.z_shape, generator=source("z")),
         c=c,
         sigma=levels("sigma", sigma),
         noise=normal("noise", sigma is not None),
         fake_sigma=levels("fake_sigma", fake_sigma),
         fake_noise=normal("fake_noise", fake_sigma is not None),
         augmentation=augment.draw(shape.batch if fake_sigma else 0, shape.augment_p, source("augmentation")),
+        seeds=Seeds(seed, stream, step, 0),
     )
 
 
-def labels_in_turn(count: int, c_dim: int, columns: int | None = None) -> Tensor:
-    """One-hot labels [count, c_dim], the classes in turn; with `columns`, beginning anew in each row of a grid."""
-    c = torch.zeros(count, c_dim)
-    if c_dim:
-        index = torch.arange(count)
-        c[index, index % (columns or count) % c_dim] = 1
-    return c
-
-
 def micro_batches(count: int, size: int | None) -> Iterator[slice]:
-    """Slices of `count` images, each of `size` (None: all at once) but perhaps the last."""
+    """Slices of `count` images, each of `size` (None for all at once) but perhaps the last."""
     size = size or count
-    for start in range(0, count, size):
-        yield slice(start, min(start + size, count))
+    for index in range(math.ceil(count / size) if size else 0):
+        yield slice(index * size, min((index + 1) * size, count))

@@ -7,17 +7,16 @@ tells what it keeps; images at once multiply it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from refine.config import RunConfig
 from refine.errors import UserError
 from refine.runtime import distributed
+from refine.runtime.text import format_bytes
 from refine.training.trainer import Trainer
 from stylegan_ops import select
 
@@ -62,17 +61,19 @@ class Memory:
         ]
 
 
-def estimate_memory(trainer: Trainer, config: RunConfig, num_processes: int = 1) -> Memory:
-    """The estimate for one process.
+def estimate_memory(trainer: Trainer, num_processes: int = 1) -> Memory:
+    """Estimate for one process.
 
     Args:
-        trainer: with its networks on the CPU.
-        config: the options.
-        num_processes: that share the batch.
+        trainer: Trainer with its networks on the CPU.
+        num_processes: Processes that share the batch.
     """
-    generators = 2 + (config.anchor > 0)
-    generator, fake, teacher = (_count(n.parameters()) for n in (trainer.generator, trainer.fake, trainer.teacher))
-    trained = _count(p for n in (trainer.generator, trainer.fake) for p in n.parameters() if p.requires_grad)
+    options = trainer.options
+    trained = [network.module for network in trainer.networks]
+    averages = [network.average.network.module for network in trainer.networks if network.average is not None]
+    frozen = [trainer.teacher.module, *([trainer.generator_start.module] if trainer.generator_start else [])]
+    num_trained = _count(p for module in trained for p in module.parameters() if p.requires_grad)
+    saved = _count(p for module in [*trained, *averages] for p in module.parameters())
     mode = select.mode()
     select.set_mode("off")  # nothing is to be built for this; kernels keep no more than plain PyTorch
     try:
@@ -80,34 +81,35 @@ def estimate_memory(trainer: Trainer, config: RunConfig, num_processes: int = 1)
     finally:
         select.set_mode(mode)
     # The generator's are gone before the fake score has its own, but where one pass of that serves both updates.
-    per_image = of_generator + of_fake if config.share_unet else max(of_generator, of_fake)
-    images = config.batch_gpu or -(-config.batch // num_processes)
+    per_image = of_generator + of_fake if trainer.sharing.shares_noise else max(of_generator, of_fake)
+    images = options.batch_gpu or -(-options.batch // num_processes)
     return Memory(
-        parameters=FLOAT * (generators * generator + fake + teacher),
-        gradients=FLOAT * trained,
-        adam=2 * FLOAT * trained,
-        activations=per_image * min(images, config.batch),
-        images=min(images, config.batch),
-        state=FLOAT * (2 * generator + fake + 2 * trained),
+        parameters=FLOAT * (saved + _count(p for module in frozen for p in module.parameters())),
+        gradients=FLOAT * num_trained,
+        adam=2 * FLOAT * num_trained,
+        activations=per_image * min(images, options.batch),
+        images=min(images, options.batch),
+        state=FLOAT * (saved + 2 * num_trained),
     )
 
 
-def _count(parameters: Any) -> int:
+def _count(parameters: Iterable[Tensor]) -> int:
     return sum(p.numel() for p in parameters)
 
 
 def _activations(trainer: Trainer) -> tuple[int, int]:
     """Bytes kept for the backward pass of one image: of the generator with the bridge, and of the fake score."""
-    generator, fake, bridge = trainer.generator, trainer.fake, trainer.bridge
-    z, c = torch.zeros(1, generator.z_dim), torch.zeros(1, generator.c_dim)
+    generator, bridge = trainer.generator.network, trainer.bridge
+    z, c = torch.zeros(1, *generator.z_shape), torch.zeros(1, generator.c_dim)
 
     def draw() -> Tensor:
-        ws = generator.mapping(z, c)
-        return bridge.images(generator.synthesis(ws, noise_mode=trainer.config.noise_mode))
+        return bridge.images(generator(z, c, noise_mode=trainer.options.noise_mode).images)
 
-    of_generator, images = saved_bytes(draw, generator)
-    x = images.detach()
-    of_fake, _ = saved_bytes(lambda: fake(x, torch.ones(1), bridge.labels(c)), fake)
+    of_generator, images = saved_bytes(draw, generator.module)
+    if not trainer.objective.needs_fake:
+        return of_generator, 0
+    x, fake = images.detach(), trainer.fake_score.network
+    of_fake, _ = saved_bytes(lambda: fake(x, torch.ones(1), bridge.labels(c)), fake.module)
     return of_generator, of_fake
 
 
@@ -127,26 +129,17 @@ def saved_bytes(forward: Callable[[], Tensor], network: torch.nn.Module) -> tupl
     return sum(storage.nbytes() for storage in storages.values()), result
 
 
-def format_bytes(size: float) -> str:
-    """`3.2 GB`, in powers of 1000."""
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} GB"
-
-
 @contextmanager
-def memory_advice(config: RunConfig) -> Iterator[None]:
+def memory_advice(batch: int, batch_gpu: int | None) -> Iterator[None]:
     """Turns PyTorch's out-of-memory error into the option that helps.
 
     Raises:
-        UserError: the memory did not suffice.
+        UserError: Memory ran out.
     """
     try:
         yield
     except torch.OutOfMemoryError as error:
-        size = config.batch_gpu or -(-config.batch // distributed.size())
-        smaller = next((n for n in range(size // 2, 0, -1) if config.batch % n == 0), None)
-        remedy = f"try --batch-gpu={smaller}" if smaller else "this pair needs a larger GPU"
-        raise UserError(f"The GPU's memory did not suffice for {size} images at once: {remedy}.") from error
+        size = batch_gpu or -(-batch // distributed.size())
+        smaller = next((n for n in range(size // 2, 0, -1) if batch % n == 0), None)
+        remedy = f"try --batch-gpu={smaller}" if smaller else "take a larger GPU, --precision=bf16 or --checkpoint"
+        raise UserError(f"Out of GPU memory with {size} images per pass: {remedy}.") from error

@@ -11,8 +11,6 @@ from torch import Tensor
 
 from refine.runtime import distributed
 
-LR_DECAYS = ("none", "cosine")
-
 
 class Optimizer:
     """Adam in float32 (Kingma & Ba, arXiv 1412.6980), with what surrounds a step.
@@ -91,7 +89,7 @@ def learning_rate(
         base: the rate between ramp and decay.
         cur_nimg: images so far.
         rampup_nimg: images over which it rises in a straight line from 0.
-        decay: one of `LR_DECAYS`; `cosine` falls along half a cosine to 0 at the end of the run.
+        decay: `none`, or `cosine`, which falls along half a cosine to 0 at the end of the run.
         total_nimg: length of the run.
     """
     rate = base * min(cur_nimg / rampup_nimg, 1.0) if rampup_nimg else base

@@ -11,8 +11,6 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
-
 
 def choose_precision(name: str, device: torch.device) -> str:
     """What `auto` means on a device: bf16 on NVIDIA GPUs since Ampere, fp16 on older ones, fp32 elsewhere."""

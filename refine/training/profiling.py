@@ -17,16 +17,17 @@ import math
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from refine.runtime.spans import listening
+from refine.training.trained import TrainedNetwork
 from refine.training.trainer import Trainer
 
 OTHER = "draws, losses, rest"
@@ -224,37 +225,6 @@ class Parts:
         self._account()
         self.stack.pop()
 
-    def wrap(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function as a part."""
-
-        def inner(*args: Any, **kwargs: Any) -> Any:
-            self.enter(name)
-            try:
-                return function(*args, **kwargs)
-            finally:
-                self.leave()
-
-        return inner
-
-
-@contextmanager
-def parts_of(trainer: Trainer, parts: Parts) -> Iterator[None]:
-    """While it is entered, the trainer's work is told apart."""
-    places: list[tuple[Any, str, str]] = [
-        (trainer, "_draw_images", "generator, forward"),
-        (trainer.generator_optimizer, "backward", "generator, backward"),
-        (trainer.teacher, "forward", "teacher, forward"),
-        (trainer.fake, "forward", "fake score, forward"),
-        (trainer.fake_optimizer, "backward", "fake score, backward"),
-        (trainer.generator_optimizer, "step", "optimisers, average"),
-        (trainer.fake_optimizer, "step", "optimisers, average"),
-        (trainer, "_update_average", "optimisers, average"),
-    ]
-    with ExitStack() as stack:
-        for owner, name, part in places:
-            stack.enter_context(mock.patch.object(owner, name, parts.wrap(part, getattr(owner, name))))
-        yield
-
 
 def ceilings(device: torch.device, rounds: int = 5) -> Ceilings:
     """What a device can do: a large product in the precision of float32 as it is set up, and a large copy."""
@@ -301,14 +271,14 @@ def profile(trainer: Trainer, rounds: int = 3) -> Profile:
     runs = []
     for _ in range(rounds):
         parts = Parts(clock)
-        with parts_of(trainer, parts):
+        with listening(parts):
             parts.since = clock.now()
             trainer.step()
             parts._account()
         runs.append(parts.seconds)
     seconds = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
     parts = Parts(clock)
-    with parts_of(trainer, parts), Counter(limits, parts) as counter, saved_for_backward(trainer, parts):
+    with listening(parts), Counter(limits, parts) as counter, saved_for_backward(trainer, parts):
         trainer.step()
     with Counter(limits, clock=clock) as timed:
         trainer.step()
@@ -321,7 +291,10 @@ def profile(trainer: Trainer, rounds: int = 3) -> Profile:
 @contextmanager
 def saved_for_backward(trainer: Trainer, parts: Parts) -> Iterator[None]:
     """Adds up what is kept for the backward pass, each piece of memory once, weights left out."""
-    networks = (trainer.generator, trainer.generator_ema, trainer.teacher, trainer.fake)
+    networks = [
+        *(module for trained in trainer.networks for module in modules_of(trained).values()),
+        trainer.teacher.module,
+    ]
     seen = {t.untyped_storage().data_ptr() for n in networks for t in [*n.parameters(), *n.buffers()]}
     alive: list[Tensor] = []  # memory that is given back could be counted twice
 
@@ -337,23 +310,27 @@ def saved_for_backward(trainer: Trainer, parts: Parts) -> Iterator[None]:
         yield
 
 
+def modules_of(trained: TrainedNetwork[Any]) -> dict[str, torch.nn.Module]:
+    """The module of a trained network and that of its average, by title."""
+    modules = {trained.title: trained.module}
+    if trained.average is not None:
+        modules[f"{trained.title}, average"] = trained.average.network.module
+    return modules
+
+
 def _weights_memory(trainer: Trainer) -> dict[str, int]:
-    def size(tensors: Any) -> int:
+    def size(tensors: Iterable[Tensor]) -> int:
         return sum(t.numel() * t.element_size() for t in tensors)
 
-    memory = {
-        f"weights of {name}": size([*network.parameters(), *network.buffers()])
-        for name, network in (
-            ("generator", trainer.generator),
-            ("its average", trainer.generator_ema),
-            ("teacher", trainer.teacher),
-            ("fake score", trainer.fake),
+    modules = {title: module for trained in trainer.networks for title, module in modules_of(trained).items()}
+    modules["teacher"] = trainer.teacher.module
+    memory = {f"weights of {title}": size([*m.parameters(), *m.buffers()]) for title, m in modules.items()}
+    for trained in trainer.networks:
+        states = trained.optimizer.adam.state.values()
+        memory[f"gradients of {trained.title}"] = size(trained.optimizer.parameters)
+        memory[f"Adam's moments of {trained.title}"] = size(
+            v for state in states for v in state.values() if isinstance(v, Tensor)
         )
-    }
-    for name, optimizer in (("generator", trainer.generator_optimizer), ("fake score", trainer.fake_optimizer)):
-        moments = [v for state in optimizer.adam.state.values() for v in state.values() if isinstance(v, Tensor)]
-        memory[f"gradients of {name}"] = size(p for p in optimizer.parameters)
-        memory[f"Adam's moments of {name}"] = size(moments)
     return memory
 
 

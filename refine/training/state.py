@@ -1,7 +1,8 @@
-"""Everything that a run must remember, saved and restored exactly; and weights alone, for another run to start from."""
+"""Training states, saved and restored exactly; and weights alone, for another run to start from."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,56 +14,54 @@ from refine import networks, pickles
 from refine.errors import UserError
 from refine.pickles import PersistentObject
 from refine.runtime import distributed
-from refine.training.statistics import Averages
-from refine.training.trainer import Progress, Trainer
+from refine.training.statistics import RunningMeans
+from refine.training.trained import Progress
+from refine.training.trainer import Trainer
 
-STATE_VERSION = 3
-_NETWORKS = ("generator", "generator_ema", "fake")
-_STATEFUL = (*_NETWORKS, "generator_optimizer", "fake_optimizer")
+STATE_VERSION = 4
+OLD_VERSION = 3  # one entry for each tensor of each network, by name; written until November 2026
 
 
-def state_of(trainer: Trainer, hashes: dict[str, str], start: dict[str, Tensor] | None = None) -> dict[str, Any]:
-    """The content of a `training-state-*.pt`: tensors, numbers and text, so that it loads with weights_only=True.
+def state_of(trainer: Trainer, digests: Mapping[str, str], start: dict[str, Tensor] | None = None) -> dict[str, Any]:
+    """Content of a `training-state-*.pt`: tensors, numbers and text, so that it loads with weights_only=True.
 
     All processes have to call this.
 
     Args:
-        trainer: in the state to be remembered.
-        start: weights of the generator before the first step, where they are not those of the run's pickle.
-        hashes: sha256 of the files that the run was started with, by the option that named them.
+        trainer: Trainer in the state to be remembered.
+        digests: SHA-256 of the files that the run was started with, by the option that named them.
+        start: Weights of the generator before the first step, where they are not those of the run's pickle.
     """
     return {
         "version": STATE_VERSION,
-        "hashes": hashes,
+        "digests": dict(digests),
         "progress": asdict(trainer.progress),
-        "averages": trainer.averages.merged(),
+        "statistics": trainer.statistics.merged(),
         "start": start,
-        **{name: getattr(trainer, name).state_dict() for name in _STATEFUL},
+        "networks": {trained.name: trained.state_dict() for trained in trainer.networks},
     }
 
 
-def load_state(trainer: Trainer, state: dict[str, Any], hashes: dict[str, str]) -> None:
+def load_state(trainer: Trainer, state: dict[str, Any], digests: Mapping[str, str]) -> None:
     """The inverse of `state_of`.
 
     Raises:
-        UserError: the state belongs to other files, or to another version of Refine.
+        UserError: The state belongs to other files.
     """
-    if state.get("version") != STATE_VERSION:
-        raise UserError("The training state was written by another version of Refine: resume it with that one.")
-    for name, sha256 in hashes.items():
-        if state["hashes"].get(name) != sha256:
-            raise UserError(f"--{name} is not the file that the run was started with: put that one back.")
+    for name, sha256 in digests.items():
+        if state["digests"].get(name) != sha256:
+            raise UserError(f"--{name} is not the file that the run was started with: put that file back.")
     trainer.progress = Progress(**state["progress"])
-    trainer.averages = Averages(state["averages"] if distributed.is_first() else None)
-    for name in _STATEFUL:
-        getattr(trainer, name).load_state_dict(state[name])
+    trainer.statistics = RunningMeans(state["statistics"] if distributed.is_first() else None)
+    for trained in trainer.networks:
+        trained.load_state_dict(state["networks"][trained.name])
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """The content of a `training-state-*.pt`.
+    """Content of a `training-state-*.pt`, of this version or the one before.
 
     Raises:
-        UserError: it is damaged or something else.
+        UserError: The file is damaged, something else, or of an unknown version.
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -70,7 +69,30 @@ def read_state(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is no training state of Refine, or damaged: resume from an older one.") from error
     if not isinstance(state, dict) or "progress" not in state:
         raise UserError(f"{path} is no training state of Refine: give a training-state-*.pt of a run.")
+    if state.get("version") == OLD_VERSION:
+        state = _from_version_3(state)
+    if state.get("version") != STATE_VERSION:
+        raise UserError(f"{path} was written by another version of Refine: resume it with that version.")
     return state
+
+
+def _from_version_3(state: dict[str, Any]) -> dict[str, Any]:
+    generator = {
+        "module": state["generator"],
+        "average": state["generator_ema"],
+        "optimizer": state["generator_optimizer"],
+    }
+    return {
+        "version": STATE_VERSION,
+        "digests": state["hashes"],
+        "progress": state["progress"],
+        "statistics": state["averages"],
+        "start": state["start"],
+        "networks": {
+            "generator": generator,
+            "fake_score": {"module": state["fake"], "optimizer": state["fake_optimizer"]},
+        },
+    }
 
 
 def load_weights(trainer: Trainer, path: Path, *, trust: bool = False) -> None:
@@ -79,11 +101,10 @@ def load_weights(trainer: Trainer, path: Path, *, trust: bool = False) -> None:
     A state gives the live generator, its average and the fake score; a pickle gives G and G_ema, or one for both.
 
     Raises:
-        UserError: the file cannot be read, or its networks are not of the shape of the run's.
+        UserError: The file cannot be read, or its networks are not of the shape of the run's.
     """
     if path.suffix == ".pt":
-        state = read_state(path)
-        weights = {name: state[name] for name in _NETWORKS}
+        stored = read_state(path)["networks"]
     else:
         pickle = pickles.load(path, trust=trust)
         live, average = (
@@ -94,19 +115,20 @@ def load_weights(trainer: Trainer, path: Path, *, trust: bool = False) -> None:
         )
         if not (live or average):
             raise UserError(f"{path} holds no generator to start from: give a StyleGAN pickle or a training state.")
-        weights = {"generator": live or average, "generator_ema": average or live}
-    for name, values in weights.items():
-        try:
-            getattr(trainer, name).load_state_dict(values)
-        except RuntimeError as error:
-            raise UserError(
-                f"The weights in {path} are of another network than the run's {name.split('_')[0]}: "
-                "start from a file of the same architecture."
-            ) from error
-    remember_start(trainer, trainer.generator.state_dict())
+        stored = {"generator": {"module": live or average, "average": average or live}}
+    for trained in trainer.networks:
+        if trained.name in stored:
+            try:
+                trained.load_weights(stored[trained.name])
+            except RuntimeError as error:
+                raise UserError(
+                    f"The weights in {path} are of another network than the run's {trained.title}: "
+                    "start from a file of the same architecture."
+                ) from error
+    remember_start(trainer, trainer.generator.module.state_dict())
 
 
-def remember_start(trainer: Trainer, weights: dict[str, Tensor]) -> None:
+def remember_start(trainer: Trainer, weights: Mapping[str, Tensor]) -> None:
     """Anchors detail to that of these weights, where it is anchored."""
     if trainer.generator_start is not None:
-        trainer.generator_start.load_state_dict(weights)
+        trainer.generator_start.module.load_state_dict(dict(weights))

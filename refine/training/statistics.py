@@ -16,7 +16,7 @@ from refine.runtime import distributed
 SIGMA_BANDS = (0.0, 0.1, 0.4, 1.5, 6.0, math.inf)  # what is logged by noise level is averaged over these
 
 
-class Averages:
+class RunningMeans:
     """Accumulates values since it was made; what is not finite is left out.
 
     Args:

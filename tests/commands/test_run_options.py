@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from refine.commands import run as cli
 from refine.config import GROUPS, RunConfig
-from refine.runs.writer import Saver
+from refine.runs.writer import Writer
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -28,7 +28,7 @@ def test_pair_is_described(fixture_path):
     assert "StyleGAN2 generator (stylegan2-ada-pytorch), 16x16x3, 5 classes, 37,158 parameters" in result.stdout
     assert "EDMPrecond over SongUNet" in result.stdout
     assert "The teacher sees the generator's images as they are, with classes." in result.stdout
-    assert '"weighting": "uniform"' in result.stdout  # the options follow
+    assert '"objective": "ikl"' in result.stdout  # the options follow
 
 
 def test_missing_files_are_asked_for(fixture_path):
@@ -112,17 +112,17 @@ def test_plan_is_what_a_run_does(fixture_path, tmp_path):
     assert "0.042 kimg in 11 steps of 4 images, after 0.01 kimg of warm-up (3 steps)" in plan
     assert "a snapshot every 0.016 kimg, 4 of 521 kB each" in plan
     saved = []
-    original = Saver.save
+    original = Writer.save
 
     def save(self, *, snapshot=False, state=False):
         saved.extend([self.trainer.progress.step] * snapshot)
         original(self, snapshot=snapshot, state=state)
 
     try:
-        Saver.save = save
+        Writer.save = save
         assert run(*pair, *options, "--preflight=0").exit_code == 0
     finally:
-        Saver.save = original
+        Writer.save = original
     assert saved == [0, 4, 8, 11]
 
 

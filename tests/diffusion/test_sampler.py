@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from refine.diffusion.sampler import HeunOptions, heun_sample, karras_sigmas, score
+from refine.diffusion.denoiser import score
+from refine.diffusion.sampler import HeunOptions, heun_sample, karras_sigmas
 
 MEAN = torch.tensor([0.3, -0.7, 0.0], dtype=torch.float64).reshape(3, 1, 1)
 STD = torch.tensor([0.5, 0.1, 1.4], dtype=torch.float64).reshape(3, 1, 1)

@@ -10,7 +10,7 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from refine import RunConfig, refine
+from refine import RunConfig, run
 from refine.digits.figures import teacher_sampler
 from refine.digits.judge import digits_measure, main
 from refine.errors import UserError
@@ -32,7 +32,7 @@ class Teacher(torch.nn.Module):
 
 def test_a_run_is_judged_and_reported(tmp_path):
     sizes = {"batch": 4, "kimg": 0.004, "warmup_kimg": 0.004, "tick_kimg": 0.004, "preflight": False}
-    folder = refine(RunConfig(gan="digits", teacher="edm-digits", outdir=str(tmp_path), **sizes)).parent
+    folder = run(RunConfig(gan="digits", teacher="edm-digits", outdir=str(tmp_path), **sizes)).parent
     result = CliRunner().invoke(main, [str(tmp_path / "latest"), "--samples=100"])
     assert result.exit_code == 0, result.output
     assert "network-snapshot-000000_004.pkl fid " in result.output

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from refine.errors import UserError
-from refine.pair.bridge import FILTERS, Bridge, Shape, make_bridge, resize, resize_matrix
+from refine.pair.bridge import Bridge, make_bridge
+from refine.pair.resize import FILTERS, resize, resize_matrix
 
 PILLOW = {"lanczos": Image.Resampling.LANCZOS, "bicubic": Image.Resampling.BICUBIC, "box": Image.Resampling.BOX}
+
+
+def Shape(img_resolution, img_channels, num_classes):
+    """What a bridge looks at, of a generator or a teacher."""
+    return SimpleNamespace(
+        img_resolution=img_resolution, img_channels=img_channels, c_dim=num_classes, label_dim=num_classes
+    )
 
 
 @pytest.mark.parametrize("name", FILTERS)

@@ -7,13 +7,13 @@ import math
 
 import pytest
 import torch
+from trainers import golden_pair, trainer_of
 
-from refine import load_gan, load_teacher
-from refine.config import RunConfig
+from refine import load_gan
+from refine.networks.style_based import as_generator
 from refine.pair.bridge import Bridge
 from refine.pair.high_frequency import anchor_loss, high_pass
-from refine.runs.start import make_trainer
-from refine.training.drift import Probe
+from refine.training.drift import DriftProbe
 
 CPU = torch.device("cpu")
 
@@ -39,27 +39,23 @@ def test_anchor_is_zero_at_the_start_and_blind_to_what_the_teacher_sees():
     assert anchor_loss(noisy, start, bridge).min() > 1
 
 
-def drift(fixture_path, **changes):
+def drift(**changes):
     """A 32-pixel generator, refined for a while by a 16-pixel teacher."""
-    config = RunConfig(
-        gan=str(fixture_path("sg2ada/a_uncond32.pkl")),
-        teacher=str(fixture_path("edm/s1_edm_ddpmpp_uncond16.pkl")),
-        **({"batch": 8, "glr": 1e-4, "flr": 1e-3, "kimg": 1.0, "ema_halflife_kimg": 0.05} | changes),
-    )
-    trainer = make_trainer(config, load_gan(config.gan), load_teacher(config.teacher), CPU)
-    probe = Probe(copy.deepcopy(trainer.generator), trainer.bridge, 0)
+    options = {"batch": 8, "glr": 1e-4, "flr": 1e-3, "kimg": 1.0, "ema_halflife_kimg": 0.05}
+    pair = golden_pair("sg2ada/a_uncond32.pkl", "edm/s1_edm_ddpmpp_uncond16.pkl")
+    trainer = trainer_of(pair, **(options | changes))
+    probe = DriftProbe(pair.generator, trainer.bridge, 0)
     for _ in range(2):
         trainer.warm_up_step()
     for _ in range(16):
         trainer.step()
-    return probe.measure(trainer.generator), trainer
+    return probe.measure(trainer.generator.network), trainer
 
 
 @pytest.fixture(scope="module")
-def drifts(request):
-    fixture_path = request.getfixturevalue("fixture_path")
+def drifts():
     options = {"auto": {}, "all": {"train_layers": "all"}, "anchored": {"anchor": 100.0}}
-    return {name: drift(fixture_path, **changes) for name, changes in options.items()}
+    return {name: drift(**changes) for name, changes in options.items()}
 
 
 def test_frozen_layers_keep_detail(drifts):
@@ -72,13 +68,13 @@ def test_frozen_layers_keep_detail(drifts):
 def test_anchor_holds_detail(drifts):
     anchored, trainer = drifts["anchored"]
     assert anchored["Drift/detail"] < 0.7 * drifts["auto"][0]["Drift/detail"]
-    assert trainer.averages.means()["Loss/anchor"] > 0
+    assert trainer.statistics.means()["Loss/anchor"] > 0
 
 
 def test_probe(fixture_path):
     gan = load_gan(str(fixture_path("sg2ada/b_cond16.pkl"))).network
-    probe = Probe(gan, Bridge(16, 5), 0)
-    before = probe.measure(gan)
+    probe = DriftProbe(as_generator(gan), Bridge(16, 5), 0)
+    before = probe.measure(as_generator(gan))
     assert before["Drift/parameters"] == before["Drift/image"] == 0 and "Drift/detail" not in before
     ws = gan.mapping(probe.z, probe.c)[:, 0]
     assert before["W/std"] == pytest.approx(float(ws.std(dim=0).mean()), rel=1e-4)
@@ -86,5 +82,5 @@ def test_probe(fixture_path):
     with torch.no_grad():
         for parameter in moved.parameters():
             parameter.mul_(1.1)
-    after = probe.measure(moved)
+    after = probe.measure(as_generator(moved))
     assert after["Drift/parameters"] == pytest.approx(0.1, rel=1e-4) and after["Drift/image"] > 0

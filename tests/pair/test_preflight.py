@@ -9,11 +9,13 @@ import torch
 from gaussian import GaussianDenoiser
 from gaussian_scenes import SceneDenoiser, SceneGenerator, scenes
 
-from refine import RunConfig, load_gan, load_teacher, refine
+from refine import RunConfig, load_gan, load_teacher, run
 from refine.diffusion.sampler import heun_sample
-from refine.pair.bridge import Bridge, resize_matrix
+from refine.networks.style_based import as_generator
+from refine.pair.bridge import Bridge
 from refine.pair.mismatches import CANDIDATES, _zoomed
 from refine.pair.preflight import SAMPLER, SIGMAS, _labels_help, denoising_losses, pixel_distance, preflight
+from refine.pair.resize import resize_matrix
 
 R = 8
 
@@ -24,8 +26,13 @@ def pair(spoil=lambda x: x, **kwargs):
     return SceneGenerator(means, covariance, spoil), SceneDenoiser(means, covariance)
 
 
+def measured(generator, *args, **kwargs):
+    """The preflight of a generator made in a test."""
+    return preflight(as_generator(generator), *args, **kwargs)
+
+
 def examine(generator, teacher, **kwargs):
-    return preflight(generator, teacher, Bridge(teacher.img_resolution, teacher.label_dim), num_images=64, **kwargs)
+    return measured(generator, teacher, Bridge(teacher.img_resolution, teacher.label_dim), num_images=64, **kwargs)
 
 
 def test_losses_of_an_exact_denoiser():
@@ -108,13 +115,13 @@ def test_classes_in_another_order():
     generator, teacher = pair(num_classes=4)
     assert examine(generator, teacher).findings == ()
     order = (1, 2, 3, 0)
-    wrong = preflight(generator, teacher, Bridge(R, 4, class_map=order), num_images=64)
+    wrong = measured(generator, teacher, Bridge(R, 4, class_map=order), num_images=64)
     assert wrong.findings and "Nothing" not in wrong.lines()[-1]
     # Classes that differ little spoil no loss, but the labels gain nothing.
     means, covariance = scenes(R, num_classes=4)
     means = means.mean(0, keepdim=True) + 0.35 * (means - means.mean(0, keepdim=True))
     generator, teacher = SceneGenerator(means, covariance), SceneDenoiser(means, covariance)
-    wrong = preflight(generator, teacher, Bridge(R, 4, class_map=order), num_images=64)
+    wrong = measured(generator, teacher, Bridge(R, 4, class_map=order), num_images=64)
     assert wrong.findings == ("classes",) and "--class-map" in wrong.warnings[0]
     assert examine(generator, teacher).findings == ()
 
@@ -139,10 +146,10 @@ def test_labels_tell_a_bad_generator_from_an_alien_one(seed):
 def test_built_in_pair():
     """The generator was stopped early: its images are hard to denoise, but it draws the teacher's digits."""
     generator, teacher = load_gan("digits").network, load_teacher("edm-digits").network
-    report = preflight(generator, teacher, Bridge(16, 10))
+    report = measured(generator, teacher, Bridge(16, 10))
     assert report.recognised and report.warnings == () and report.generator_loss[0] > 3 * report.teacher_loss[0]
     wrong = Bridge(16, 10, class_map=tuple(range(1, 10)) + (0,))
-    assert not _labels_help(generator, teacher, wrong, seed=0)
+    assert not _labels_help(as_generator(generator), teacher, wrong, seed=0)
 
 
 class Itself(torch.nn.Module):
@@ -154,9 +161,10 @@ class Itself(torch.nn.Module):
         super().__init__()
         self.teacher, self.spoil = teacher, spoil
         self.z_dim = teacher.img_channels * teacher.img_resolution**2
-        self.mapping = lambda z, c: z[:, None]
+        self.img_channels, self.img_resolution = teacher.img_channels, teacher.img_resolution
+        self.mapping = lambda z, c, truncation_psi: z[:, None]
 
-    def synthesis(self, ws, noise_mode):
+    def synthesis(self, ws, noise_mode, force_fp32):
         latents = ws.reshape(-1, self.teacher.img_channels, *[self.teacher.img_resolution] * 2)
         return self.spoil(heun_sample(self.teacher, latents, None, SAMPLER).float())
 
@@ -167,7 +175,7 @@ class Itself(torch.nn.Module):
 )
 def test_golden_edm_network(spoil, findings, fixture_path):
     teacher = load_teacher(str(fixture_path("edm/s1_edm_ddpmpp_uncond16.pkl"))).network
-    report = preflight(Itself(teacher, spoil), teacher, Bridge(16, 0), num_images=16)
+    report = measured(Itself(teacher, spoil), teacher, Bridge(16, 0), num_images=16)
     assert report.findings == findings
 
 
@@ -175,16 +183,16 @@ def test_golden_pair(fixture_path):
     """Of untrained networks nothing is to be found out, but the same is found out twice."""
     generator = load_gan(str(fixture_path("sg2ada/b_cond16.pkl"))).network
     teacher = load_teacher(str(fixture_path("edm/s4_sid_ddpmpp_cond16.pkl"))).network
-    report = preflight(generator, teacher, Bridge(16, 5), num_images=16)
+    report = measured(generator, teacher, Bridge(16, 5), num_images=16)
     assert report.num_images == 16 and all(0 < a < 10 for a in (*report.generator_loss, *report.teacher_loss))
-    again = preflight(generator, teacher, Bridge(16, 5))  # 16 is what a CPU takes
+    again = measured(generator, teacher, Bridge(16, 5))  # 16 is what a CPU takes
     assert again == report
 
 
 @pytest.mark.parametrize("name", ["s3_vp_ddpmpp_uncond16", "s5_ve_ncsnpp_uncond16", "s6_iddpm_adm_uncond16"])
 def test_noise_levels_that_the_teacher_knows(name, fixture_path):
     teacher = load_teacher(str(fixture_path(f"edm/{name}.pkl"))).network
-    report = preflight(Itself(teacher, lambda x: x), teacher, Bridge(teacher.img_resolution, 0), num_images=4)
+    report = measured(Itself(teacher, lambda x: x), teacher, Bridge(teacher.img_resolution, 0), num_images=4)
     assert all(teacher.sigma_min <= s <= teacher.sigma_max for s in report.sigmas)
     assert all(math.isfinite(loss) for loss in (*report.generator_loss, *report.teacher_loss))
 
@@ -207,6 +215,6 @@ def test_a_run_begins_with_it(fixture_path, tmp_path):
     pair = {"gan": "sg2ada/b_cond16.pkl", "teacher": "edm/s4_sid_ddpmpp_cond16.pkl"}
     files = {name: str(fixture_path(path)) for name, path in pair.items()}
     config = RunConfig(**files, outdir=str(tmp_path), batch=8, kimg=0.008, warmup_kimg=0, device="cpu")
-    log = (refine(config).parent / "log.txt").read_text().splitlines()
+    log = (run(config).parent / "log.txt").read_text().splitlines()
     report = next(index for index, line in enumerate(log) if line.startswith("Preflight: "))
     assert log[report + 1].split() == ["sigma", "0.1", "0.4", "1.5", "6"]

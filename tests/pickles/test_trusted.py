@@ -11,10 +11,10 @@ import textwrap
 import pytest
 import torch
 
-from refine import RunConfig, load_gan, load_teacher, networks, pickles
+from refine import load_gan, networks, pickles
 from refine.errors import UserError
+from refine.pair.pair import load_pair
 from refine.pickles import PickleError
-from refine.runs.start import make_trainer
 
 SOURCE = """
     import collections
@@ -122,6 +122,5 @@ def test_trusted_object_that_is_no_generator(foreign_pickle, tmp_path):
 def test_trusted_generator_that_cannot_be_refined(foreign_pickle, fixture_path):
     path, _ = foreign_pickle
     teacher = str(fixture_path("edm/s4_sid_ddpmpp_cond16.pkl"))
-    gan = load_gan(str(path), trust=True)
-    with pytest.raises(UserError, match="TinyGenerator that is not made of a mapping and a synthesis network"):
-        make_trainer(RunConfig(gan=str(path), teacher=teacher), gan, load_teacher(teacher), torch.device("cpu"))
+    with pytest.raises(UserError, match=r"TinyGenerator in .* is not made of a mapping and a synthesis network"):
+        load_pair(str(path), teacher, trust=True)

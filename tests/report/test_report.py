@@ -273,13 +273,13 @@ def test_options_that_may_be_none_are_those_of_the_command_line():
 
 def test_report_of_a_real_run_and_its_command(fixture_path, tmp_path):
     """The command in the report, given to the command line, does the same again."""
-    from refine import RunConfig, refine
+    from refine import RunConfig, run
     from refine.commands.run import main as refine_main
 
     pair = {"gan": fixture_path("sg2ada/b_cond16.pkl"), "teacher": fixture_path("edm/s4_sid_ddpmpp_cond16.pkl")}
     sizes = {"batch": 8, "kimg": 0.048, "warmup_kimg": 0.016, "tick_kimg": 0.016, "device": "cpu", "glr": 1e-3}
     config = RunConfig(**{n: str(p) for n, p in pair.items()}, outdir=str(tmp_path), ema_rampup=None, **sizes)
-    first = read_run(refine(config).parent)
+    first = read_run(run(config).parent)
     text = words(write_report([first.path]))
     assert "Score gap" in text and "Before and after" in text and "Not finished" not in text
     result = CliRunner().invoke(refine_main, shlex.split(command(first))[2:])

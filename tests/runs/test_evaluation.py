@@ -19,9 +19,7 @@ from refine.config import RunConfig
 from refine.errors import UserError
 from refine.files import download
 from refine.metrics.sampler import Sampler
-from refine.runs import evaluation as measuring
-from refine.runs import run
-from refine.runs import start as setup
+from refine.runs import evaluation, start
 
 FindPath = Callable[[str], Path]
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -68,7 +66,7 @@ def rows(folder: Path, name: str) -> list[dict[str, Any]]:
 
 
 def test_rows_beside_snapshots(options: dict[str, Any], measured: dict[str, Any]) -> None:
-    folder = run.refine(RunConfig(**options, **measured)).parent
+    folder = start.run(RunConfig(**options, **measured)).parent
     found = rows(folder, "fid60_full")
     # The generator as it came, and three more.
     assert len(found) == 4 and len(rows(folder, "is60")) == 4
@@ -87,13 +85,13 @@ def test_rows_beside_snapshots(options: dict[str, Any], measured: dict[str, Any]
 
 
 def test_metrics_change_nothing_of_the_run(options: dict[str, Any], measured: dict[str, Any]) -> None:
-    with_metrics = run.refine(RunConfig(**options, **measured))
-    without = run.refine(RunConfig(**options, metrics="none"))
+    with_metrics = start.run(RunConfig(**options, **measured))
+    without = start.run(RunConfig(**options, metrics="none"))
     assert with_metrics.read_bytes() == without.read_bytes()
 
 
 def test_every_other_snapshot_and_the_last_one(options: dict[str, Any], measured: dict[str, Any]) -> None:
-    folder = run.refine(RunConfig(**options, **measured, metric_every=2)).parent
+    folder = start.run(RunConfig(**options, **measured, metric_every=2)).parent
     assert len(rows(folder, "fid60_full")) == 3  # of the snapshots number 0, 1, 2 and 3: the last one is 3
 
 
@@ -103,19 +101,19 @@ def test_reference_statistics_and_a_detector_of_ones_own(
     path = tmp_path / "own-32x32.npz"
     np.savez(path, mu=np.zeros(48), sigma=np.eye(48))
     changes = {"metrics": "fid60_full", "data": None, "ref": str(path)}
-    folder = run.refine(RunConfig(**options, **(measured | changes))).parent
+    folder = start.run(RunConfig(**options, **(measured | changes))).parent
     about = rows(folder, "fid60_full")[0]["provenance"]
     assert about["detector"]["name"] == "tiny_inception_s.pt" and about["reference"]["name"] == "own-32x32.npz"
 
 
 def test_teacher_where_there_is_nothing_else(options: dict[str, Any], measured: dict[str, Any]) -> None:
     changes = {"data": None, "metrics": "fid20_full"}
-    folder = run.refine(RunConfig(**(options | {"kimg": 0.008}), **(measured | changes))).parent
+    folder = start.run(RunConfig(**(options | {"kimg": 0.008}), **(measured | changes))).parent
     assert len(rows(folder, "fid20_full_at16_teacher")) == 2
 
 
 def test_what_auto_means(options: dict[str, Any], measured: dict[str, Any]) -> None:
-    names = measuring.metric_names
+    names = evaluation.metric_names
     assert names(RunConfig(**options), CUDA) == ("fid50k_full",)
     assert names(RunConfig(**options), CPU) == ()
     assert names(RunConfig(**options, data=measured["data"]), CPU) == ("fid50k_full",)
@@ -133,20 +131,20 @@ def test_a_default_that_cannot_be_had_is_one_line(
     options: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """As on a GPU, where `auto` means fid50k_full, without a network to get the detector from."""
-    monkeypatch.setattr(measuring, "metric_names", lambda config, device: ("fid50k_full",))
+    monkeypatch.setattr(evaluation, "metric_names", lambda config, device: ("fid50k_full",))
     monkeypatch.setattr(download, "fetch", lambda url, **_: (_ for _ in ()).throw(UserError(f"Cannot download {url}.")))
     with caplog.at_level(logging.INFO, logger="refine"):
-        snapshot = run.refine(RunConfig(**options))
+        snapshot = start.run(RunConfig(**options))
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert len(warnings) == 1 and "goes on without" in warnings[0] and "inception-2015-12-05.pt" in warnings[0]
     assert snapshot.is_file() and not list(snapshot.parent.glob("metric-*"))
     with pytest.raises(UserError, match="Cannot download"):
-        run.refine(RunConfig(**options, metrics="fid50k_full"))
+        start.run(RunConfig(**options, metrics="fid50k_full"))
 
 
 def test_nothing_is_begun_for_a_metric_that_cannot_be(options: dict[str, Any], measured: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="no file 'missing"):
-        run.refine(RunConfig(**options, **(measured | {"detector": "missing.pt"})))
+        start.run(RunConfig(**options, **(measured | {"detector": "missing.pt"})))
     assert not Path(options["outdir"]).exists()
 
 
@@ -167,7 +165,7 @@ def test_a_metric_that_fails_does_not_end_the_run(
 
     monkeypatch.setattr(Sampler, "images", broken)
     with caplog.at_level(logging.WARNING, logger="refine"):
-        folder = run.refine(RunConfig(**options, **measured)).parent
+        folder = start.run(RunConfig(**options, **measured)).parent
     assert "network-snapshot-000000_008.pkl is not measured: RuntimeError: a kernel failed" in caplog.text
     assert len(rows(folder, "fid60_full")) == 3
 
@@ -192,17 +190,17 @@ def test_ctrl_c_in_a_metric_loses_the_metric_only(
 
     monkeypatch.setattr(Sampler, "images", interrupted)
     with caplog.at_level(logging.INFO, logger="refine"), pytest.raises(KeyboardInterrupt):
-        run.refine(RunConfig(**options, **measured))
+        start.run(RunConfig(**options, **measured))
     (folder,) = Path(options["outdir"]).iterdir()
     assert "were interrupted and are not recorded" in caplog.text
     assert len(rows(folder, "fid60_full")) == 1 and list(folder.glob("training-state-*.pt"))
 
 
 def test_a_resumed_run_may_change_its_metrics(options: dict[str, Any], measured: dict[str, Any]) -> None:
-    folder = run.refine(RunConfig(**(options | {"kimg": 0.008}), metrics="none")).parent
+    folder = start.run(RunConfig(**(options | {"kimg": 0.008}), metrics="none")).parent
     state = next(iter(folder.glob("training-state-*.pt")))
-    config = setup.resumed_config(state, {"kimg": 0.016, **measured})
-    run.refine(config, resume=state)
+    config = start.resumed_config(state, {"kimg": 0.016, **measured})
+    start.run(config, resume=state)
     assert len(rows(folder, "fid60_full")) == 1
 
 

@@ -19,12 +19,15 @@ from refine import load_gan, pickles
 from refine.commands import run as cli
 from refine.config import RunConfig
 from refine.errors import UserError
+from refine.pair.pair import load_pair
 from refine.report.read import read_run, warnings
-from refine.runs import best, run, status
-from refine.runs import start as setup
-from refine.runs.folder import RunDir, find_state
+from refine.runs import evaluation, run, start
+from refine.runs.folder import RunFolder, find_state
+from refine.runs.writer import Writer
+from refine.runtime import device, text
 from refine.training import memory
 from refine.training import state as run_state
+from refine.training.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -46,7 +49,7 @@ def equal(a, b):
 
 
 def test_what_a_run_writes(pair, tmp_path):
-    snapshot = run.refine(config(pair, tmp_path))
+    snapshot = start.run(config(pair, tmp_path))
     folder = snapshot.parent
     assert folder.name == "00000-b_cond16-s4_sid_ddpmpp_cond16-ikl-batch8"
     names = {"training_options.json", "log.txt", "stats.jsonl", "training-state-000000.pt", "fakes_init.png"}
@@ -55,8 +58,8 @@ def test_what_a_run_writes(pair, tmp_path):
     written = {p.name for p in folder.iterdir() if "tfevents" not in p.name}
     assert written == names | {f"network-snapshot-{moment}.pkl" for moment in moments}
     assert snapshot.name == "network-snapshot-000000_048.pkl"
-    start = weights(folder / "network-snapshot-000000.pkl")
-    assert torch.equal(start["G"]["synthesis.b8.conv0.weight"], start["G_ema"]["synthesis.b8.conv0.weight"])
+    first = weights(folder / "network-snapshot-000000.pkl")
+    assert torch.equal(first["G"]["synthesis.b8.conv0.weight"], first["G_ema"]["synthesis.b8.conv0.weight"])
     stored = RunConfig.from_dict(json.loads((folder / "training_options.json").read_text()))
     assert stored == config(pair, tmp_path, precision="fp32")  # what `auto` meant
     rows = [json.loads(line) for line in (folder / "stats.jsonl").read_text().splitlines()]
@@ -88,12 +91,12 @@ def test_nothing_is_saved_twice(pair, tmp_path, monkeypatch):
     saved = []
     original = pickles.save
     monkeypatch.setattr(pickles, "save", lambda *args: (saved.append(1), original(*args)))
-    run.refine(config(pair, tmp_path, snap_ticks=1))
+    start.run(config(pair, tmp_path, snap_ticks=1))
     assert len(saved) == 1 + 3  # before the first step, and three ticks
 
 
 def test_warm_up_says_how_far_it_is(pair, tmp_path):
-    snapshot = run.refine(config(pair, tmp_path, warmup_kimg=0.040, tick_kimg=0.016, kimg=0.008))
+    snapshot = start.run(config(pair, tmp_path, warmup_kimg=0.040, tick_kimg=0.016, kimg=0.008))
     lines = (snapshot.parent / "log.txt").read_text().splitlines()
     said = [line.split(" fake")[0] for line in lines if line.startswith("warm-up")]
     assert said == ["warm-up kimg 0.0 of 0.0", "warm-up kimg 0.0 of 0.0"]
@@ -107,7 +110,7 @@ def test_warm_up_says_how_far_it_is(pair, tmp_path):
 
 def test_the_last_tick_may_be_short(pair, tmp_path):
     """It has a number and, beside that of the kimg before it, a snapshot of its own."""
-    snapshot = run.refine(config(pair, tmp_path, kimg=0.040))
+    snapshot = start.run(config(pair, tmp_path, kimg=0.040))
     rows = [json.loads(line) for line in (snapshot.parent / "stats.jsonl").read_text().splitlines()]
     assert [(row["Progress/tick"], row["Progress/cur_nimg"]) for row in rows] == [(1, 16), (2, 32), (3, 40)]
     assert snapshot.name == "network-snapshot-000000_040.pkl"
@@ -116,7 +119,7 @@ def test_the_last_tick_may_be_short(pair, tmp_path):
 def test_a_shorter_last_stretch_keeps_the_best_snapshot(pair, tmp_path, quick_steps):
     """The snapshot at 2.5 kimg must not take the place of that at 2."""
     options = config(pair, tmp_path, kimg=2.5, **(LARGE | {"batch": 500, "batch_gpu": 4}))
-    snapshot = run.refine(options, measure=scripted([5.0, 4.0, 3.0, 6.0]))
+    snapshot = start.run(options, evaluate=scripted([5.0, 4.0, 3.0, 6.0]))
     assert snapshot.name == "network-snapshot-000002_500.pkl"
     assert (snapshot.parent / "network-best.pkl").resolve().name == "network-snapshot-000002.pkl"
     found = read_run(snapshot.parent)
@@ -125,13 +128,13 @@ def test_a_shorter_last_stretch_keeps_the_best_snapshot(pair, tmp_path, quick_st
     sentences = " ".join(warnings(found))
     assert "to 6 at 2.5 kimg: take network-snapshot-000002.pkl." in sentences and "not measured" not in sentences
     # Resumed from the state at 2 kimg, the row at 2.5 is measured again.
-    RunDir(snapshot.parent).cut_rows(2000)
-    assert len(RunDir(snapshot.parent).metric_rows("fid50k_full")) == 3
+    RunFolder(snapshot.parent).cut_rows(2000)
+    assert len(RunFolder(snapshot.parent).metric_rows("fid50k_full")) == 3
 
 
 def test_snapshot_is_the_pickle_that_came_in(pair, tmp_path):
     """All but tensors is as it was; live and averaged generator differ; D travels through."""
-    snapshot = run.refine(config(pair, tmp_path))
+    snapshot = start.run(config(pair, tmp_path))
     old, new = pickles.load(pair["gan"]), pickles.load(snapshot)
     assert list(old) == list(new) and snapshot.stat().st_size == Path(pair["gan"]).stat().st_size
     for key in ("G", "G_ema"):
@@ -146,10 +149,10 @@ def test_snapshot_is_the_pickle_that_came_in(pair, tmp_path):
 
 
 def test_stopping_and_going_on_changes_nothing(pair, tmp_path):
-    whole = run.refine(config(pair, tmp_path / "a"))
-    first = run.refine(config(pair, tmp_path / "b", kimg=0.032))
+    whole = start.run(config(pair, tmp_path / "a"))
+    first = start.run(config(pair, tmp_path / "b", kimg=0.032))
     state = find_state(str(first.parent), "")
-    continued = run.refine(setup.resumed_config(state, {"kimg": 0.048}), resume=state)
+    continued = start.run(start.resumed_config(state, {"kimg": 0.048}), resume=state)
     assert continued.parent == first.parent
     assert equal(weights(whole), weights(continued))
     rows = [
@@ -162,7 +165,7 @@ def test_stopping_and_going_on_changes_nothing(pair, tmp_path):
 
 def test_interrupted_in_the_warm_up_and_in_the_run(pair, tmp_path):
     """A signal ends the loop after the step in hand, with a state from which the rest follows bit for bit."""
-    whole = run.refine(config(pair, tmp_path / "a"))
+    whole = start.run(config(pair, tmp_path / "a"))
 
     class Stopping(run.Run):
         def __init__(self, *args):
@@ -180,17 +183,17 @@ def test_interrupted_in_the_warm_up_and_in_the_run(pair, tmp_path):
 
             return call
 
-    original, options, state = run.Run, config(pair, tmp_path / "b"), None
+    original, options, state = start.Run, config(pair, tmp_path / "b"), None
     try:
-        run.Run = Stopping
+        start.Run = Stopping
         for Stopping.allowed in (1, 2, 3):  # 1 of 2 warm-up steps; the other one and a step; three more
             with pytest.raises(KeyboardInterrupt):
-                run.refine(options, resume=state)
+                start.run(options, resume=state)
             state = find_state("latest", options.outdir)
             assert "go on with --resume=" in (state.parent / "log.txt").read_text()
     finally:
-        run.Run = original
-    assert equal(weights(whole), weights(run.refine(options, resume=state)))
+        start.Run = original
+    assert equal(weights(whole), weights(start.run(options, resume=state)))
 
 
 def test_signal_to_a_real_process(pair, tmp_path):
@@ -236,17 +239,17 @@ def quick_steps(monkeypatch):
 
     def step(self):
         self.progress.step += 1
-        self.progress.cur_nimg += self.config.batch
+        self.progress.cur_nimg += self.options.batch
 
-    monkeypatch.setattr(run.Trainer, "step", step)
+    monkeypatch.setattr(Trainer, "step", step)
 
 
 def test_metrics_best_snapshot_and_stopping(pair, tmp_path, quick_steps):
     values = [5.0, 4.0, 3.0, 3.5, 3.2, 3.3, 3.4, 2.0]
     options = config(pair, tmp_path, kimg=20, stop_if_worse=2, **LARGE)
-    snapshot = run.refine(options, measure=scripted(values))
+    snapshot = start.run(options, evaluate=scripted(values))
     assert snapshot.name == "network-snapshot-000006.pkl"
-    rows = RunDir(snapshot.parent).metric_rows("fid50k_full")
+    rows = RunFolder(snapshot.parent).metric_rows("fid50k_full")
     assert [row["results"]["fid50k_full"] for row in rows] == values[:7]
     assert [row["snapshot_pkl"] for row in rows] == [f"network-snapshot-{kimg:06d}.pkl" for kimg in range(7)]
     link = snapshot.parent / "network-best.pkl"
@@ -259,35 +262,35 @@ def test_interrupted_metric_is_the_only_loss(pair, tmp_path, quick_steps):
     interrupt = lambda: signal.raise_signal(signal.SIGINT)  # noqa: E731
     options = config(pair, tmp_path, kimg=4, **LARGE)
     with pytest.raises(KeyboardInterrupt):
-        run.refine(options, measure=scripted([5.0, 4.0, interrupt]))
+        start.run(options, evaluate=scripted([5.0, 4.0, interrupt]))
     state = find_state("latest", options.outdir)
     assert state.name == "training-state-000002.pt" and (state.parent / "network-snapshot-000002.pkl").exists()
     assert "metrics of network-snapshot-000002.pkl were interrupted" in (state.parent / "log.txt").read_text()
-    run.refine(options, resume=state, measure=scripted([3.0, 2.0]))
-    rows = RunDir(state.parent).metric_rows("fid50k_full")
+    start.run(options, resume=state, evaluate=scripted([3.0, 2.0]))
+    rows = RunFolder(state.parent).metric_rows("fid50k_full")
     assert [row["results"]["fid50k_full"] for row in rows] == [5, 4, 3, 2]
 
 
 def test_a_finished_run_is_not_measured_again(pair, tmp_path, quick_steps):
     options = config(pair, tmp_path, kimg=2, **LARGE)
-    snapshot = run.refine(options, measure=scripted([5.0, 4.0, 3.0]))
+    snapshot = start.run(options, evaluate=scripted([5.0, 4.0, 3.0]))
     state = find_state("latest", options.outdir)
-    assert run.refine(options, resume=state, measure=scripted([])) == snapshot
-    longer = setup.resumed_config(state, {"kimg": 3.0})
-    run.refine(longer, resume=state, measure=scripted([6.0]))
-    rows = RunDir(snapshot.parent).metric_rows("fid50k_full")
+    assert start.run(options, resume=state, evaluate=scripted([])) == snapshot
+    longer = start.resumed_config(state, {"kimg": 3.0})
+    start.run(longer, resume=state, evaluate=scripted([6.0]))
+    rows = RunFolder(snapshot.parent).metric_rows("fid50k_full")
     assert [row["results"]["fid50k_full"] for row in rows] == [5, 4, 3, 6]
-    stored = RunConfig.from_dict(RunDir(snapshot.parent).read_options())
+    stored = RunConfig.from_dict(RunFolder(snapshot.parent).read_options())
     assert stored.kimg == 3.0  # so that an interruption goes on to there
 
 
 def test_going_on_from_an_older_state(pair, tmp_path, quick_steps):
     """What is newer is set aside: rows, states and the best snapshot."""
     options = config(pair, tmp_path, kimg=3, **LARGE)
-    folder = run.refine(options, measure=scripted([5.0, 4.0, 3.0, 2.0])).parent
+    folder = start.run(options, evaluate=scripted([5.0, 4.0, 3.0, 2.0])).parent
     (folder / "training-state-000003.pt").write_bytes(b"damaged")
     (folder / ".refine-0.tmp").write_bytes(b"left by a killed process")
-    run.refine(options, resume=folder / "training-state-000002.pt", measure=scripted([9.0]))
+    start.run(options, resume=folder / "training-state-000002.pt", evaluate=scripted([9.0]))
     assert (folder / "network-best.pkl").resolve().name == "network-snapshot-000002.pkl"
     assert (folder / "training-state-000003.pt.superseded").read_bytes() == b"damaged"
     assert not list(folder.glob(".*.tmp"))
@@ -296,12 +299,18 @@ def test_going_on_from_an_older_state(pair, tmp_path, quick_steps):
 
 def test_a_state_from_the_warm_up_on_and_then_by_time(pair, tmp_path, quick_steps, monkeypatch):
     written = []
-    original = RunDir.save_state
-    monkeypatch.setattr(RunDir, "save_state", lambda self, *args: (written.append(args[0]), original(self, *args))[1])
-    run.refine(config(pair, tmp_path, kimg=3, **(LARGE | {"snap_ticks": 3})))
+    original = Writer.save
+
+    def save(self, *, snapshot=False, state=False):
+        if state:
+            written.append(self.trainer.progress.cur_nimg)
+        original(self, snapshot=snapshot, state=state)
+
+    monkeypatch.setattr(Writer, "save", save)
+    start.run(config(pair, tmp_path, kimg=3, **(LARGE | {"snap_ticks": 3})))
     assert written == [0, 3000]
     monkeypatch.setattr(run, "STATE_SECONDS", -1.0)
-    run.refine(config(pair, tmp_path, kimg=3, **(LARGE | {"snap_ticks": 3})))
+    start.run(config(pair, tmp_path, kimg=3, **(LARGE | {"snap_ticks": 3})))
     assert written == [0, 3000, 0, 1000, 2000, 3000]
 
 
@@ -310,21 +319,21 @@ def test_statistics_survive_an_interruption(pair, tmp_path):
     rows = []
     for name, stop_at in (("whole", None), ("parts", 24)):
         options = config(pair, tmp_path / name)
-        original = run.Trainer.step
+        original = Trainer.step
 
         def step(self, original=original, stop_at=stop_at):
             original(self)
             if self.progress.cur_nimg == stop_at:
                 signal.raise_signal(signal.SIGTERM)
 
-        run.Trainer.step = step
+        Trainer.step = step
         try:
-            run.refine(options)
+            start.run(options)
         except KeyboardInterrupt:
-            run.Trainer.step = original
-            run.refine(options, resume=find_state("latest", options.outdir))
+            Trainer.step = original
+            start.run(options, resume=find_state("latest", options.outdir))
         finally:
-            run.Trainer.step = original
+            Trainer.step = original
         (folder,) = Path(options.outdir).iterdir()
         lines = (folder / "stats.jsonl").read_text().splitlines()
         rows.append([{k: v for k, v in json.loads(line).items() if "Loss" in k or "Score" in k} for line in lines])
@@ -333,16 +342,21 @@ def test_statistics_survive_an_interruption(pair, tmp_path):
 
 def test_metrics_newer_than_the_state_are_measured_again(pair, tmp_path, quick_steps):
     options = config(pair, tmp_path, kimg=3, **LARGE)
-    snapshot = run.refine(options, measure=scripted([5.0, 4.0, 3.0, 2.0]))
+    snapshot = start.run(options, evaluate=scripted([5.0, 4.0, 3.0, 2.0]))
     (snapshot.parent / "training-state-000003.pt").unlink()
     state = find_state(str(snapshot.parent), "")
-    run.refine(options, resume=state, measure=scripted([1.0]))
-    assert [row["results"]["fid50k_full"] for row in RunDir(snapshot.parent).metric_rows("fid50k_full")] == [5, 4, 3, 1]
+    start.run(options, resume=state, evaluate=scripted([1.0]))
+    assert [row["results"]["fid50k_full"] for row in RunFolder(snapshot.parent).metric_rows("fid50k_full")] == [
+        5,
+        4,
+        3,
+        1,
+    ]
 
 
 def test_rising():
-    assert best.rising([1, 2, 3], 2) and not best.rising([1, 2, 3], 3)
-    assert not best.rising([1, 3, 2], 1) and not best.rising([3, 3, 3], 2) and not best.rising([], 1)
+    assert evaluation.rising([1, 2, 3], 2) and not evaluation.rising([1, 2, 3], 3)
+    assert not evaluation.rising([1, 3, 2], 1) and not evaluation.rising([3, 3, 3], 2) and not evaluation.rising([], 1)
 
 
 def test_best_without_links(tmp_path, monkeypatch):
@@ -350,7 +364,7 @@ def test_best_without_links(tmp_path, monkeypatch):
         raise OSError("no privilege")
 
     monkeypatch.setattr(Path, "symlink_to", refuse)
-    folder = RunDir(tmp_path)
+    folder = RunFolder(tmp_path)
     for content in (b"one", b"two"):
         (tmp_path / "network-snapshot-000001.pkl").write_bytes(content)
         folder.link_best(tmp_path / "network-snapshot-000001.pkl")
@@ -361,22 +375,20 @@ def test_best_without_links(tmp_path, monkeypatch):
 def test_ticks_lie_on_a_grid_that_no_interruption_shifts(pair, tmp_path, quick_steps):
     """Stopped between two ticks, a run still saves where it would have saved."""
     options = config(pair, tmp_path, kimg=6, **(LARGE | {"tick_kimg": 2.0}))
-    original = run.Run.start_bar
+    step = Trainer.step
 
-    def stop_at_3(self, *args):
-        original(self, *args)
-        update = self.bar.update
-        self.bar.update = lambda n: (update(n), self.trainer.progress.cur_nimg == 3000 and signal.raise_signal(15))
+    def stop_at_3(self):
+        step(self)
+        if self.progress.cur_nimg == 3000:
+            signal.raise_signal(signal.SIGTERM)
 
-    run.Run.start_bar = stop_at_3
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "step", stop_at_3)
         with pytest.raises(KeyboardInterrupt):
-            run.refine(options)
-    finally:
-        run.Run.start_bar = original
+            start.run(options)
     state = find_state("latest", options.outdir)
     assert state.name == "training-state-000003.pt"
-    run.refine(options, resume=state)
+    start.run(options, resume=state)
     snapshots = sorted(p.name for p in state.parent.glob("network-snapshot-*.pkl"))
     assert snapshots == [f"network-snapshot-{kimg:06d}.pkl" for kimg in (0, 2, 4, 6)]
 
@@ -385,11 +397,11 @@ def test_full_disk(pair, tmp_path):
     """One sentence, and what was saved before is still good."""
     script = (
         "import resource, sys; sys.argv[0] = 'refine.py'\n"
-        "from refine import run\n"
+        "from refine.runs import run\n"
         "original = run.Run.save\n"
         "def save(self):\n"
         "    original(self)\n"
-        "    self.saver.wait()\n"
+        "    self.writer.wait()\n"
         "    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
         "run.Run.save = save\n"
         "from refine.commands.run import main; main()\n"
@@ -406,16 +418,16 @@ def test_full_disk(pair, tmp_path):
 
 
 def test_started_from_the_weights_of_another_run(pair, tmp_path):
-    first = run.refine(config(pair, tmp_path))
+    first = start.run(config(pair, tmp_path))
     state = find_state(str(first.parent), "")
-    second = run.refine(config(pair, tmp_path, init=str(state), kimg=0.008, glr=1e-9))
+    second = start.run(config(pair, tmp_path, init=str(state), kimg=0.008, glr=1e-9))
     assert second.parent != first.parent
-    moved, start = weights(second), weights(first)
-    assert torch.allclose(moved["G"]["synthesis.b8.conv0.weight"], start["G"]["synthesis.b8.conv0.weight"], atol=1e-6)
+    moved, before = weights(second), weights(first)
+    assert torch.allclose(moved["G"]["synthesis.b8.conv0.weight"], before["G"]["synthesis.b8.conv0.weight"], atol=1e-6)
     continued = find_state(str(second.parent), "")
-    assert run.refine(setup.resumed_config(continued, {"kimg": 0.016}), resume=continued).parent == second.parent
+    assert start.run(start.resumed_config(continued, {"kimg": 0.016}), resume=continued).parent == second.parent
     state.unlink()  # the run has its beginning in its own states
-    run.refine(setup.resumed_config(continued, {"kimg": 0.024}), resume=continued)
+    start.run(start.resumed_config(continued, {"kimg": 0.024}), resume=continued)
     drift = [json.loads(line)["Drift/parameters"] for line in (second.parent / "stats.jsonl").read_text().splitlines()]
     assert drift[-1] < 1e-5  # from the weights it began with, not from those of the pickle
 
@@ -426,8 +438,8 @@ def test_started_from_the_weights_of_another_run(pair, tmp_path):
 def test_memory_that_does_not_suffice(pair, batch, batch_gpu, remedy):
     options = config(pair, Path("."), batch=batch, batch_gpu=batch_gpu)
     with (
-        pytest.raises(UserError, match=f"for {batch_gpu or batch} images at once: .*{remedy}"),
-        memory.memory_advice(options),
+        pytest.raises(UserError, match=f"{batch_gpu or batch} images per pass: .*{remedy}"),
+        memory.memory_advice(options.batch, options.batch_gpu),
     ):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
@@ -452,7 +464,7 @@ def test_killed_at_any_moment(pair, tmp_path):
                 break
         process.stderr.read()
         process.wait()
-        folder = RunDir(next(outdir.iterdir()))
+        folder = RunFolder(next(outdir.iterdir()))
         state = run_state.read_state(folder.states()[-1])
         assert state["progress"]["step"] >= 1
         for path in folder.path.glob("network-snapshot-*.pkl"):
@@ -460,40 +472,39 @@ def test_killed_at_any_moment(pair, tmp_path):
 
 
 def test_wrong_states(pair, tmp_path):
-    first = run.refine(config(pair, tmp_path, kimg=0.016))
+    first = start.run(config(pair, tmp_path, kimg=0.016))
     state = find_state(str(first.parent), "")
     with pytest.raises(UserError, match="--batch cannot change"):
-        setup.resumed_config(state, {"batch": 16})
-    assert setup.resumed_config(state, {"batch": 8, "kimg": 2.0}).kimg == 2.0
+        start.resumed_config(state, {"batch": 16})
+    assert start.resumed_config(state, {"batch": 8, "kimg": 2.0}).kimg == 2.0
     content = run_state.read_state(state)
-    trainer_of = lambda: setup.make_trainer(  # noqa: E731
-        config(pair, tmp_path), load_gan(pair["gan"]), run.load_teacher(pair["teacher"]), torch.device("cpu")
-    )
+    trainer_of = lambda: Trainer(load_pair(**pair), config(pair, tmp_path), torch.device("cpu"))  # noqa: E731
     with pytest.raises(UserError, match="--teacher is not the file"):
-        run_state.load_state(trainer_of(), content, content["hashes"] | {"teacher": "0"})
+        run_state.load_state(trainer_of(), content, content["digests"] | {"teacher": "0"})
+    torch.save(content | {"version": 0}, tmp_path / "training-state-000000.pt")
     with pytest.raises(UserError, match="another version"):
-        run_state.load_state(trainer_of(), content | {"version": 0}, content["hashes"])
+        run_state.read_state(tmp_path / "training-state-000000.pt")
     state.write_bytes(state.read_bytes()[:1000])
     with pytest.raises(UserError, match="or damaged: resume from an older one"):
         run_state.read_state(state)
     (state.parent / "training_options.json").write_text('{"gan": "g", "teacher": "t", "new": 1}')
     with pytest.raises(UserError, match="entry 'new'"):
-        setup.resumed_config(state, {})
+        start.resumed_config(state, {})
     (state.parent / "training_options.json").write_text('{"gan": "g"}')
     with pytest.raises(UserError, match="incomplete"):
-        setup.resumed_config(state, {})
+        start.resumed_config(state, {})
     (state.parent / "training_options.json").write_text("[]")
     with pytest.raises(UserError, match="holds no options"):
-        setup.resumed_config(state, {})
+        start.resumed_config(state, {})
 
 
 def test_device_that_is_not_there(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="--device=cuda is not available"):
-        setup.choose_device("cuda")
-    assert setup.choose_device("cpu").type == "cpu"
+        device.choose_device("cuda")
+    assert device.choose_device("cpu").type == "cpu"
 
 
 def test_times():
     seconds = {0: "0s", 59.6: "1m 00s", 3601: "1h 00m 01s", 5901: "1h 38m 21s", 90061: "1d 01h 01m"}
-    assert {s: status.format_time(s) for s in seconds} == seconds
+    assert {s: text.format_time(s) for s in seconds} == seconds

@@ -13,16 +13,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from trainers import modules
 
-from refine import load_gan, load_teacher, pickles
+from refine import pickles
 from refine.config import RunConfig
 from refine.errors import UserError
-from refine.runs import run
-from refine.runs import writer as saving
-from refine.runs.folder import RunDir, find_state
-from refine.runs.start import make_trainer
-from refine.runs.writer import Origin, Saver
+from refine.pair.pair import load_pair
+from refine.runs import start, writer
+from refine.runs.folder import RunFolder, find_state
+from refine.runs.writer import Origin, Writer
 from refine.training.state import read_state, state_of
+from refine.training.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -34,9 +35,7 @@ def options(pair, tmp_path, **changes):
 
 @pytest.fixture
 def trainer(pair, tmp_path):
-    trainer = make_trainer(
-        options(pair, tmp_path), load_gan(pair["gan"]), load_teacher(pair["teacher"]), torch.device("cpu")
-    )
+    trainer = Trainer(load_pair(**pair), options(pair, tmp_path), torch.device("cpu"))
     trainer.step()
     return trainer
 
@@ -44,20 +43,23 @@ def trainer(pair, tmp_path):
 def test_files_are_those_of_their_moment(trainer, pair, tmp_path, monkeypatch):
     """Bit for bit, although everything changes while they are written."""
     pickle, gate = pickles.load(pair["gan"]), threading.Event()
-    networks = {"G": trainer.generator.state_dict(), "G_ema": trainer.generator_ema.state_dict()}
+    networks = {
+        "G": modules(trainer)["generator"].state_dict(),
+        "G_ema": modules(trainer)["generator_ema"].state_dict(),
+    }
     pickles.save(pickle, tmp_path / "at_once.pkl", networks)
     at_once = io.BytesIO()
     torch.save(state_of(trainer, {"gan": "1"}), at_once)
     original = pickles.save
-    monkeypatch.setattr(saving.pickles, "save", lambda *args: (gate.wait(), original(*args)))
-    saver = Saver(trainer, pickle, RunDir(tmp_path), Origin({"gan": "1"}))
-    with saver:
-        saver.save(snapshot=True, state=True)
+    monkeypatch.setattr(pickles, "save", lambda *args: (gate.wait(), original(*args)))
+    files = Writer(trainer, load_pair(**pair), RunFolder(tmp_path), Origin({"gan": "1"}))
+    with files:
+        files.save(snapshot=True, state=True)
         with torch.no_grad():
-            for network in (trainer.generator, trainer.generator_ema, trainer.fake):
+            for network in modules(trainer).values():
                 for tensor in (*network.parameters(), *network.buffers()):
                     tensor.zero_()
-        trainer.fake_optimizer.adam.param_groups[0]["lr"] = 7.0
+        trainer.fake_score.optimizer.adam.param_groups[0]["lr"] = 7.0
         trainer.progress.cur_nimg = 5000
         assert not (tmp_path / "network-snapshot-000000_008.pkl").exists()
         gate.set()
@@ -67,23 +69,23 @@ def test_files_are_those_of_their_moment(trainer, pair, tmp_path, monkeypatch):
 
 def test_one_copy_serves_both_files(trainer, pair, tmp_path, monkeypatch):
     """And there is none while an earlier one is still being written."""
-    saver, under_way = Saver(trainer, pickles.load(pair["gan"]), RunDir(tmp_path), Origin({})), []
-    original = saving.host_copy
+    files, under_way = Writer(trainer, load_pair(**pair), RunFolder(tmp_path), Origin({})), []
+    original = writer.host_copy
 
     def counted(*args, **kwargs):
-        under_way.append(saver._thread is not None)
+        under_way.append(files._thread is not None)
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(saving, "host_copy", counted)
-    with saver:
+    monkeypatch.setattr(writer, "host_copy", counted)
+    with files:
         for _ in range(3):
-            saver.save(snapshot=True, state=True)
+            files.save(snapshot=True, state=True)
     assert under_way == [False, False, False]
 
 
 def test_a_disk_that_is_full_ends_the_run_with_the_sentence(pair, tmp_path, monkeypatch):
     """Within the step after it failed, not only when something is saved again."""
-    steps, original = [], run.Trainer.step
+    steps, original, state_path = [], Trainer.step, RunFolder.state_path
 
     def step(self):
         original(self)
@@ -91,14 +93,15 @@ def test_a_disk_that_is_full_ends_the_run_with_the_sentence(pair, tmp_path, monk
         if len(steps) > 1:
             time.sleep(0.1)  # longer than it takes to fail
 
-    def save(self, nimg, state):
+    def full(self, nimg):
         if nimg:
             raise UserError("Cannot write training-state-000000.pt (No space left on device): free some space.")
+        return state_path(self, nimg)
 
-    monkeypatch.setattr(run.Trainer, "step", step)
-    monkeypatch.setattr(RunDir, "save_state", save)
+    monkeypatch.setattr(Trainer, "step", step)
+    monkeypatch.setattr(RunFolder, "state_path", full)
     with pytest.raises(UserError, match="No space left on device"):
-        run.refine(options(pair, tmp_path, kimg=1.0, snap_ticks=1, tick_kimg=0.016))
+        start.run(options(pair, tmp_path, kimg=1.0, snap_ticks=1, tick_kimg=0.016))
     assert 2 <= len(steps) <= 4
 
 

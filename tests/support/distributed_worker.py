@@ -2,47 +2,41 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import signal
 import sys
 import time
 from datetime import timedelta
-from typing import Any
 
 import torch
+from trainers import golden_pair, modules, trainer_of
 
-from refine import RunConfig, load_gan, load_teacher, refine
+from refine import RunConfig, run
 from refine.errors import UserError
-from refine.pair.bridge import Bridge
-from refine.runs.folder import RunDir
+from refine.runs.folder import RunFolder
 from refine.runtime import distributed
-from refine.training.statistics import Averages
+from refine.training.statistics import RunningMeans
 from refine.training.trainer import Trainer
 
 
 def train(gan: str, teacher: str, out: str) -> None:
     """A few float64 steps on the golden pair; the first process saves what came of them."""
     with distributed.processes():
-        generator, denoiser = load_gan(gan).network.double(), load_teacher(teacher).network.double()
-        config = RunConfig(
-            gan="g", teacher="t", batch=7, batch_gpu=None, glr=1e-3, flr=1e-3, kimg=1.0, clip_grad=5.0,
-            noise_mode="const", fake_dropout=False, fake_steps=2, ema_halflife_kimg=0.05,
-        )  # fmt: skip
-        bridge = Bridge(denoiser.img_resolution, denoiser.label_dim)
-        networks = [generator, copy.deepcopy(generator), denoiser, copy.deepcopy(denoiser)]
-        networks[0].requires_grad_(True)
-        trainer = Trainer(config, *networks, bridge, torch.device("cpu"))
+        options = {
+            "batch": 7, "batch_gpu": None, "glr": 1e-3, "flr": 1e-3, "kimg": 1.0, "clip_grad": 5.0,
+            "noise_mode": "const", "fake_dropout": False, "fake_steps": 2, "ema_halflife_kimg": 0.05,
+        }  # fmt: skip
+        trainer = trainer_of(golden_pair(gan, teacher, double=True), **options)
         for _ in range(2):
             trainer.warm_up_step()
         for _ in range(3):
             trainer.step()
-        means = trainer.averages.means()
+        means = trainer.statistics.means()
         if distributed.is_first():
             weights = {
                 f"{name}.{key}": value
-                for name in ("generator", "generator_ema", "fake")
-                for key, value in getattr(trainer, name).state_dict().items()
+                for name, module in modules(trainer).items()
+                for key, value in module.state_dict().items()
             }
             torch.save({"weights": weights, "means": means}, out)
 
@@ -60,10 +54,10 @@ def collectives() -> None:
         assert distributed.any_process(rank == size - 1) and not distributed.any_process(False)
         shares = distributed.gather(distributed.share(7))
         assert [i for share in shares for i in range(7)[share]] == list(range(7))
-        averages = Averages()
-        averages.add("a", torch.full([rank + 1], float(rank)))
-        averages.add_by_band("b", torch.tensor([float(rank)]), torch.tensor([0.05 if rank == 0 else 2.0]))
-        assert averages.means() == {"a": 2 / 3, "b": 0.5, "b/sigma_0_0.1": 0.0, "b/sigma_1.5_6": 1.0}
+        means = RunningMeans()
+        means.add("a", torch.full([rank + 1], float(rank)))
+        means.add_by_band("b", torch.tensor([float(rank)]), torch.tensor([0.05 if rank == 0 else 2.0]))
+        assert means.means() == {"a": 2 / 3, "b": 0.5, "b/sigma_0_0.1": 0.0, "b/sigma_1.5_6": 1.0}
         distributed.barrier()
 
 
@@ -83,16 +77,17 @@ def lost() -> None:
 
 def interrupted(gan: str, teacher: str, outdir: str) -> None:
     """A run that is told to stop while the first process is slow to save, as a launcher would do it: and again."""
-    save = RunDir.save_state
+    save, states = RunFolder.remove_old_states, []
 
-    def slow_save(self: RunDir, *args: Any) -> Any:
-        if distributed.is_first() and args[0] > 0:
+    def slow_save(self: RunFolder) -> None:
+        states.append(1)
+        if len(states) > 1:  # the first one is that of the warm-up's end
             os.kill(os.getpid(), signal.SIGTERM)  # the launcher's echo
             time.sleep(3)
             os.kill(os.getpid(), signal.SIGTERM)
-        return save(self, *args)
+        save(self)
 
-    RunDir.save_state = slow_save  # type: ignore[method-assign]
+    RunFolder.remove_old_states = slow_save  # type: ignore[method-assign]
     step = Trainer.step
 
     def step_then_stop(self: Trainer) -> None:
@@ -105,7 +100,7 @@ def interrupted(gan: str, teacher: str, outdir: str) -> None:
         gan=gan, teacher=teacher, outdir=outdir, batch=4, kimg=1, warmup_kimg=0.004, device="cpu", preflight=False
     )
     try:
-        refine(config)
+        run(config)
     except KeyboardInterrupt:
         print("interrupted", flush=True)
 

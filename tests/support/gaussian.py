@@ -11,7 +11,7 @@ NUM_PIXELS = 4
 class _Mapping(nn.Module):
     """w = z."""
 
-    def forward(self, z: Tensor, c: Tensor | None = None) -> Tensor:
+    def forward(self, z: Tensor, c: Tensor | None = None, truncation_psi: float = 1.0) -> Tensor:
         return z[:, None]
 
 

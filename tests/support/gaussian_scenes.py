@@ -46,7 +46,7 @@ class SceneGenerator(nn.Module):
         self.c_dim = len(means) if len(means) > 1 else 0
         self.img_channels, self.img_resolution = means.shape[1], means.shape[2]
         self.spoil = spoil
-        self.mapping = lambda z, c: torch.cat([z, c], dim=1)[:, None]
+        self.mapping = lambda z, c, truncation_psi=1.0: torch.cat([z, c], dim=1)[:, None]
 
     def synthesis(self, ws, noise_mode="random", force_fp32=False):
         z, c = ws[:, 0, : self.z_dim].double(), ws[:, 0, self.z_dim :]

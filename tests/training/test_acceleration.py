@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import copy
 import math
-from pathlib import Path
 
 import pytest
 import torch
+from trainers import GAN, TEACHER, golden_pair, trainer_of
 
-from refine.config import RunConfig
 from refine.networks.edm_layers import dropout
 from refine.networks.loading import load_gan, load_teacher
-from refine.runs.start import make_trainer
+from refine.networks.preconditioned import as_denoiser
+from refine.networks.style_based import as_generator
 from refine.training import trainer as trainer_module
-from refine.training.acceleration import blocks_of, checkpoint_blocks, compile_blocks
+from refine.training.acceleration import checkpoint_blocks, compile_blocks
 
-FIXTURES = Path(__file__).parents[1] / "fixtures"
-GAN, TEACHER = str(FIXTURES / "sg2ada/b_cond16.pkl"), str(FIXTURES / "edm/s4_sid_ddpmpp_cond16.pkl")
+
+def blocks_of(network):
+    adapter = as_generator if hasattr(network, "synthesis") else as_denoiser
+    return adapter(network).blocks()
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +61,8 @@ def kept_bytes(network):
 @pytest.mark.parametrize("name", ["generator", "denoiser"])
 def test_recomputed_blocks_are_the_same_with_noise_and_dropout(networks, name):
     plain, changed = networks[name], copy.deepcopy(networks[name])
-    assert checkpoint_blocks(changed) == len(blocks_of(changed)) > 1
+    checkpoint_blocks(blocks_of(changed))
+    assert len(blocks_of(changed)) > 1
     assert all(torch.equal(a, b) for a, b in zip(run(plain), run(changed), strict=True))
     assert torch.equal(run(plain, False)[0], run(changed, False)[0])
     assert kept_bytes(changed) < kept_bytes(plain) / 2
@@ -68,7 +71,8 @@ def test_recomputed_blocks_are_the_same_with_noise_and_dropout(networks, name):
 
 def same_when_compiled(plain, backend):
     changed = copy.deepcopy(plain)
-    assert compile_blocks(changed, backend) == len(blocks_of(changed)) > 1
+    compile_blocks(blocks_of(changed), backend)
+    assert len(blocks_of(changed)) > 1
     for gradients in (False, True):
         for a, b in zip(run(plain, gradients), run(changed, gradients), strict=True):
             torch.testing.assert_close(b, a, rtol=1e-3, atol=1e-4 * float(a.detach().abs().max()))
@@ -95,11 +99,10 @@ def test_inductor_gives_what_eager_gives(networks):
 def test_a_run_with_checkpoints_is_the_same_run():
     weights = []
     for checkpoint in (False, True):
-        config = RunConfig(gan=GAN, teacher=TEACHER, batch=4, kimg=1.0, checkpoint=checkpoint, glr=1e-3, flr=1e-3)
-        trainer = make_trainer(config, load_gan(GAN), load_teacher(TEACHER), torch.device("cpu"))
+        trainer = trainer_of(golden_pair(), batch=4, kimg=1.0, checkpoint=checkpoint, glr=1e-3, flr=1e-3)
         for _ in range(2):
             trainer.step()
-        weights.append([*trainer.generator.parameters(), *trainer.fake.parameters()])
+        weights.append([p for network in trainer.networks for p in network.module.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
 
 
@@ -130,17 +133,15 @@ def test_dropout_at_its_limits():
 
 def gradients_of_a_step(**changes):
     """Of generator and fake score, where both scores differ; without dropout, which compiled networks draw anew."""
-    config = RunConfig(
-        gan=GAN, teacher=TEACHER, batch=2, kimg=1.0, beta1=0.0, fake_dropout=False, noise_mode="const", **changes
-    )
-    trainer = make_trainer(config, load_gan(GAN), load_teacher(TEACHER), torch.device("cpu"))
+    options = {"batch": 2, "kimg": 1.0, "beta1": 0.0, "fake_dropout": False, "noise_mode": "const"}
+    trainer = trainer_of(golden_pair(), **options, **changes)
     rng = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for parameter in trainer.fake.parameters():
+        for parameter in trainer.fake_score.module.parameters():
             parameter.mul_(1 + 0.1 * torch.randn(parameter.shape, generator=rng))
     trainer.step()
-    optimizers = (trainer.generator_optimizer.adam, trainer.fake_optimizer.adam)
-    return [[state["exp_avg"] for state in adam.state.values()] for adam in optimizers]  # with beta1=0, the gradients
+    adams = [network.optimizer.adam for network in trainer.networks]
+    return [[state["exp_avg"] for state in adam.state.values()] for adam in adams]  # with beta1=0, the gradients
 
 
 def same_gradients(found, expected):
@@ -158,9 +159,7 @@ def eager_gradients():
 
 def compile_one(monkeypatch, backend):
     """Has `--compile` compile one block of each network: all of them take minutes."""
-    monkeypatch.setattr(
-        trainer_module, "compile_blocks", lambda network: compile_blocks(blocks_of(network)[1], backend)
-    )
+    monkeypatch.setattr(trainer_module, "compile_blocks", lambda blocks: compile_blocks(blocks[1:2], backend))
 
 
 @pytest.mark.parametrize("checkpoint", [False, True])

@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from trainers import golden_pair, trainer_of
 
-from refine.config import RunConfig
-from refine.networks.loading import load_gan, load_teacher
-from refine.runs.start import make_trainer
+from refine.networks.loading import load_teacher
 from refine.training import cuda_graphs, trainer
 from refine.training.cuda_graphs import CALLS_BEFORE, MAX_GRAPHS, CudaGraphs, graph_forward
 
@@ -230,13 +229,10 @@ def test_a_run_with_graphs_is_the_same_run(monkeypatch, options, captures):
     weights, cuda = [], StandIn()
     monkeypatch.setattr(trainer, "CudaGraphs", lambda: cuda)
     for graphs in (False, True):
-        config = RunConfig(
-            gan=GAN, teacher=TEACHER, batch=4, kimg=1.0, glr=1e-3, flr=1e-3, cuda_graphs=graphs, **options
-        )
-        run = make_trainer(config, load_gan(GAN), load_teacher(TEACHER), torch.device("cpu"))
+        run = trainer_of(golden_pair(), batch=4, kimg=1.0, glr=1e-3, flr=1e-3, cuda_graphs=graphs, **options)
         for _ in range(CALLS_BEFORE + 2):
             run.step()
-        weights.append([*run.generator.parameters(), *run.fake.parameters()])
+        weights.append([p for network in run.networks for p in network.module.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
     assert cuda.captures == captures and bool(cuda.replays) == bool(captures)
 

@@ -1,12 +1,12 @@
 """Ten steps of the golden pair in float64, against a stored run: the mathematics did not change by accident.
 
 What is drawn comes from NumPy here, whose numbers are the same on every CPU. A change that is meant is recorded by
-running this file: `python tests/test_golden_run.py`. The stored run is our own; that it is right is shown elsewhere.
+running this file as a module, `tests.training.test_golden_run`. The stored run is our own; that it is right is shown
+elsewhere.
 """
 
 from __future__ import annotations
 
-import copy
 import json
 import zlib
 from dataclasses import replace
@@ -15,21 +15,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from trainers import golden_pair, modules, trainer_of
 
-from refine import load_gan, load_teacher
-from refine.config import RunConfig
-from refine.objectives import ikl
-from refine.pair.bridge import Bridge
+from refine.objectives import IKL, OBJECTIVES, ikl
 from refine.training import trainer
 from refine.training.inputs import draw
-from refine.training.statistics import Averages
+from refine.training.statistics import RunningMeans
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 STORED = FIXTURES / "golden_run.json"
 
 
 def numpy_draw(shape, sigma, fake_sigma, seed, stream, step):
-    """`draws.draw` with NumPy's numbers."""
+    """`inputs.draw` with NumPy's numbers."""
     rng = np.random.Generator(np.random.Philox(key=[seed, zlib.crc32(f"{stream}/{step}".encode())]))
     normal = lambda *size: torch.from_numpy(rng.standard_normal(size))  # noqa: E731
     u = torch.from_numpy(rng.uniform(size=[2, shape.batch]))
@@ -37,7 +35,7 @@ def numpy_draw(shape, sigma, fake_sigma, seed, stream, step):
     c = torch.eye(shape.c_dim, dtype=torch.float64)[torch.from_numpy(rng.integers(shape.c_dim, size=shape.batch))]
     return replace(
         draw(shape, sigma, fake_sigma, seed, stream, step),
-        z=normal(shape.batch, shape.z_dim),
+        z=normal(shape.batch, *shape.z_shape),
         c=c,
         sigma=sigma.quantile(u[0]) if sigma else torch.empty(0),
         fake_sigma=fake_sigma.quantile(u[1]) if fake_sigma else torch.empty(0),
@@ -49,28 +47,25 @@ def numpy_draw(shape, sigma, fake_sigma, seed, stream, step):
 def golden_run(monkeypatch, **changes):
     """Losses and norms of each step, and the norm of every tensor at the end."""
     monkeypatch.setattr(trainer, "draw", numpy_draw)
-    config = RunConfig(
-        gan="g", teacher="t", batch=6, glr=1e-3, flr=1e-3, kimg=0.12, ema_halflife_kimg=0.02, noise_mode="const",
-        fake_dropout=False, batch_gpu=None, fake_steps=2, lr_rampup_kimg=0.03, lr_decay="cosine", clip_grad=50.0,
-        **({"sigma": "lognormal:0,1.2->lognormal:-1,1.2", "share_forward": True} | changes),
-    )  # fmt: skip
-    generator = load_gan(str(FIXTURES / "sg2ada/b_cond16.pkl")).network.double().requires_grad_(True)
-    denoiser = load_teacher(str(FIXTURES / "edm/s4_sid_ddpmpp_cond16.pkl")).network.double()
-    networks = [generator, copy.deepcopy(generator).requires_grad_(False), denoiser, copy.deepcopy(denoiser)]
-    run = trainer.Trainer(config, *networks, Bridge(16, 5), torch.device("cpu"))
+    options = {
+        "batch": 6, "glr": 1e-3, "flr": 1e-3, "kimg": 0.12, "ema_halflife_kimg": 0.02, "noise_mode": "const",
+        "fake_dropout": False, "batch_gpu": None, "fake_steps": 2, "lr_rampup_kimg": 0.03, "lr_decay": "cosine",
+        "clip_grad": 50.0, "sigma": "lognormal:0,1.2->lognormal:-1,1.2", "share_forward": True,
+    }  # fmt: skip
+    run = trainer_of(golden_pair(double=True), **(options | changes))
     for _ in range(3):
         run.warm_up_step()
     steps = []
     for _ in range(10):
-        run.averages = Averages()
+        run.statistics = RunningMeans()
         run.step()
         names = ("Loss/fake", "Score/gap", "Gradient/fake_norm", "Gradient/generator_norm")
-        means = run.averages.means()
+        means = run.statistics.means()
         steps.append({name: means[name] for name in names})
     tensors = {
         f"{name}.{key}": float(value.double().norm())
-        for name in ("generator", "generator_ema", "fake")
-        for key, value in getattr(run, name).state_dict().items()
+        for name, module in modules(run).items()
+        for key, value in module.state_dict().items()
     }
     return {"steps": steps, "tensors": tensors}
 
@@ -92,30 +87,32 @@ def test_ten_steps_are_as_stored(monkeypatch, stored):
     assert difference(golden_run(monkeypatch), stored) < 1e-6
 
 
-def wrong_sign(scores, weighting):
-    return -ikl.generator_loss(scores, weighting)
+class WrongSign(IKL):
+    def loss(self, scores):
+        return -super().loss(scores)
 
 
-def wrong_score(scores, weighting):
+class WrongScore(IKL):
     """The fake score in the teacher's place."""
-    return ikl.generator_loss(replace(scores, teacher=scores.fake, fake=scores.teacher), weighting)
+
+    def loss(self, scores):
+        return super().loss(replace(scores, teacher=scores.fake, fake=scores.teacher))
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        {"weighting": "score"},
+        {"objective": "ikl:weighting=score"},
         {"sigma": "lognormal:0,1.2->lognormal:-0.99,1.2"},
         {"fake_sigma": "lognormal:-1.2,1.21"},
         {"share_forward": False},
-        wrong_sign,
-        wrong_score,
+        WrongSign,
+        WrongScore,
     ],
 )
 def test_a_change_of_the_mathematics_is_noticed(monkeypatch, stored, change):
-    if callable(change):
-        objective = replace(trainer.OBJECTIVES["ikl"], generator_loss=change)
-        monkeypatch.setitem(trainer.OBJECTIVES, "ikl", objective)
+    if isinstance(change, type):
+        monkeypatch.setitem(OBJECTIVES, "ikl", change)
         change = {}
     assert difference(golden_run(monkeypatch, **change), stored) > 1e-4
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 
 from refine.diffusion.noise_levels import Karras, LogNormal
-from refine.training.inputs import DrawShape, draw, labels_in_turn, micro_batches
+from refine.networks.sampling import labels_in_turn
+from refine.training.inputs import InputShape, draw, micro_batches
 
-SHAPE = DrawShape(batch=6, z_dim=5, c_dim=3, img_channels=2, img_resolution=4, augment_p=0.5)
+SHAPE = InputShape(batch=6, z_shape=(5,), c_dim=3, img_channels=2, img_resolution=4, augment_p=0.5)
 
 
 def test_leaving_one_kind_out_changes_no_other():

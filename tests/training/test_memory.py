@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from trainers import golden_pair, gradients_kept, modules
+from trainers import trainer_of as trainer_of_pair
 
-from refine import load_gan, load_teacher
-from refine.config import RunConfig
-from refine.runs.start import make_trainer
-from refine.training.memory import estimate_memory, format_bytes, saved_bytes
+from refine.runtime.text import format_bytes
+from refine.training.memory import estimate_memory, saved_bytes
 from refine.training.state import state_of
 
 
-def trainer_of(fixture_path, **changes):
-    config = RunConfig(gan="g", teacher="t", **({"batch": 8, "batch_gpu": 2} | changes))
-    gan = load_gan(str(fixture_path("sg2ada/b_cond16.pkl")))
-    teacher = load_teacher(str(fixture_path("edm/s4_sid_ddpmpp_cond16.pkl")))
-    return make_trainer(config, gan, teacher, torch.device("cpu")), config
+def trainer_of(**changes):
+    return trainer_of_pair(golden_pair(), **({"batch": 8, "batch_gpu": 2} | changes))
 
 
 def test_saved_bytes_of_a_known_network():
@@ -29,19 +26,25 @@ def test_saved_bytes_of_a_known_network():
         assert saved_bytes(lambda: network(x), network)[0] == 0
 
 
-def test_counts_are_those_of_a_step(fixture_path):
+def test_counts_are_those_of_a_step():
     """Weights, gradients and moments after a step, tensor by tensor; the state as a file."""
-    trainer, config = trainer_of(fixture_path, share_forward=True)  # both networks' gradients are there at its end
-    memory = estimate_memory(trainer, config)
+    trainer = trainer_of(share_forward=True)  # both networks' gradients are there at its end
+    memory = estimate_memory(trainer)
     trainer.warm_up_step()
-    trainer.step()
-    networks = (trainer.generator, trainer.generator_ema, trainer.teacher, trainer.fake)
+    with gradients_kept(trainer) as kept:
+        trainer.step()
+    networks = (*modules(trainer).values(), trainer.teacher.module)
     assert memory.parameters == sum(p.nbytes for network in networks for p in network.parameters())
-    gradients = [p.grad for n in (trainer.generator, trainer.fake) for p in n.parameters() if p.grad is not None]
-    unused = trainer.fake.model.map_augment.weight.nbytes  # gets no gradient without augmentation
+    gradients = [g for gradients in kept.values() for g in gradients if g is not None]
+    unused = trainer.fake_score.module.model.map_augment.weight.nbytes  # gets no gradient without augmentation
     assert memory.gradients == sum(g.nbytes for g in gradients) + unused
-    optimizers = (trainer.generator_optimizer, trainer.fake_optimizer)
-    moments = [t for o in optimizers for s in o.adam.state.values() for k, t in s.items() if k.startswith("exp")]
+    moments = [
+        t
+        for n in trainer.networks
+        for s in n.optimizer.adam.state.values()
+        for k, t in s.items()
+        if k.startswith("exp")
+    ]
     assert memory.adam == sum(t.nbytes for t in moments) + 2 * unused
 
     def size(value):
@@ -53,16 +56,16 @@ def test_counts_are_those_of_a_step(fixture_path):
     assert memory.state - 2 * unused <= size(state_of(trainer, {})) < memory.state * 1.15
 
 
-def test_activations_grow_with_images_and_shrink_with_frozen_layers(fixture_path):
+def test_activations_grow_with_images_and_shrink_with_frozen_layers():
     def activations(**changes):
-        return estimate_memory(*trainer_of(fixture_path, **changes)).activations
+        return estimate_memory(trainer_of(**changes)).activations
 
     one = activations(batch_gpu=1)
     assert activations(batch_gpu=4) == 4 * one and activations(batch_gpu=None) == 8 * one
     assert activations(batch_gpu=1, share_forward=True) == one  # the graphs of both networks never meet
     assert activations(batch_gpu=1, train_layers="16") <= one
-    trainer, config = trainer_of(fixture_path, batch_gpu=None)
-    assert estimate_memory(trainer, config, num_processes=4).images == 2
+    trainer = trainer_of(batch_gpu=None)
+    assert estimate_memory(trainer, num_processes=4).images == 2
 
 
 def test_bytes_are_readable():

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from click.testing import CliRunner
 from torch.nn import functional
+from trainers import GAN, TEACHER, golden_pair, trainer_of
 
 from refine.commands.profile import main
-from refine.config import RunConfig
-from refine.networks.loading import load_gan, load_teacher
-from refine.runs.start import make_trainer
+from refine.runtime import spans
+from refine.runtime.spans import listening, span
 from refine.training.profiling import OTHER, Ceilings, Clock, Counter, Parts, profile
 from stylegan_ops.upfirdn2d import setup_filter, upsample2d
-
-FIXTURES = Path(__file__).parents[1] / "fixtures"
-GAN, TEACHER = str(FIXTURES / "sg2ada/b_cond16.pkl"), str(FIXTURES / "edm/s4_sid_ddpmpp_cond16.pkl")
 
 
 def count(run):
@@ -63,33 +58,37 @@ def test_bytes_and_floor():
 
 def test_parts_nest_and_the_innermost_counts():
     parts = Parts(Clock(torch.device("cpu")))
-    inner = parts.wrap("inner", lambda: parts.current)
-    outer = parts.wrap("outer", lambda: (inner(), parts.current))
-    assert outer() == ("inner", "outer")
-    assert parts.current == OTHER
-    with pytest.raises(ZeroDivisionError):
-        parts.wrap("inner", lambda: 1 / 0)()
-    assert parts.current == OTHER
+    with listening(parts):
+        with span("outer"):
+            with span("inner"):
+                assert parts.current == "inner"
+            assert parts.current == "outer"
+        assert parts.current == OTHER
+        with pytest.raises(ZeroDivisionError), span("inner"):
+            1 / 0  # noqa: B018
+        assert parts.current == OTHER
+    with span("unheard"):
+        assert parts.current == OTHER
+    assert parts.seconds.keys() == {OTHER, "outer", "inner"}
 
 
 def test_profile_of_a_step():
-    config = RunConfig(gan=GAN, teacher=TEACHER, batch=4, kimg=1.0, share_forward=True)
-    trainer = make_trainer(config, load_gan(GAN), load_teacher(TEACHER), torch.device("cpu"))
+    trainer = trainer_of(golden_pair(), batch=4, kimg=1.0, share_forward=True)
     result = profile(trainer, rounds=1)
     flop = {name: work.flop for name, work in result.by_part.items()}
     # The teacher's pass once, the fake score's twice, one of them with dropout; nothing else multiplies so much.
     assert flop["fake score, forward"] == 2 * flop["teacher, forward"] > 0
     assert flop["teacher, forward"] < flop["fake score, backward"] <= 2.2 * flop["teacher, forward"]
     assert flop["generator, forward"] < flop["generator, backward"] < 2.2 * flop["generator, forward"]
-    assert flop["optimisers, average"] == 0 < result.by_part["optimisers, average"].bytes
+    assert flop["optimizers, average"] == 0 < result.by_part["optimizers, average"].bytes
     assert sum(flop.values()) == sum(work.flop for work in result.by_operator.values())
     assert result.seconds.keys() >= flop.keys()
-    weights = sum(p.numel() * 4 for p in trainer.fake.parameters())
+    weights = sum(p.numel() * 4 for p in trainer.fake_score.module.parameters())
     assert result.memory["gradients of fake score"] == weights
     assert result.memory["Adam's moments of fake score"] == pytest.approx(2 * weights, rel=0.01)
     assert result.memory["kept for backward by fake score, forward"] > 0
     assert trainer.progress.step == 4  # one to warm up, one for each pass
-    assert "forward" not in vars(trainer.fake)  # nothing stays wrapped
+    assert spans._listeners == []  # nobody listens any more
 
 
 def test_command():

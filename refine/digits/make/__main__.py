@@ -25,6 +25,7 @@ from refine.digits.make.gan import Gan, GanOptions, train_gan
 from refine.digits.make.teacher import TeacherOptions, train_teacher
 from refine.digits.sources.edm import EDMLoss, EDMPrecond
 from refine.files.atomic import atomic_write
+from refine.networks.preconditioned import as_denoiser
 
 SEED = 0
 NUM_SAMPLES = 2000  # that figures are computed from
@@ -140,7 +141,7 @@ def main(outdir: Path, teacher_kimg: float, gan_kimg: float, detector_epochs: in
     torch.manual_seed(SEED)
     made = {
         "generator": sample(generator_sampler(gan.G_ema), samples),
-        "teacher": sample(teacher_sampler(teacher), samples),
+        "teacher": sample(teacher_sampler(as_denoiser(teacher)), samples),
         "real training images": (splits["train"].pixels, splits["train"].classes),
     }
     click.echo(f"Digit-CNN features, not Inception; {samples} generated images")

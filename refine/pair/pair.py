@@ -1,0 +1,106 @@
+"""A generator and its teacher, loaded once, checked once, and handed on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import Tensor
+
+from refine import pickles
+from refine.contracts import Denoiser, Generator
+from refine.networks.loading import LoadedNetwork, load_gan, load_teacher
+from refine.networks.preconditioned import as_denoiser
+from refine.networks.style_based import as_generator
+from refine.pair.bridge import Bridge, make_bridge
+from refine.pair.classes import class_notes
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A generator, a teacher, and the bridge between them.
+
+    Attributes:
+        generator: The generator as loaded, float32, on the CPU; whoever trains it works on a copy.
+        teacher: The teacher as loaded, likewise.
+        bridge: From the generator's images and labels to the teacher's.
+        gan_file: File of the generator; None for a network that comes from Python.
+        teacher_file: File of the teacher; None likewise.
+        digests: SHA-256 of both files, by the option that named them.
+        notes: What the files tell of their classes, a sentence each.
+    """
+
+    generator: Generator
+    teacher: Denoiser
+    bridge: Bridge
+    gan_file: LoadedNetwork | None = None
+    teacher_file: LoadedNetwork | None = None
+    digests: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """`<gan>-<teacher>`, from the names of the files."""
+        files = (self.gan_file, self.teacher_file)
+        return "-".join(
+            file.pickle.path.stem if file else title
+            for file, title in zip(files, ("generator", "teacher"), strict=True)
+        )
+
+    def write_snapshot(self, path: Path, live: Mapping[str, Tensor], average: Mapping[str, Tensor]) -> None:
+        """Writes the pickle that the generator came in, with new weights; everything else stays as it was.
+
+        Args:
+            path: File to write.
+            live: Tensors of the live generator, for the entry `G`.
+            average: Tensors of the moving average, for the entry `G_ema`.
+
+        Raises:
+            UserError: The file cannot be written.
+        """
+        assert self.gan_file is not None, "a network without a file has no pickle to write"
+        pickle = self.gan_file.pickle
+        weights = {"G": dict(live), "G_ema": dict(average)}
+        pickles.save(pickle, path, {key: value for key, value in weights.items() if pickle.get(key) is not None})
+
+
+def load_pair(
+    gan: str,
+    teacher: str,
+    *,
+    resample: str = "lanczos",
+    class_map: Sequence[int] | None = None,
+    trust: bool = False,
+) -> Pair:
+    """Opens both files and joins them.
+
+    Args:
+        gan: StyleGAN pickle: path, URL, or zoo name.
+        teacher: EDM pickle, likewise.
+        resample: A key of `bridge.FILTERS`.
+        class_map: Class of the teacher for each class of the generator; None for the same numbers.
+        trust: Run the source embedded in the pickles where Refine has no network of its own.
+
+    Raises:
+        UserError: A file cannot be had or read, or the two do not fit.
+    """
+    gan_file, teacher_file = load_gan(gan, trust=trust), load_teacher(teacher, trust=trust)
+    return pair_of(gan_file, teacher_file, resample=resample, class_map=class_map)
+
+
+def pair_of(
+    gan_file: LoadedNetwork,
+    teacher_file: LoadedNetwork,
+    *,
+    resample: str = "lanczos",
+    class_map: Sequence[int] | None = None,
+) -> Pair:
+    """Joins two networks that are open; see `load_pair`."""
+    generator = as_generator(gan_file.network, f"{gan_file.record.class_name} in {gan_file.pickle.path}")
+    denoiser = as_denoiser(teacher_file.network)
+    bridge = make_bridge(generator, denoiser, resample, class_map)
+    notes = class_notes(gan_file.pickle, teacher_file.pickle, generator.c_dim, denoiser.label_dim, class_map)
+    files = {"gan": gan_file, "teacher": teacher_file}
+    digests = {name: pickles.file_sha256(file.pickle.path) for name, file in files.items()}
+    return Pair(generator, denoiser, bridge, gan_file, teacher_file, digests, tuple(notes))

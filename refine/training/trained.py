@@ -1,0 +1,171 @@
+"""A network that is trained: its optimizer, learning rate, moving average and state in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from refine.contracts import Denoiser, Generator
+from refine.errors import UserError
+from refine.runtime.spans import span
+from refine.training.optimizer import Optimizer
+from refine.training.statistics import RunningMeans
+
+MAX_NONFINITE_IN_A_ROW = 100  # updates; a loss scale that adapts needs some twenty
+UPDATE_SPAN = "optimizers, average"
+
+Network = TypeVar("Network", Generator, Denoiser)
+
+
+@dataclass
+class Progress:
+    """Position of a run; all that a resumed one has to know besides networks and optimizers.
+
+    Attributes:
+        step: Generator updates done.
+        cur_nimg: Images that those updates saw.
+        warmup_nimg: Images that the fake score was fitted to before them.
+        num_nonfinite: Updates that were left out because a gradient was not finite.
+    """
+
+    step: int = 0
+    cur_nimg: int = 0
+    warmup_nimg: int = 0
+    num_nonfinite: int = 0
+
+    def advance(self, batch: int) -> None:
+        """Counts a step of `batch` images."""
+        self.step += 1
+        self.cur_nimg += batch
+
+
+class Average(Generic[Network]):
+    """Exponential moving average of a network's weights; buffers are copied.
+
+    Args:
+        network: Copy of the network to average; its weights become the average.
+        halflife_kimg: Half-life in thousands of images.
+        rampup: Largest half-life as a share of the images so far; None for no ramp.
+    """
+
+    def __init__(self, network: Network, halflife_kimg: float, rampup: float | None) -> None:
+        self.network: Network = network
+        self.halflife_kimg, self.rampup = halflife_kimg, rampup
+
+    @torch.no_grad()
+    def update(self, live: torch.nn.Module, cur_nimg: int, batch: int) -> None:
+        """Moves the average towards the live weights, `batch` images after the last time."""
+        halflife = self.halflife_kimg * 1000
+        if self.rampup is not None:
+            halflife = min(halflife, cur_nimg * self.rampup)
+        beta = 0.5 ** (batch / max(halflife, 1e-8))
+        average = self.network.module
+        parameters: list[Tensor] = list(average.parameters())
+        torch._foreach_lerp_(parameters, list[Tensor](live.parameters()), 1 - beta)
+        buffers = list(average.buffers())
+        if buffers:
+            torch._foreach_copy_(buffers, list(live.buffers()))
+
+
+class TrainedNetwork(Generic[Network]):
+    """A network, and everything that training does to it.
+
+    Args:
+        name: Name in states, statistics and messages: `generator`, `fake_score`.
+        network: Generator or denoiser; parameters that require gradients are trained.
+        optimizer: Optimizer of those parameters.
+        learning_rate: Learning rate at a position of the run.
+        average: Moving average of the weights; None for none.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        network: Network,
+        optimizer: Optimizer,
+        learning_rate: Callable[[Progress], float],
+        average: Average[Network] | None = None,
+    ) -> None:
+        self.name, self.optimizer, self.learning_rate = name, optimizer, learning_rate
+        self.network: Network = network
+        self.average: Average[Network] | None = average
+        self._nonfinite_in_a_row = 0
+
+    @property
+    def title(self) -> str:
+        """The name in words."""
+        return self.name.replace("_", " ")
+
+    @property
+    def module(self) -> torch.nn.Module:
+        """The network's module."""
+        return self.network.module
+
+    def backward(self, loss: Tensor) -> None:
+        """Adds the gradient of a scalar: this process's part of a sum over all processes."""
+        with span(f"{self.title}, backward"):
+            self.optimizer.backward(loss)
+
+    def apply(self, progress: Progress, statistics: RunningMeans) -> bool:
+        """Updates the weights with the gradient, summed over processes, and forgets it.
+
+        Returns:
+            Whether the gradient was finite; if not, the update is left out and counted.
+
+        Raises:
+            UserError: Too many gradients in a row were not finite.
+        """
+        with span(UPDATE_SPAN):
+            norm = self.optimizer.step(self.learning_rate(progress))
+            self.optimizer.zero_grad()
+        if norm is not None:
+            self._nonfinite_in_a_row = 0
+            statistics.add(f"Gradient/{_STATISTIC.get(self.name, self.name)}_norm", norm)
+            return True
+        progress.num_nonfinite += 1
+        self._nonfinite_in_a_row += 1
+        if self._nonfinite_in_a_row > MAX_NONFINITE_IN_A_ROW:
+            raise UserError(
+                f"The last {MAX_NONFINITE_IN_A_ROW} gradients of the {self.title} were not finite: begin a new run "
+                "with --precision=fp32, or with lower --glr and --flr, from the newest state (--init)."
+            )
+        return False
+
+    def update_average(self, progress: Progress, batch: int) -> None:
+        """Moves the moving average, where there is one."""
+        if self.average is not None:
+            with span(UPDATE_SPAN):
+                self.average.update(self.module, progress.cur_nimg, batch)
+
+    def weights(self) -> dict[str, dict[str, Tensor]]:
+        """Tensors of the network, under `module`, and of its average, under `average`."""
+        weights = {"module": self.module.state_dict()}
+        if self.average is not None:
+            weights["average"] = self.average.network.module.state_dict()
+        return weights
+
+    def load_weights(self, weights: dict[str, dict[str, Tensor]]) -> None:
+        """The inverse of `weights`.
+
+        Raises:
+            RuntimeError: They belong to another architecture.
+        """
+        self.module.load_state_dict(weights["module"])
+        if self.average is not None:
+            self.average.network.module.load_state_dict(weights["average"])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a resumed run has to know of the network."""
+        return {**self.weights(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self.load_weights(state)
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+_STATISTIC = {"fake_score": "fake"}  # in the names of statistics since the first release
