@@ -6,13 +6,15 @@ A section is handed on as `config.section(TrainingOptions)`. Nothing here import
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refine.errors import OptionError, UserError
 from refine.options import MAX_INT, Option, Section, named, option
-from refine.presets import PRESETS
+from refine.presets import PRESETS, choose_preset
 
 if TYPE_CHECKING:
     from refine.diffusion.noise_levels import Schedule
@@ -314,6 +316,55 @@ class RunConfig(EvaluationOptions, RunOptions, TrainingOptions, PairOptions):
             sorted(super().options(), key=lambda each: (each.default is not MISSING, GROUPS.index(each.group)))
         )
 
+    def __new__(cls, **given: Any) -> RunConfig:
+        """Refuses the name of a preset that would change nothing."""
+        name = given.get("preset")
+        if name in PRESETS and not PRESETS[name].options.keys() <= given.keys():
+            raise UserError(
+                f"preset={name!r} stands for options that RunConfig(...) leaves at their defaults: "
+                f"write RunConfig.from_preset({name!r}, gan=..., teacher=...)."
+            )
+        return super().__new__(cls)
+
+    @classmethod
+    def from_preset(cls, name: str | None = None, /, *, trust: bool = False, **given: Any) -> RunConfig:
+        """The options of a new run: those given, and for the others the settings that suit the pair.
+
+        The teacher's file is opened, and downloaded if necessary, once all that is given makes sense.
+
+        Args:
+            name: A key of `presets.PRESETS`; None: the teacher's content and resolution decide.
+            trust: Run the source embedded in a pickle where Refine has no network of its own.
+            given: Options, `gan` and `teacher` among them; they win over the preset.
+
+        Raises:
+            UserError: An option is unknown or impossible, two contradict each other, or a file cannot be read.
+        """
+        known = {each.name: each for each in cls.options()}
+        for each_name in given.keys() - known.keys():
+            close = difflib.get_close_matches(each_name, known, 1)
+            raise UserError(f"There is no option {each_name}{f': did you mean {close[0]}?' if close else '.'}")
+        for each in known.values():
+            if each.default is MISSING and each.name not in given:
+                raise OptionError(f"Give {{{each.name}}}: {each.help[0].lower()}{each.help[1:]}")
+        given = {each_name: known[each_name].checked(value) for each_name, value in given.items()}
+        name = known["preset"].checked(given.pop("preset", None) if name is None else name)
+        cls._check_alone(name, given)
+        resolution, conditional, path = _teacher_facts(given["gan"], given["teacher"], trust)
+        chosen = name or choose_preset(resolution, path)
+        return cls(**(_preset_options(chosen, conditional, given) | given | {"preset": chosen}))
+
+    @classmethod
+    def _check_alone(cls, preset: str | None, given: dict[str, Any]) -> None:
+        """Refuses what makes no sense whatever the teacher is, before any file is opened."""
+        depends = set() if "batch" in given else {"batch_gpu"}  # on the preset's batch
+        depends |= {"share_unet", "stop_if_worse"}  # on its noise levels and metrics
+        cls(**{name: value for name, value in given.items() if name not in depends})
+        if preset is not None:
+            for conditional in (True, False):
+                options = _preset_options(preset, conditional, given) | given | {"preset": preset}
+                cls(**(options if "share_unet" not in given else options | {"share_unet": False}))
+
     @classmethod
     def from_dict(cls, options: Mapping[str, Any]) -> RunConfig:
         """The options of a run from its parsed `training_options.json`, of this or an earlier version.
@@ -322,25 +373,60 @@ class RunConfig(EvaluationOptions, RunOptions, TrainingOptions, PairOptions):
             UserError: An option is unknown, missing, or has an impossible value.
         """
         known = {each.name: each for each in cls.options()}
-        values = dict(options)
-        weighting = values.pop("weighting", "uniform")  # an option of its own until November 2026
-        if weighting != "uniform":
-            values["objective"] = f"{values.get('objective', 'ikl')}:weighting={weighting}"
-        unknown = sorted(values.keys() - known.keys())
+        given = migrated(options)
+        unknown = sorted(given.keys() - known.keys())
         if unknown:
             raise UserError(
                 f"The stored options have an entry {unknown[0]!r} that this version of Refine does not know."
             )
-        missing = [each.name for each in known.values() if each.default is MISSING and each.name not in values]
+        values = {each.name: each.default for each in known.values() if each.default is not MISSING} | given
+        missing = [each.name for each in known.values() if each.name not in values]
         if missing:
             raise UserError(f"The stored options are incomplete: they have no entry {missing[0]!r}.")
-        if values.get("data") is not None and values.get("ref", "auto") not in ("auto", "data"):
+        if values["data"] is not None and values["ref"] not in ("auto", "data"):
             values["data"] = None  # earlier versions ignored the one where the other was given
         return cls(**values)
+
+
+def migrated(options: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Options that an earlier version wrote, by the names of this one."""
+    values = dict(options)
+    weighting = values.pop("weighting", "uniform")  # an option of its own until November 2026
+    if weighting != "uniform":
+        values["objective"] = f"{values.get('objective', 'ikl')}:weighting={weighting}"
+    return values
+
+
+def _preset_options(name: str, conditional: bool, given: Mapping[str, Any]) -> dict[str, Any]:
+    """A preset's options, without its data set where something else is given to compare with."""
+    options = PRESETS[name].options_for(conditional)
+    if given.get("ref", "auto") not in ("auto", "data"):
+        options["data"] = None
+    return options
+
+
+def _teacher_facts(gan: str, teacher: str, trust: bool) -> tuple[int, bool, Path]:
+    """Resolution of the teacher's images, whether it gets labels, and its file.
+
+    Raises:
+        UserError: The teacher cannot be had or read. If the same goes for the generator, both are named.
+    """
+    from refine.networks.loading import load_gan, load_teacher
+
+    try:
+        loaded = load_teacher(teacher, trust=trust)
+    except UserError as error:
+        try:
+            load_gan(gan, trust=trust)
+        except UserError as first:
+            raise UserError(f"{first} {error}") from error
+        raise
+    network: Any = loaded.network
+    return int(network.img_resolution), bool(network.label_dim), loaded.pickle.path
 
 
 __all__ = [
     "DEVICES", "FILTERS", "GROUPS", "LR_DECAYS", "MAX_INT", "NOISE_MODES", "PRECISIONS",
     "BridgeOptions", "EvaluationOptions", "LengthOptions", "MetricNames", "PairOptions", "RunConfig", "RunOptions",
-    "SeedOptions", "TrainingOptions",
+    "SeedOptions", "TrainingOptions", "migrated",
 ]  # fmt: skip

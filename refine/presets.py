@@ -21,9 +21,14 @@ no labels hold the classes apart. No run on a GPU stands behind `small` and `med
 
 from __future__ import annotations
 
+import filecmp
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+_DIGITS = Path(__file__).resolve().parent / "digits"
+BUILT_IN_TEACHER = _DIGITS / "edm-digits.pkl"
 
 
 @dataclass(frozen=True)
@@ -31,9 +36,9 @@ class Preset:
     """Options under a name.
 
     Attributes:
-        summary: what it is for.
-        options: fields of `RunConfig`.
-        unconditional: what differs where the teacher gets no labels.
+        summary: Pairs it is for.
+        options: Fields of `RunConfig`.
+        unconditional: Fields that differ where the teacher gets no labels.
     """
 
     summary: str
@@ -141,8 +146,17 @@ PRESETS: dict[str, Preset] = {
 }
 
 
-def choose_preset(img_resolution: int, gan: str = "", teacher: str = "") -> str:
-    """The name of the preset for a teacher of that many pixels; the built-in pair, by its names, has its own."""
-    if (gan.removesuffix(".pkl"), teacher.removesuffix(".pkl")) == ("digits", "edm-digits"):
+def choose_preset(img_resolution: int, teacher: Path | None = None) -> str:
+    """The name of the preset for a teacher; the built-in teacher has one of its own, under whatever name it lies.
+
+    Args:
+        img_resolution: Pixels along either axis of the teacher's images.
+        teacher: The teacher's file; None: not the built-in one.
+    """
+    if teacher is not None and _same_content(teacher, BUILT_IN_TEACHER):
         return "digits"
     return "tiny" if img_resolution <= 16 else "small" if img_resolution <= 48 else "medium"
+
+
+def _same_content(one: Path, other: Path) -> bool:
+    return one.stat().st_size == other.stat().st_size and filecmp.cmp(one, other, shallow=False)

@@ -15,6 +15,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from refine import zoo
+from refine.commands import zoo as zoo_command
 from refine.errors import UserError
 from refine.files import download
 from refine.zoo import ENTRIES, ZooEntry, find, resolve
@@ -233,20 +234,21 @@ def test_other_addresses_are_refused(spec: str):
 
 
 def call(*arguments: str) -> Result:
-    return CliRunner().invoke(zoo.main, arguments)
+    return CliRunner().invoke(zoo_command.main, arguments)
 
 
 def test_list(cache: Path):
     put_into_cache(cache, FFHQ_URL, b"x" * 1_500_000)
     lines = call().stdout.splitlines()
-    assert lines[0].split() == ["NAME", "KIND", "FAMILY", "PIXELS", "SIZE", "CACHED", "LICENCE"]
-    assert len(lines) == 1 + len(ENTRIES) + 2 and lines[-1].startswith("-: not known here")
+    assert lines[0].split() == ["NAME", "KIND", "PIXELS", "OPENS", "CACHED", "SIZE", "FAMILY", "LICENSE"]
+    assert len(lines) == 1 + len(ENTRIES) + 3 and lines[-2].startswith("-: not known here")
     row = {line.split()[0]: line for line in lines if line}
-    assert row["ffhq"].split()[1:7] == ["generator", "stylegan2", "1024", "1.5", "MB", "yes"]
-    assert row["metfaces"].split()[1:6] == ["generator", "stylegan2", "1024", "-", "no"]
+    assert row["ffhq"].split()[1:8] == ["generator", "1024", "yes", "yes", "1.5", "MB", "stylegan2"]
+    assert row["metfaces"].split()[1:7] == ["generator", "1024", "yes", "no", "-", "stylegan2"]
+    assert row["stylegan3-t-ffhqu-256x256"].split()[3] == "--trust-pickle"
     assert row["metfaces"].endswith("NVIDIA Source Code License (non-commercial)")
     assert row["edm-ffhq-64x64-uncond-vp"].split()[1:3] == ["=", "edm-ffhq"]
-    assert row["inception-2015-12-05.pt"].split()[1:] == ["detector", "inception", "-", "95.6", "MB", "no", "-"]
+    assert row["inception-2015-12-05.pt"].split()[1:] == ["detector", "-", "-", "no", "95.6", "MB", "inception", "-"]
 
 
 def test_list_as_json(cache: Path):
@@ -266,10 +268,42 @@ def test_list_as_json(cache: Path):
         "sha256": None,
         "aliases": [],
         "cached": str(path),
+        "opens": "yes",
     }
     assert by_name["metfaces"]["size"] is None
     assert by_name["metfaces"]["cached"] is None
     assert by_name["inception-2015-12-05.pt"]["size"] == 95_607_719
+
+
+def test_list_in_part(cache: Path):
+    names = {line.split()[0] for line in call("--kind=denoiser").stdout.splitlines()[1:] if line.startswith("edm-")}
+    assert names == {entry.name for entry in ENTRIES if entry.kind == "denoiser" and entry.name.startswith("edm-")}
+    assert "ffhq" not in {line.split(" ")[0] for line in call("--kind=denoiser").stdout.splitlines()}
+    found = json.loads(call("--json", "CIFAR10-cond", "--kind=denoiser").stdout)  # an alias
+    assert [row["name"] for row in found] == ["edm-cifar10-32x32-cond-vp"]
+    nothing = call("nosuchname")
+    assert nothing.exit_code == 2 and "nosuchname" in nothing.stderr
+
+
+def test_a_narrow_terminal(cache: Path):
+    for width in (20, 60, 80, 100):
+        lines = zoo_command._table(list(ENTRIES), width).split("\n\n")[0].splitlines()
+        longest = max(len(" = ".join((entry.name, *entry.aliases))) for entry in ENTRIES)
+        assert max(map(len, lines)) <= max(width, longest)
+        assert "--json" in zoo_command._table(list(ENTRIES), width)
+
+
+def test_opens_is_what_the_registry_rebuilds(fixture_path):
+    """The column says of each family what happens to one of its files."""
+    from refine import networks, pickles
+
+    for file, key, family in (
+        ("sg2ada/b_cond16.pkl", "G_ema", "stylegan2"),
+        ("sg3/s2_stylegan3t_uncond32.pkl", "G_ema", "stylegan3"),
+        ("edm/s1_edm_ddpmpp_uncond16.pkl", "ema", "edm"),
+    ):
+        is_built = networks.identify(pickles.load(fixture_path(file))[key]).build is not None
+        assert is_built == (family in zoo_command.REFINED), family
 
 
 @pytest.fixture

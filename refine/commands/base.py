@@ -1,4 +1,4 @@
-"""What all commands of Refine share: errors as one sentence, exit codes, `--debug`, and messages on stderr.
+"""The click command that all commands of Refine are: errors as one sentence, exit codes, `--debug`, messages on stderr.
 
 Exit codes: 0 done, 1 an error that Refine does not know, 2 something the user can mend, 130 interrupted (Ctrl-C).
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Iterator
@@ -23,15 +24,18 @@ MAX_CHARACTERS = 900
 class Command(click.Command):
     """A click command that never shows a traceback unless asked: `@click.command(cls=Command)`."""
 
-    def __init__(self, *args: Any, **kwargs: Any):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        settings = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
+        kwargs["context_settings"] = settings | (kwargs.get("context_settings") or {})
         super().__init__(*args, **kwargs)
         self.params.append(click.Option(["--debug"], is_flag=True, help="Show the traceback of an error."))
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command's function; exceptions become sentences and exit codes."""
+        """Runs the command's function; exceptions become sentences and exit codes."""
         debug = ctx.params.pop("debug")
-        if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no error
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no error
         try:
             with _messages_on_stderr(logging.DEBUG if debug else logging.INFO):
                 return super().invoke(ctx)
@@ -44,17 +48,19 @@ class Command(click.Command):
         except Exception as error:
             if debug:
                 traceback.print_exc()
-            raise _failure(error) from error
+            raise failure(error) from error
 
 
-class _UserFailure(click.ClickException):
+class UserFailure(click.ClickException):
+    """A sentence for the user, with exit code 2."""
+
     exit_code = 2
 
 
 def printable(text: str) -> str:
     """One line of bounded length that cannot move a terminal's cursor: names from foreign files end up in messages."""
-    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text[:MAX_CHARACTERS])
-    return text if len(text) <= MAX_CHARACTERS else text[:MAX_CHARACTERS] + "..."
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text[:MAX_CHARACTERS])
+    return shown if len(text) <= MAX_CHARACTERS else shown + "..."
 
 
 class _Formatter(logging.Formatter):
@@ -62,22 +68,34 @@ class _Formatter(logging.Formatter):
         return printable(record.getMessage())
 
 
-def _failure(error: Exception) -> click.ClickException:
+def is_first_process() -> bool:
+    """Whether this is the process, of those that `torchrun` started, that speaks."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def failure(error: Exception) -> click.ClickException:
+    """The sentence and exit code for an exception."""
     text = error.as_typed() if isinstance(error, OptionError) else str(error)
     message = printable(" ".join(text.split()))
     if isinstance(error, UserError):
-        return _UserFailure(message)
+        return UserFailure(message)
+    if isinstance(error, OSError) and error.strerror:
+        names = " and ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
+        return UserFailure(printable(f"{names or 'A file or device'} cannot be read or written: {error.strerror}."))
+    if isinstance(error, MemoryError):
+        reason = f" ({message})" if message else ""
+        return UserFailure(f"Out of memory{reason}: close other programs, or give smaller files or numbers.")
     cause = ": ".join(part for part in (type(error).__name__, message.rstrip(".")) if part)
-    return click.ClickException(
-        f"Refine met an error that it does not know: {cause}. Run again with --debug for the traceback."
-    )
+    return click.ClickException(f"Unexpected error: {cause}. Run again with --debug for the traceback.")
 
 
 @contextmanager
 def _messages_on_stderr(level: int) -> Iterator[None]:
-    """Shows what Refine and its operators log."""
+    """Shows what Refine and its operators log; of several processes the first one does, and all show warnings."""
     handler = logging.StreamHandler()
     handler.setFormatter(_Formatter())
+    if not is_first_process():
+        handler.setLevel(logging.WARNING)
     loggers = [logging.getLogger(name) for name in ("refine", "stylegan_ops")]
     previous_levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -13,6 +13,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from refine.commands.base import Command
+from refine.commands.locate import network_file
+from refine.commands.options import (
+    NETWORK,
+    Finite,
+    OutFile,
+    Spec,
+    check_output,
+    device_option,
+    force_option,
+    refusal,
+    trust_option,
+)
 from refine.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,29 +35,57 @@ if TYPE_CHECKING:
 NETWORKS = ("G", "G_ema")
 
 
+class _Alphas(click.ParamType):
+    name = "alphas"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        """Converts `0.25,0.5`; raises click's own error."""
+        try:
+            numbers = tuple(float(part) for part in value.split(","))
+        except ValueError:
+            numbers = ()
+        if not numbers or not all(0 <= number <= 1 for number in numbers):
+            raise refusal(param, f"must be numbers from 0 (the original) to 1 (the refined one), not {value!r}.")
+        return numbers
+
+
 @click.command(cls=Command)
-@click.option("--from", "origin", required=True, metavar="PKL|URL|NAME", help="The original generator, alpha 0.")
-@click.option("--to", "refined", required=True, metavar="PKL|URL|NAME", help="The refined generator, alpha 1.")
-@click.option("--alpha", "alphas", default="0.5", show_default=True, metavar="A[,A...]", help="How far to go, 0 to 1.")
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="The pickle to write, for one alpha.")
-@click.option("--seeds", default="0-15", show_default=True, help="Seeds of the images that are compared.")
-@click.option("--trunc", "truncation_psi", type=float, default=1.0, show_default=True, help="Their truncation psi.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
-@click.option("--trust-pickle", is_flag=True, help="Run embedded source where Refine has no network of its own.")
+@click.option("--from", "origin", required=True, type=Spec(), metavar=NETWORK, help="The original generator, alpha 0.")
+@click.option("--to", "refined", required=True, type=Spec(), metavar=NETWORK, help="The refined generator, alpha 1.")
+@click.option(
+    "--alpha",
+    "alphas",
+    type=_Alphas(),
+    default="0.5",
+    show_default=True,
+    metavar="A[,A...]",
+    help="How far to go, 0 to 1.",
+)
+@click.option("--out", type=OutFile(".pkl"), metavar="PKL", help="Pickle to write, for one alpha.")
+@click.option("--seeds", default="0-15", show_default=True, metavar="0-35,40", help="Seeds of the images to compare.")
+@click.option(
+    "--trunc", "truncation_psi", type=Finite(), metavar="PSI", default=1.0, show_default=True, help="Truncation psi."
+)
+@force_option
+@device_option
+@trust_option
 def main(
     origin: str,
     refined: str,
-    alphas: str,
+    alphas: tuple[float, ...],
     out: Path | None,
     seeds: str,
     truncation_psi: float,
+    force: bool,
     device: str,
     trust_pickle: bool,
 ) -> None:
-    """Interpolate the weights of two generators, and say how far images move at the same latents."""
-    values = _parse_alphas(alphas)
-    if out is not None and len(values) > 1:
+    """Interpolate the weights of two generators, and measure how far images move at the same latents."""
+    if out is not None and len(alphas) > 1:
         raise click.UsageError("--out is for one --alpha; without it, several are measured.")
+    origin, refined = network_file(origin), network_file(refined)
+    if out is not None:
+        check_output(out, force, (origin, refined))
 
     from refine import pickles, zoo  # torch takes seconds to import
     from refine.networks import loading
@@ -57,33 +97,28 @@ def main(
     weights = blendable(ends[0], ends[1])
     generator = loading.load_gan(str(ends[1].path), trust=trust_pickle)
     if generator.key not in weights:
-        raise UserError(f"{ends[1].path} holds no generator in {' or '.join(NETWORKS)}.")
-    moved = _measure(generator.network.to(where), weights[generator.key], values, numbers, truncation_psi)
+        raise UserError(
+            f"{ends[0].path} has no {generator.key}, which is the generator of {ends[1].path}: give a pickle with both."
+        )
+    moved = _measure(generator.network.to(where), weights[generator.key], alphas, numbers, truncation_psi)
 
-    click.echo(f"Root mean square difference of {len(numbers)} images, in grey levels of 255, at the same latents:")
+    plural = "" if len(numbers) == 1 else "s"
+    click.echo(
+        f"Root mean square difference of {len(numbers)} image{plural} at the same latents, in grey levels of 255:"
+    )
     click.echo(f"{'alpha':>8}  {'to --from':>9}  {'to --to':>9}")
-    for alpha, (to_origin, to_refined) in zip(values, moved, strict=True):
+    for alpha, (to_origin, to_refined) in zip(alphas, moved, strict=True):
         click.echo(f"{alpha:>8g}  {to_origin:>9.2f}  {to_refined:>9.2f}")
     if out is not None:
-        pickles.save(ends[1], out, {key: interpolate(*pair, values[0]) for key, pair in weights.items()})
-        click.echo(f"Wrote {' and '.join(weights)} at alpha {values[0]:g}, the rest as in {ends[1].path}: {out}")
-
-
-def _parse_alphas(text: str) -> tuple[float, ...]:
-    try:
-        values = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        values = ()
-    if not values or not all(0 <= value <= 1 for value in values):
-        raise UserError(f"--alpha must be numbers from 0 (the original) to 1 (the refined one), not {text!r}.")
-    return values
+        pickles.save(ends[1], out, {key: interpolate(*pair, alphas[0]) for key, pair in weights.items()})
+        click.echo(f"Wrote {' and '.join(weights)} at alpha {alphas[0]:g}, the rest as in {ends[1].path}: {out}")
 
 
 def blendable(origin: NetworkPickle, refined: NetworkPickle) -> dict[str, tuple[dict[str, Tensor], dict[str, Tensor]]]:
     """The tensors of both pickles' generators, by entry: `{"G_ema": (original's, refined's)}`.
 
     Raises:
-        UserError: they have no generator in common, or one of another architecture.
+        UserError: The pickles have no generator in common, one is of another architecture, or holds what is not finite.
     """
     from refine.pickles import PersistentObject, named_tensors
 
@@ -103,10 +138,19 @@ def blendable(origin: NetworkPickle, refined: NetworkPickle) -> dict[str, tuple[
                     f"{origin.path} and {refined.path} cannot be blended: {key}.{name} is {list(record.shape)} in one "
                     f"and {list(second[name].shape)} in the other."
                 )
-        found[key] = tuple({name: record.read() for name, record in side.items()} for side in (first, second))
+        found[key] = tuple(
+            {name: _finite(record.read(), f"{key}.{name}", pickle) for name, record in side.items()}
+            for pickle, side in ((origin, first), (refined, second))
+        )
     if not found:
         raise UserError(f"{origin.path} and {refined.path} have no {' or '.join(NETWORKS)} in common to blend.")
     return found  # type: ignore[return-value]
+
+
+def _finite(tensor: Tensor, name: str, pickle: NetworkPickle) -> Tensor:
+    if tensor.is_floating_point() and not tensor.isfinite().all():
+        raise UserError(f"{pickle.path}: the tensor {name} holds values that are not finite: take another snapshot.")
+    return tensor
 
 
 def interpolate(origin: dict[str, Tensor], refined: dict[str, Tensor], alpha: float) -> dict[str, Tensor]:

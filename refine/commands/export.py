@@ -9,6 +9,8 @@ from typing import Any
 import click
 
 from refine.commands.base import Command
+from refine.commands.locate import network_file
+from refine.commands.options import NETWORK, OutFile, Spec, check_output, force_option, trust_option
 from refine.errors import UserError
 
 # Format -> the module that writes it, and the packages of the extra `export` that it needs.
@@ -19,23 +21,36 @@ FORMATS: dict[str, tuple[str, tuple[str, ...]]] = {
     "pkl-ema": ("compact_pickle", ()),
 }
 WEIGHT_FILES = {".safetensors": "safetensors", ".pt": "rosinality"}  # what --format=pkl brings back
+SUFFIXES = {"safetensors": ".safetensors", "rosinality": ".pt", "onnx": ".onnx", "pkl-ema": ".pkl", "pkl": ".pkl"}
 
 
 @click.command(cls=Command)
-@click.option("--network", required=True, metavar="PKL|URL|NAME", help="StyleGAN pickle; for --format=pkl, weights.")
 @click.option(
-    "--format", "kind", required=True, type=click.Choice([*FORMATS, "pkl"]), help="What to write; pkl brings back."
+    "--network",
+    required=True,
+    type=Spec(),
+    metavar=NETWORK,
+    help="StyleGAN pickle; for --format=pkl, a file of weights.",
 )
-@click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="The file to write.")
-@click.option("--like", metavar="PKL|URL|NAME", help="For --format=pkl: a pickle of the same architecture.")
-@click.option("--trust-pickle", is_flag=True, help="Run embedded source where Refine has no network of its own.")
-def main(network: str, kind: str, out: Path, like: str | None, trust_pickle: bool) -> None:
-    """Write a generator in another format, once the file has been seen to make the same images."""
+@click.option(
+    "--format", "kind", required=True, type=click.Choice([*FORMATS, "pkl"]),
+    help="Format to write; pkl brings weights back.",
+)  # fmt: skip
+@click.option("--out", required=True, type=OutFile(), metavar="FILE", help="File to write.")
+@click.option("--like", type=Spec(), metavar=NETWORK, help="For --format=pkl: a pickle of the same architecture.")
+@force_option
+@trust_option
+def main(network: str, kind: str, out: Path, like: str | None, force: bool, trust_pickle: bool) -> None:
+    """Write a generator in another format, once the file has been found to make the same images."""
     if (kind == "pkl") != (like is not None):
         raise click.UsageError("--format=pkl and --like belong together: weights are brought back into such a pickle.")
+    if out.suffix.lower() != SUFFIXES[kind]:
+        raise UserError(f"--format={kind} writes {SUFFIXES[kind]} files: give --out such a name, not {out}.")
+    network = network_file(network)
+    check_output(out, force, (network, like))
     if kind == "pkl":
         assert like is not None
-        difference, note = _bring_back(Path(network), like, out, trust_pickle)
+        difference, note = _bring_back(Path(network), network_file(like), out, trust_pickle)
     else:
         difference, note = _export(network, kind, out, trust_pickle)
     size = out.stat().st_size
@@ -52,6 +67,8 @@ def _export(network: str, kind: str, out: Path, trust: bool) -> tuple[float, str
     loaded = loading.load_gan(network, trust=trust)
     probe = Probe.of(loaded.network)
     expected = probe.images(images_of_network(loaded.network))
+    if not expected.isfinite().all():
+        raise UserError(f"{loaded.pickle.path} draws images that are not finite: take an earlier snapshot.")
     with atomic_write(out) as file:
         module.write(loaded, file)
         file.flush()
@@ -70,7 +87,7 @@ def _bring_back(weights: Path, like: str, out: Path, trust: bool) -> tuple[float
 
     kind = WEIGHT_FILES.get(weights.suffix)
     if kind is None:
-        raise UserError(f"{weights} cannot be brought back: give {' or '.join(WEIGHT_FILES)} files as --network.")
+        raise UserError(f"{weights} cannot be brought back: give a {' or '.join(WEIGHT_FILES)} file as --network.")
     module = _module(kind)
     loaded = loading.load_gan(like, trust=trust)
     ours = loaded.network.state_dict()

@@ -3,85 +3,225 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from refine.commands.arrays import read_rows
 from refine.commands.base import Command
+from refine.commands.locate import network_file
+from refine.commands.options import (
+    NETWORK,
+    Finite,
+    Folder,
+    OutFile,
+    Spec,
+    Whole,
+    check_output,
+    device_option,
+    force_option,
+    network_option,
+    trust_option,
+)
+from refine.config import NOISE_MODES
 from refine.errors import UserError
 
 if TYPE_CHECKING:
     from PIL import Image
+    from torch import Tensor
 
 MAX_GRID_SIDE = 8192  # pixels of a comparison, beyond which its images are reduced
+MAX_IMAGES = 1_000_000
 GAP = 16  # pixels between its two halves
+_FILE = click.Path(path_type=Path)
 
 
 @click.command(cls=Command)
-@click.option("--network", required=True, metavar="PKL|URL|NAME", help="StyleGAN pickle.")
-@click.option("--seeds", metavar="0-35,40", help="Seeds, one image each.")
-@click.option("--trunc", "truncation_psi", type=float, default=1.0, show_default=True, help="Truncation psi.")
-@click.option("--class", "class_index", type=int, help="Class of a conditional generator.")
+@network_option
+@click.option("--seeds", metavar="0-35,40", help="Seeds, one image for each.")
+@click.option("--latents", type=_FILE, metavar="NPZ|NPY", help="Latents z [N, z_dim] in place of seeds.")
+@click.option("--projected-w", type=_FILE, metavar="NPZ|NPY", help="Projected w [N, num_ws, w_dim] in place of seeds.")
 @click.option(
-    "--noise-mode", type=click.Choice(["const", "random", "none"]), default="const", show_default=True, help="Noise."
+    "--trunc", "truncation_psi", type=Finite(), metavar="PSI", default=1.0, show_default=True, help="Truncation psi."
 )
-@click.option("--projected-w", type=click.Path(path_type=Path), metavar="FILE", help="Images of the ws in an .npz.")
-@click.option("--outdir", type=click.Path(path_type=Path, file_okay=False), required=True, help="Where they go.")
-@click.option("--compare", metavar="PKL|URL|NAME", help="Another generator: both side by side in compare.png.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
-@click.option("--trust-pickle", is_flag=True, help="Run embedded source where Refine has no network of its own.")
+@click.option(
+    "--class", "classes", metavar="K|0-9|all", help="Class of a conditional generator; several: an image of each."
+)
+@click.option(
+    "--label", metavar="X,X,..|NPY", help="Label in place of a class: a number for each class, or [N, c_dim] in a file."
+)
+@click.option(
+    "--noise-mode",
+    type=click.Choice(NOISE_MODES),
+    default="const",
+    show_default=True,
+    help="The generator's noise inputs.",
+)
+@click.option(
+    "--noise-seed", type=Whole(0, 2**63 - 1), metavar="N",
+    help="For --noise-mode=random: one seed for all images. Default: each image's own.",
+)  # fmt: skip
+@click.option("--outdir", type=Folder(), metavar="DIR", help="Folder for the images.")
+@click.option("--compare", type=Spec(), metavar=NETWORK, help="Another generator, to be shown beside in compare.png.")
+@click.option(
+    "--video", type=OutFile(".mp4"), metavar="MP4",
+    help="Video from each image to the next; with --compare, from that generator to --network and back.",
+)  # fmt: skip
+@click.option(
+    "--frames", type=Whole(1, 100_000), metavar="N", default=60, show_default=True,
+    help="Frames of the video from one image to the next.",
+)  # fmt: skip
+@click.option("--fps", type=Whole(1, 240), metavar="N", default=30, show_default=True, help="Frames per second.")
+@force_option
+@device_option
+@trust_option
 def main(
     network: str,
     seeds: str | None,
-    truncation_psi: float,
-    class_index: int | None,
-    noise_mode: str,
+    latents: Path | None,
     projected_w: Path | None,
-    outdir: Path,
+    truncation_psi: float,
+    classes: str | None,
+    label: str | None,
+    noise_mode: str,
+    noise_seed: int | None,
+    outdir: Path | None,
     compare: str | None,
+    video: Path | None,
+    frames: int,
+    fps: int,
+    force: bool,
     device: str,
     trust_pickle: bool,
 ) -> None:
-    """Write one PNG for each seed, named seed0000.png and so on: the same seed is the same image as in StyleGAN."""
-    if (seeds is None) == (projected_w is None):
-        raise click.UsageError("Give either --seeds, such as --seeds=0-35, or --projected-w.")
-    if projected_w is not None and compare is not None:
-        raise click.UsageError("--compare needs --seeds: a projected w belongs to one generator.")
+    """Write a PNG for each seed, named seed0000.png and so on: the same seed is the same image as in StyleGAN."""
+    if sum(source is not None for source in (seeds, latents, projected_w)) != 1:
+        raise click.UsageError("Give one of --seeds, such as --seeds=0-35, --latents and --projected-w.")
+    if projected_w is not None and (compare is not None or classes is not None or label is not None):
+        given = "--compare" if compare is not None else "--class" if classes is not None else "--label"
+        raise click.UsageError(f"{given} needs --seeds or --latents: a projected w belongs to one generator and class.")
+    if classes is not None and label is not None:
+        raise click.UsageError("--class and --label are two labels: give one of them.")
+    if noise_seed is not None and noise_mode != "random":
+        raise click.UsageError(f"--noise-seed has no effect on --noise-mode={noise_mode}: add --noise-mode=random.")
+    if outdir is None and video is None:
+        raise click.UsageError("Give --outdir, the folder for the images, or --video.")
+    if video is not None:
+        from refine.commands.video import require_ffmpeg
 
-    from refine.files.atomic import cannot_write
+        require_ffmpeg()
+        check_output(video, force)
+
     from refine.networks import loading  # torch takes seconds to import
     from refine.networks.sampling import parse_seeds
     from refine.runtime.device import choose_device
 
-    numbers = parse_seeds(seeds) if seeds is not None else ()
+    numbers = parse_seeds(seeds) if seeds is not None else None
     where = choose_device(device)
-    generators = [
-        loading.load_gan(spec, trust=trust_pickle).network.to(where) for spec in (network, compare) if spec is not None
-    ]
-    options = {"truncation_psi": truncation_psi, "noise_mode": noise_mode, "device": where}
-    try:
-        outdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise cannot_write(outdir, error) from error
-    if projected_w is not None:
-        count = _write_projected(generators[0], projected_w, outdir, noise_mode, where)
-    else:
-        _write_seeds(generators, numbers, class_index, outdir, options)
-        count = len(numbers)
-    click.echo(f"Wrote {count} image{'s' if count != 1 else ''} to {outdir}")
+    specs = [network_file(spec) for spec in (network, compare) if spec is not None]
+    loaded = [loading.load_gan(spec, trust=trust_pickle) for spec in specs]
+    generators: list[Any] = [each.network.to(where) for each in loaded]
+    _require_same_shape(generators)
+    c = _labels(generators[0], classes, label, needs_one=projected_w is None)
+    inputs = (
+        _from_ws(generators[0], projected_w)
+        if projected_w is not None
+        else _from_seeds(generators[0], numbers, c)
+        if numbers is not None
+        else _from_latents(generators[0], latents, c)
+    )
+    settings = Settings(truncation_psi, noise_mode, noise_seed, where)
+    pictures = None
+    if video is not None:
+        from refine.commands import video as film
+
+        pictures = (
+            film.between_inputs(generators[0], inputs, frames, settings)
+            if compare is None
+            else film.between_generators(loaded[1], loaded[0], inputs, frames, settings)
+        )
+    if outdir is not None:
+        targets = [outdir / f"{each.name}.png" for each in inputs]
+        for path in [*targets, *([outdir / "compare.png"] if compare is not None else [])]:
+            if path.exists() and not force:
+                raise UserError(f"{path} exists: choose another --outdir, or add --force to overwrite images.")
+        _write_images(generators, inputs, outdir, settings)
+        click.echo(f"Wrote {len(inputs)} image{'s' if len(inputs) != 1 else ''} to {outdir}")
+    if video is not None and pictures is not None:
+        count = film.write_video(video, pictures, fps)
+        click.echo(f"Wrote {count} frames, {count / fps:.1f} s, to {video}")
 
 
-def _write_seeds(
-    generators: list[Any], seeds: tuple[int, ...], class_index: int | None, outdir: Path, options: dict[str, Any]
-) -> None:
-    from tqdm import tqdm
+@dataclass(frozen=True)
+class Input:
+    """What one image is made from.
 
-    from refine.networks.sampling import class_of, images_of, squared_difference, to_picture
+    Attributes:
+        name: Name of the image's file, without `.png`.
+        seed: Seed of the noise.
+        z: Latent [1, z_dim]; None: `ws` is given.
+        c: Label [1, c_dim].
+        ws: Intermediate latents [1, num_ws, w_dim]; None: `z` is given.
+    """
 
-    if class_index is not None and not generators[0].c_dim:
-        click.echo(f"--class={class_index} is ignored: this generator has no classes.", err=True)
-    class_index = class_of(generators[0], class_index)
+    name: str
+    seed: int
+    z: Tensor | None = None
+    c: Tensor | None = None
+    ws: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all images have in common.
+
+    Attributes:
+        truncation_psi: 1 for the full distribution, 0 for the average image.
+        noise_mode: `const`, `random` or `none`.
+        noise_seed: Seed of the noise of all images; None: each image's own.
+        device: Where the generators are.
+    """
+
+    truncation_psi: float
+    noise_mode: str
+    noise_seed: int | None
+    device: Any
+
+
+def draw(generator: Any, each: Input, settings: Settings) -> Tensor:
+    """The image [1, C, H, W] in float32 on the CPU, nominally in [-1, 1].
+
+    Raises:
+        UserError: The image is not finite.
+    """
+    import torch
+
+    if settings.noise_mode == "random":
+        torch.manual_seed(each.seed if settings.noise_seed is None else settings.noise_seed)
+    with torch.no_grad():
+        if each.ws is not None:
+            image = generator.synthesis(each.ws.to(settings.device), noise_mode=settings.noise_mode)
+        else:
+            assert each.z is not None and each.c is not None
+            image = generator(
+                each.z.to(settings.device),
+                each.c.to(settings.device),
+                truncation_psi=settings.truncation_psi,
+                noise_mode=settings.noise_mode,
+            )
+    image = image.float().cpu()
+    if not image.isfinite().all():
+        raise UserError(
+            f"The image {each.name} is not finite: take an earlier snapshot, or a --trunc nearer to 1 than "
+            f"{settings.truncation_psi:g}."
+        )
+    return image
+
+
+def _require_same_shape(generators: Sequence[Any]) -> None:
     for other in generators[1:]:
         for name in ("z_dim", "c_dim", "img_resolution", "img_channels"):
             if getattr(other, name) != getattr(generators[0], name):
@@ -89,15 +229,94 @@ def _write_seeds(
                     f"--compare has {name} {getattr(other, name)} and --network {getattr(generators[0], name)}: "
                     "compare a generator with the one that it was refined from."
                 )
-    streams = [images_of(generator, seeds, class_index, **options) for generator in generators]
+
+
+def _labels(generator: Any, classes: str | None, label: str | None, *, needs_one: bool) -> list[tuple[str, Tensor]]:
+    """The labels to draw, each with what it adds to the name of a file.
+
+    Raises:
+        UserError: The generator has classes and none was chosen, or not the chosen ones.
+    """
+    import torch
+
+    from refine.networks import sampling
+
+    count = int(generator.c_dim)
+    if not count:
+        if classes is not None or label is not None:
+            option = f"--class={classes}" if classes is not None else f"--label={label}"
+            click.echo(f"{option} is ignored: this generator has no classes.", err=True)
+        return [("", torch.zeros(1, 0))]
+    if label is not None:
+        rows = read_rows(label, count, "--label", "l", "label", "labels")
+        return [(f"-label{i}" if len(rows) > 1 else "", torch.from_numpy(row)[None]) for i, row in enumerate(rows)]
+    if classes is None:
+        if needs_one:
+            sampling.class_of(generator, None)  # says which there are
+        return [("", torch.zeros(1, count))]
+    if classes.strip().lower() == "all":
+        chosen: Sequence[int] = range(count)
+    else:
+        try:
+            chosen = sampling.parse_seeds(classes)
+        except UserError:
+            raise UserError(
+                f"--class must be a class from 0 to {count - 1}, several, or all, not {classes!r}."
+            ) from None
+    return [(f"-class{k}" if len(chosen) > 1 else "", sampling.label(count, k)) for k in dict.fromkeys(chosen)]
+
+
+def _from_seeds(generator: Any, seeds: Sequence[int], labels: list[tuple[str, Tensor]]) -> list[Input]:
+    from refine.networks.sampling import latent
+
+    seeds = list(dict.fromkeys(seeds))
+    if len(seeds) * len(labels) > MAX_IMAGES:
+        raise UserError(f"{len(seeds)} seeds and {len(labels)} labels are more than {MAX_IMAGES:,} images: take fewer.")
+    return [
+        Input(f"seed{seed:04d}{suffix}", seed, latent(seed, generator.z_dim), c)
+        for seed in seeds
+        for suffix, c in labels
+    ]
+
+
+def _from_latents(generator: Any, file: Path | None, labels: list[tuple[str, Tensor]]) -> list[Input]:
+    import torch
+
+    rows = read_rows(str(file), int(generator.z_dim), "--latents", "z", "latents")
+    return [
+        Input(f"latent{index:04d}{suffix}", index, torch.from_numpy(row)[None], c)
+        for index, row in enumerate(rows)
+        for suffix, c in labels
+    ]
+
+
+def _from_ws(generator: Any, file: Path) -> list[Input]:
+    import torch
+
+    if not hasattr(generator, "synthesis"):
+        raise UserError("--projected-w needs a StyleGAN generator, and this one has no w: give --seeds or --latents.")
+    rows = read_rows(str(file), (int(generator.num_ws), int(generator.w_dim)), "--projected-w", "w")
+    return [Input(f"proj{index:02d}", index, ws=torch.from_numpy(row)[None]) for index, row in enumerate(rows)]
+
+
+def _write_images(generators: list[Any], inputs: list[Input], outdir: Path, settings: Settings) -> None:
+    """Writes the images, and with a second generator the comparison."""
+    from tqdm import tqdm
+
+    from refine.files.atomic import cannot_write
+    from refine.networks.sampling import squared_difference, to_picture
+
     halves: list[list[Image.Image]] = [[] for _ in generators]
-    shrink = _shrink(len(seeds), int(generators[0].img_resolution))
+    shrink = _shrink(len(inputs), int(generators[0].img_resolution))
     total = 0.0
-    for seed, *images in tqdm(
-        zip(seeds, *streams, strict=True), desc="generate", total=len(seeds), unit="image", disable=None
-    ):
+    for each in tqdm(inputs, desc="generate", unit="image", disable=None):
+        images = [draw(generator, each, settings) for generator in generators]
         pictures = [to_picture(image) for image in images]
-        _save(pictures[0], outdir / f"seed{seed:04d}.png")
+        try:
+            outdir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise cannot_write(outdir, error) from error
+        _save(pictures[0], outdir / f"{each.name}.png")
         if len(images) == 2:
             total += squared_difference(images[0], images[1])
             for half, picture in zip(halves, pictures, strict=True):
@@ -106,53 +325,25 @@ def _write_seeds(
         _save(_side_by_side(halves[1], halves[0]), outdir / "compare.png")
         click.echo(
             f"{outdir / 'compare.png'}: left --compare, right --network, at the same latents; root mean square "
-            f"difference {math.sqrt(total / len(seeds)):.2f} of 255 grey levels"
+            f"difference {math.sqrt(total / len(inputs)):.2f} of 255 grey levels"
         )
 
 
-def _write_projected(generator: Any, file: Path, outdir: Path, noise_mode: str, device: Any) -> int:
-    import torch
-
-    from refine.networks.sampling import to_picture
-
-    for index, w in enumerate(_read_ws(file, generator.num_ws, generator.w_dim)):
-        with torch.no_grad():
-            image = generator.synthesis(torch.from_numpy(w)[None].to(device), noise_mode=noise_mode)
-        _save(to_picture(image.float().cpu()), outdir / f"proj{index:02d}.png")
-    return index + 1
-
-
-def _read_ws(file: Path, num_ws: int, w_dim: int) -> Any:
-    """The array `w` [N, num_ws, w_dim] of an .npz in float32; nothing in it is executed."""
-    import numpy as np
-
-    try:
-        with np.load(file, allow_pickle=False) as arrays:
-            ws = arrays["w"].astype(np.float32)
-    except (OSError, ValueError, KeyError, TypeError, EOFError, AttributeError) as error:
-        raise UserError(f"{file} is no .npz with an array w, as StyleGAN's projector writes it ({error}).") from error
-    if ws.ndim != 3 or ws.shape[1:] != (num_ws, w_dim) or not len(ws):
-        raise UserError(
-            f"{file} holds w of shape {list(ws.shape)}, and this generator needs [N, {num_ws}, {w_dim}]: "
-            "give a w that was projected with it or with the generator that it was refined from."
-        )
-    return ws
-
-
-def _columns(count: int) -> int:
+def columns_of(count: int) -> int:
+    """Columns of a grid that is about square."""
     return math.ceil(math.sqrt(count))
 
 
 def _shrink(count: int, resolution: int) -> int:
     """The factor by which the images of a comparison are reduced, so that it can still be looked at."""
-    return max(1, math.ceil(2 * _columns(count) * resolution / MAX_GRID_SIDE))
+    return max(1, math.ceil(2 * columns_of(count) * resolution / MAX_GRID_SIDE))
 
 
 def _side_by_side(left: list[Image.Image], right: list[Image.Image]) -> Image.Image:
     """Two grids of as many pictures, the same picture at the same place in both."""
     from PIL import Image
 
-    columns = _columns(len(left))
+    columns = columns_of(len(left))
     rows = math.ceil(len(left) / columns)
     width, height = left[0].size
     canvas = Image.new(left[0].mode, (2 * columns * width + GAP, rows * height), "white")

@@ -4,63 +4,117 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from refine.commands.base import Command
+from refine.commands.locate import snapshots
+from refine.commands.options import (
+    NETWORK,
+    Finite,
+    OutFile,
+    Spec,
+    Whole,
+    check_output,
+    field_options,
+    force_option,
+    trust_option,
+)
 from refine.errors import UserError
+
+if TYPE_CHECKING:
+    from refine.config import MetricNames
+
+_NAMED_ALIKE = ("data", "ref", "detector", "vgg", "trust_detector", "fid_seeds", "batch", "workers", "mirror") + (
+    "noise_mode", "resample", "ref_images",
+)  # fmt: skip
 
 
 @click.command(cls=Command)
-@click.option("--network", required=True, metavar="PKL|URL|NAME|DIR", help="Generator; DIR: all snapshots of a run.")
-@click.option("--metrics", default="fid50k_full", show_default=True, help="Such as fid50k_full,pr50k3_full; any count.")
-@click.option("--data", metavar="ZIP|DIR", help="StyleGAN data set to compare with.")
-@click.option("--ref", default="auto", show_default=True, metavar="auto|teacher|NPZ|NAME", help="What to compare with.")
-@click.option("--teacher", metavar="PKL|URL|NAME", help="EDM pickle, for --ref=teacher and the zoo's statistics.")
-@click.option("--detector", metavar="PATH|URL", help="TorchScript module instead of the official Inception.")
-@click.option("--vgg", metavar="PATH|URL", help="TorchScript module instead of the official VGG.")
-@click.option("--trust-detector", is_flag=True, help="Load a detector from the internet whose digest is not known.")
-@click.option("--trust-pickle", is_flag=True, help="Run embedded source where Refine has no network of its own.")
-@click.option("--metric-seed", default=0, show_default=True, help="Of latents, labels and noise.")
-@click.option("--fid-seeds", default=1, show_default=True, help="Ranges of latents; 3: each and the minimum, as EDM.")
-@click.option("--batch", type=int, help="Images at once. Default: by trial on a GPU, 64 on a CPU.")
-@click.option("--workers", type=int, help="Processes that decode images. Default: by their number.")
-@click.option("--mirror", default=False, type=bool, help="Legacy metrics see each image of the data mirrored too.")
-@click.option("--trunc", default=1.0, show_default=True, help="Truncation psi.")
-@click.option("--noise-mode", default="random", show_default=True, help="random, const or none.")
-@click.option("--resample", default="lanczos", show_default=True, help="Filter down to a smaller reference.")
-@click.option("--ref-images", type=int, help="Images that the teacher draws.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
-@click.option("--export-ref", type=click.Path(path_type=Path), help="Write the reference's statistics to this .npz.")
-@click.option("--export-features", is_flag=True, help="Write its features there too, for KID, precision and recall.")
-@click.option("--contact-sheet", type=click.Path(path_type=Path), help="Picture of nearest and farthest samples.")
 @click.option(
-    "--grid", type=click.Path(path_type=Path), help="Picture of samples; with --before, of both side by side."
+    "--network", required=True, type=Spec(), metavar=f"{NETWORK}|DIR",
+    help="Generator to measure; DIR: all snapshots of a run.",
+)  # fmt: skip
+@field_options(
+    "metrics", "data", "ref", "teacher", "class_map", "detector", "vgg", "metric_seed", "fid_seeds", "resample",
+    "noise_mode", "device",
+    metrics={"default": "fid50k_full", "help": "Metrics such as fid50k_full,pr50k3_full; any count."},
+    teacher={"required": False, "help": "EDM pickle, for --ref=teacher and the zoo's statistics."},
+)  # fmt: skip
+@click.option("--trust-detector", is_flag=True, help="Load a downloaded detector whose digest is not known.")
+@click.option(
+    "--batch",
+    type=Whole(1, 2**20),
+    metavar="N",
+    help="Images per pass. Default: by trial on a GPU, 64 on a CPU.",
 )
-@click.option("--before", metavar="PKL|URL|NAME", help="Generator to show beside it in --grid, at the same latents.")
+@click.option(
+    "--workers",
+    type=Whole(0, 4096),
+    metavar="N",
+    help="Processes that decode images. Default: by their number.",
+)
+@click.option(
+    "--mirror",
+    type=bool,
+    default=False,
+    metavar="0|1",
+    help="Add each image's mirror image to the data of legacy metrics.",
+)
+@click.option(
+    "--trunc",
+    type=Finite(),
+    metavar="PSI",
+    default=1.0,
+    show_default=True,
+    help="Truncation psi; 1 for published values.",
+)
+@click.option(
+    "--ref-images", type=Whole(2, 10_000_000), metavar="N",
+    help="Images the teacher draws as the reference. Default: as many as the generator draws.",
+)  # fmt: skip
+@click.option(
+    "--export-ref", type=OutFile(".npz"), metavar="NPZ", help="Write the reference's statistics to this file."
+)
+@click.option("--export-features", is_flag=True, help="Write its features there, too, for KID, precision and recall.")
+@click.option(
+    "--contact-sheet", type=OutFile(".png"), metavar="PNG", help="Picture of the nearest and farthest samples."
+)
+@click.option(
+    "--grid", type=OutFile(".png"), metavar="PNG", help="Picture of samples; with --before, of both side by side."
+)
+@click.option("--before", type=Spec(), metavar=NETWORK, help="Generator to show beside in --grid, at the same latents.")
 @click.option("--prefetch", is_flag=True, help="Download all that is needed, prove that it works offline, and stop.")
-def main(**given: Any) -> None:
+@force_option
+@trust_option
+def main(metrics: MetricNames, **given: Any) -> None:
     """Measure a generator as the StyleGAN suite does; rows go to stdout, and beside the snapshot in a run's folder."""
-    from refine.metrics.metric import parse_metrics
+    if metrics.auto or not metrics.names:
+        raise click.UsageError(f"--metrics={metrics} measures nothing: name metrics, such as --metrics=fid5k_full.")
+    if given["data"] is not None and given["ref"] not in ("auto", "data"):
+        raise click.UsageError(f"--data and --ref={given['ref']} are two references: give one of them.")
+    if given["ref"] == "teacher" and not given["teacher"]:
+        raise click.UsageError("--ref=teacher compares with the teacher: name it with --teacher.")
+    if given["before"] and not given["grid"]:
+        raise click.UsageError("--before is shown in --grid: name that picture, too.")
+    if given["export_features"] and not given["export_ref"]:
+        raise click.UsageError("--export-features adds to --export-ref: name that file, too.")
+    for name in ("export_ref", "contact_sheet", "grid"):
+        if given[name] is not None:
+            check_output(given[name], given["force"], (given["network"], given["data"], given["ref"], given["before"]))
+
     from refine.metrics.options import MetricOptions
     from refine.runtime import distributed
     from refine.runtime.device import choose_device
 
     options = MetricOptions(
-        metrics=parse_metrics(given["metrics"]),
+        metrics=metrics.names,
         seed=given["metric_seed"],
         truncation_psi=given["trunc"],
         contact_sheet=given["contact_sheet"] is not None,
-        **{
-            name: given[name]
-            for name in ("data", "ref", "detector", "vgg", "trust_detector", "fid_seeds", "batch", "workers", "mirror")
-            + ("noise_mode", "resample", "ref_images")
-        },
+        **{name: given[name] for name in _NAMED_ALIKE},
     )
-    if given["before"] and not given["grid"]:
-        raise click.UsageError("--before is shown in --grid: name that picture too.")
     backend = "gloo" if given["device"] == "cpu" else None
     with distributed.processes(backend or _backend()) as place:
         device = choose_device(given["device"], place.local_rank if place.size > 1 else None)
@@ -85,16 +139,17 @@ def _measure(given: dict[str, Any], options: Any, device: Any) -> None:
 
     trust = given["trust_pickle"]
 
-    def get() -> tuple[Suite, list[tuple[Path, Any]]]:
-        networks = [(Path(spec), load_gan(spec, trust=trust)) for spec in _snapshots(given["network"])]
+    def get() -> tuple[Suite, list[Any]]:
+        networks = [load_gan(spec, trust=trust) for spec in snapshots(given["network"])]
         teacher = None
         if given["teacher"]:
             loaded = load_teacher(given["teacher"], trust=trust)
             network: Any = loaded.network.to(device)
-            teacher = Teacher(network, given["teacher"], pickles.file_sha256(loaded.pickle.path))
+            sha256 = pickles.file_sha256(loaded.pickle.path)
+            teacher = Teacher(network, given["teacher"], sha256, given["class_map"])
         if options.data is None and options.ref == "auto":
-            warn_of_recorded_data(networks[0][1].pickle)
-        return Suite.build(options, networks[0][1].network.to(device), device, teacher), networks
+            warn_of_recorded_data(networks[0].pickle)
+        return Suite.build(options, networks[0].network.to(device), device, teacher), networks
 
     if given["prefetch"]:
         suite, _ = prefetch(get)
@@ -104,27 +159,19 @@ def _measure(given: dict[str, Any], options: Any, device: Any) -> None:
     suite, networks = get()
     if given["export_ref"]:
         _export(given, suite)
-    for spec, loaded in networks:
+    for loaded in networks:
         generator = loaded.network.to(device)
-        folder = loaded.pickle.path.parent
-        for row in suite.measure(generator, loaded.pickle.path.name):
+        path = loaded.pickle.path.resolve()  # network-best.pkl is a link to a snapshot
+        for row in suite.measure(generator, path.name):
             if distributed.is_first():
                 click.echo(json.dumps(row))
-                if (folder / "training_options.json").is_file() and re.fullmatch(r"network-.*\.pkl", spec.name):
-                    RunFolder(folder).add_metric(row)
+                results = " ".join(f"{name} {value:.6g}" for name, value in row["results"].items() if value is not None)
+                click.echo(f"{path.name}: {results}", err=True)
+                if (path.parent / "training_options.json").is_file() and re.fullmatch(r"network-.*\.pkl", path.name):
+                    RunFolder(path.parent).add_metric(row)
         generator.to("cpu")
-    generator = networks[-1][1].network.to(device)
+    generator = networks[-1].network.to(device)
     _pictures(given, suite, generator, device)
-
-
-def _snapshots(spec: str) -> list[str]:
-    """The pickle, or all snapshots of a run's folder in their order."""
-    if not Path(spec).is_dir():
-        return [spec]
-    found = sorted(str(path) for path in Path(spec).glob("network-snapshot-*.pkl"))
-    if not found:
-        raise UserError(f"{spec} holds no network-snapshot-*.pkl: give a run's folder or a pickle.")
-    return found
 
 
 def _export(given: dict[str, Any], suite: Any) -> None:

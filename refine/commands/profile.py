@@ -7,30 +7,30 @@ from typing import Any
 import click
 
 from refine.commands.base import Command
+from refine.commands.options import Whole, field_options, trust_option
 
 
 @click.command(cls=Command)
-@click.option("--gan", metavar="PKL|URL|NAME", required=True, help="StyleGAN pickle.")
-@click.option("--teacher", metavar="PKL|URL|NAME", required=True, help="EDM pickle.")
-@click.option("--batch", type=int, default=8, show_default=True, help="Images of a step.")
-@click.option("--batch-gpu", type=int, help="Images that go through the networks at once.")
-@click.option("--precision", type=str, default="auto", show_default=True, help="auto, fp32, bf16 or fp16.")
-@click.option("--device", type=str, default="auto", show_default=True, help="auto, cpu, cuda or mps.")
-@click.option("--threads", type=int, help="Threads of the CPU.")
-@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Steps whose median is taken.")
-@click.option("--operators", type=int, default=12, show_default=True, help="Operators to list, slowest first.")
-@click.option("--trust-pickle", is_flag=True, help="Run embedded source where Refine has no network of its own.")
-def main(
-    gan: str,
-    teacher: str,
-    device: str,
-    threads: int | None,
-    rounds: int,
-    operators: int,
-    trust_pickle: bool,
-    **given: Any,
-) -> None:
-    """Say where the time and the memory of a refinement step go, beside what this machine can do."""
+@field_options(
+    "gan", "teacher", "batch", "batch_gpu", "precision", "device",
+    batch={"default": "8"}, gan={"help": "StyleGAN pickle."}, teacher={"help": "EDM pickle."},
+)  # fmt: skip
+@click.option("--threads", type=Whole(1, 4096), metavar="N", help="Threads of the CPU.")
+@click.option(
+    "--rounds",
+    type=Whole(1, 1000),
+    metavar="N",
+    default=3,
+    show_default=True,
+    help="Steps to take the median of.",
+)
+@click.option(
+    "--operators", type=Whole(0, 1000), metavar="N", default=12, show_default=True,
+    help="Operators to list, slowest first.",
+)  # fmt: skip
+@trust_option
+def main(threads: int | None, rounds: int, operators: int, trust_pickle: bool, **given: Any) -> None:
+    """Show where the time and the memory of a refinement step go, beside what this machine can do."""
     import torch
 
     from refine.config import RunConfig, TrainingOptions
@@ -39,11 +39,10 @@ def main(
     from refine.training.profiling import lines, profile
     from refine.training.trainer import Trainer
 
-    if threads:
+    if threads is not None:
         torch.set_num_threads(threads)
-    config = RunConfig(gan=gan, teacher=teacher, device=device, **given)
-    trainer = Trainer(
-        load_pair(gan, teacher, trust=trust_pickle), config.section(TrainingOptions), choose_device(device)
-    )
+    config = RunConfig(**given)
+    pair = load_pair(config.gan, config.teacher, trust=trust_pickle)
+    trainer = Trainer(pair, config.section(TrainingOptions), choose_device(config.device))
     for line in lines(profile(trainer, rounds), config.batch, operators):
         click.echo(line)

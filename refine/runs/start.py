@@ -12,7 +12,7 @@ from typing import Any
 
 from refine import zoo
 from refine.config import RunConfig, TrainingOptions
-from refine.errors import UserError
+from refine.errors import OptionError, UserError
 from refine.pair.pair import Pair, load_pair
 from refine.runs.evaluation import Evaluate, evaluation_for
 from refine.runs.folder import RunFolder
@@ -188,10 +188,10 @@ def resumed_config(state: Path, changes: Mapping[str, Any]) -> RunConfig:
     changed = replace(config, **changes)
     fixed = [name for name in changes if name not in RESUMABLE_CHANGES and changed[name] != config[name]]
     if fixed:
-        raise UserError(f"--{fixed[0].replace('_', '-')} cannot change in a resumed run: leave it out.")
+        raise OptionError(f"{{{fixed[0]}}} cannot change in a resumed run: leave it out.")
     if changed.kimg != config.kimg and config.lr_decay != "none":
         log.warning(
-            f"--kimg changes from {config.kimg:g} to {changed.kimg:g}, and with it the {config.lr_decay} decay of the "
+            f"kimg changes from {config.kimg:g} to {changed.kimg:g}, and with it the {config.lr_decay} decay of the "
             "learning rate: the run goes on with other rates than one of that length had."
         )
     return changed

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import logging
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from click.testing import CliRunner, Result
 
 import refine
 from refine.commands.base import Command
-from refine.errors import UserError
+from refine.errors import OptionError, UserError
 
 OUTCOMES = {
     "nothing": None,
@@ -20,6 +21,11 @@ OUTCOMES = {
     "silent": RuntimeError(),
     "interrupt": KeyboardInterrupt(),
     "usage": click.UsageError("Two seeds are one too many."),
+    "option": OptionError("{batch_gpu} must divide 8, and {share_unet=True} too: use {ema_rampup=None}."),
+    "disk": OSError(errno.ENOSPC, "No space left on device", "a.pkl"),
+    "device": OSError(errno.EIO, "Input/output error"),
+    "memory": MemoryError("Unable to allocate 7 TiB"),
+    "surrogates": UserError("There is no file a\udcff.pkl\x1b[2J."),
 }
 
 
@@ -57,14 +63,36 @@ def test_user_error_is_one_sentence_and_exit_code_2():
     assert result.stdout == ""
 
 
+@pytest.mark.parametrize(
+    ("outcome", "words"),
+    [
+        ("option", ["--batch-gpu", "--share-unet=1", "--ema-rampup=none"]),
+        ("disk", ["a.pkl", "No space left on device"]),
+        ("device", ["Input/output error"]),
+        ("memory", ["memory", "7 TiB"]),
+        ("surrogates", [r"a\udcff.pkl\x1b[2J"]),
+    ],
+)
+def test_what_the_user_can_mend_is_one_sentence_and_exit_code_2(outcome: str, words: list[str]):
+    result = call(f"--outcome={outcome}")
+    assert result.exit_code == 2 and result.stdout == ""
+    sentence = result.stderr.splitlines()[-1]
+    assert sentence.startswith("Error: ") and all(word in sentence for word in words), sentence
+
+
+def test_of_several_processes_one_speaks(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("RANK", "1")
+    result = call("--outcome=user")
+    assert result.exit_code == 2 and "a message" not in result.stderr and "a.pkl" in result.stderr
+
+
 def test_unknown_error_names_its_type_and_the_way_to_the_traceback():
     result = call("--outcome=unknown")
     assert result.exit_code == 1
     assert result.stderr.splitlines()[1:] == [
-        "Error: Refine met an error that it does not know: ZeroDivisionError: division by zero. "
-        "Run again with --debug for the traceback."
+        "Error: Unexpected error: ZeroDivisionError: division by zero. Run again with --debug for the traceback."
     ]
-    assert "know: RuntimeError. Run" in call("--outcome=silent").stderr
+    assert "error: RuntimeError. Run" in call("--outcome=silent").stderr
 
 
 @pytest.mark.parametrize(("outcome", "exit_code"), [("user", 2), ("unknown", 1)])

@@ -64,10 +64,10 @@ def test_weights_are_interpolated_and_images_measured(pair, tmp_path):
 
 def test_ends_are_exact(pair, tmp_path):
     for alpha, end in (("0", pair[0]), ("1", pair[1])):
-        done = run(f"--from={pair[0]}", f"--to={pair[1]}", f"--alpha={alpha}", f"--out={tmp_path / 'x.pkl'}")
+        done = run(f"--from={pair[0]}", f"--to={pair[1]}", f"--alpha={alpha}", f"--out={tmp_path / f'{alpha}.pkl'}")
         assert done.exit_code == 0, done.output
         for key in ("G", "G_ema"):
-            written, expected = state(tmp_path / "x.pkl", key), state(end, key)
+            written, expected = state(tmp_path / f"{alpha}.pkl", key), state(end, key)
             assert all(torch.equal(written[name], expected[name]) for name in expected)
 
 
@@ -101,6 +101,42 @@ def test_refusals(fixture_path, tmp_path, monkeypatch, arguments, sentence):
     assert done.exit_code == 2 and "Traceback" not in done.output
     assert sentence in " ".join(done.stderr.split()), done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_nothing_is_overwritten_and_an_input_never(pair, tmp_path):
+    content = pair[1].read_bytes()
+    (tmp_path / "there.pkl").write_text("mine")
+    ends = (f"--from={pair[0]}", f"--to={pair[1]}")
+    for out, more in (
+        (pair[1], ["--force"]),
+        (pair[1], []),
+        (tmp_path / "there.pkl", []),
+        (tmp_path / "x.md", ["--force"]),
+    ):
+        done = run(*ends, f"--out={out}", *more)
+        assert done.exit_code == 2 and str(out) in done.stderr, done.output
+    assert pair[1].read_bytes() == content and (tmp_path / "there.pkl").read_text() == "mine"
+    assert run(*ends, "--seeds=0", f"--out={tmp_path / 'there.pkl'}", "--force").exit_code == 0
+    assert pickles.load(tmp_path / "there.pkl")["G"]
+
+
+def test_weights_that_are_not_finite(pair, tmp_path):
+    weights = {key: state(pair[0], key) for key in ("G", "G_ema")}
+    weights["G"]["mapping.fc0.weight"][0, 0] = torch.inf
+    pickles.save(pickles.load(pair[0]), tmp_path / "inf.pkl", weights)
+    for ends in ((tmp_path / "inf.pkl", pair[1]), (pair[0], tmp_path / "inf.pkl")):
+        done = run(f"--from={ends[0]}", f"--to={ends[1]}", f"--out={tmp_path / 'x.pkl'}")
+        assert done.exit_code == 2 and "inf.pkl" in done.stderr and "G.mapping.fc0.weight" in done.stderr
+    assert not (tmp_path / "x.pkl").exists()
+
+
+def test_from_a_pickle_with_g_alone(fixture_path, tmp_path):
+    """The other one, which has both, is not to blame."""
+    original = pickles.load(fixture_path("sg2ada/b_cond16.pkl"))
+    del original.root["G_ema"]
+    pickles.save(original, tmp_path / "g.pkl", {})
+    done = run(f"--from={tmp_path / 'g.pkl'}", f"--to={fixture_path('sg2ada/b_cond16.pkl')}")
+    assert done.exit_code == 2 and "g.pkl has no G_ema" in " ".join(done.stderr.split())
 
 
 def test_shapes_must_agree(fixture_path, tmp_path):

@@ -85,7 +85,7 @@ def test_extracted_sources(fixture_path, tmp_path):
     pickles.save(pkl, tmp_path / "x.pkl")
     out = tmp_path / "deep" / "sources"
     result = run(tmp_path / "x.pkl", "--extract-source", out)
-    assert result.exit_code == 0 and "Wrote 2 embedded source(s)" in result.stderr
+    assert result.exit_code == 0 and "Wrote 2 embedded sources" in result.stderr
     expected = {hashlib.sha256(text.encode()).hexdigest() + ".py": text for text in (source, "# source removed\n")}
     assert {file.name: file.read_bytes().decode() for file in out.iterdir()} == expected
 

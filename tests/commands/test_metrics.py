@@ -80,7 +80,12 @@ def test_pictures_and_export(arguments: list[str], fixture_path: FindPath, tmp_p
     np.testing.assert_array_equal(pixels[:, :192], pixels[:, -192:])  # the same generator at the same latents
     assert pixels[:, :192].std() > 10
     run(*[a for a in arguments if "--data" not in a], f"--ref={reference}", "--metrics=kid60_full")
-    smaller = run(*arguments, "--metrics=is60", f"--contact-sheet={sheet}", code=2)
+    content = {path: path.read_bytes() for path in (sheet, grid, reference)}
+    for option, path in (("contact-sheet", sheet), ("grid", grid), ("export-ref", reference)):
+        there = run(*arguments, "--metrics=fid60_full", f"--{option}={path}", code=2)
+        assert str(path) in there.stderr and "--force" in there.stderr
+    assert {path: path.read_bytes() for path in content} == content
+    smaller = run(*arguments, "--metrics=is60", f"--contact-sheet={sheet}", "--force", code=2)
     assert "ask for a FID" in smaller.stderr
 
 
@@ -89,15 +94,63 @@ def test_pictures_and_export(arguments: list[str], fixture_path: FindPath, tmp_p
     [
         (("--metrics=fid9x",), "There is no metric 'fid9x'"),
         (("--data=missing.zip",), "no data set missing.zip"),
-        (("--ref=missing.npz",), "no file 'missing.npz'"),
         (("--detector=missing.pt",), "no file 'missing.pt'"),
-        (("--ref=teacher",), "name it with --teacher"),
-        (("--fid-seeds=0",), "--fid-seeds must be at least 1"),
+        (("--fid-seeds=0",), "--fid-seeds must be a whole number from 1"),
+        (("--trunc=nan",), "--trunc must be a number, not 'nan'"),
+        (("--trunc=-inf",), "--trunc must be a number, not '-inf'"),
+        (("--resample=foo",), "--resample must be one of lanczos"),
+        (("--noise-mode=loud",), "--noise-mode must be one of random"),
+        (("--batch=0",), "--batch must be a whole number from 1"),
+        (("--workers=-1",), "--workers must be a whole number from 0"),
+        (("--grid=x.jpgg",), "--grid must be a name that ends in .png, not 'x.jpgg'"),
+        (("--export-ref=ref.pkl",), "--export-ref must be a name that ends in .npz"),
     ],
 )
 def test_errors_are_one_sentence(arguments: list[str], changes: tuple[str, ...], says: str) -> None:
     result = run(*arguments, "--metrics=fid60_full", *changes, code=2)
     assert says in result.stderr and len(result.stderr.strip().splitlines()) == 1 and result.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (("--ref=teacher",), "--teacher"),
+        (("--ref=missing.npz",), "--data and --ref=missing.npz"),
+        (("--metrics=none",), "--metrics=none"),
+        (("--metrics=auto",), "--metrics=auto"),
+        (("--before=x.pkl",), "--grid"),
+        (("--export-features",), "--export-ref"),
+    ],
+)
+def test_contradictions_are_named(arguments: list[str], changes: tuple[str, ...], says: str) -> None:
+    given = arguments if "missing" in changes[0] else [a for a in arguments if "--data" not in a]
+    result = run(*given, "--metrics=fid60_full", *changes, code=2)
+    assert says in result.stderr and result.stdout == "" and "Traceback" not in result.stderr
+
+
+def test_a_missing_reference(arguments: list[str]) -> None:
+    without = [a for a in arguments if "--data" not in a]
+    assert "missing.npz" in run(*without, "--metrics=fid60_full", "--ref=missing.npz", code=2).stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege")
+def test_the_best_network_is_measured_as_the_snapshot_that_it_is(
+    arguments: list[str], fixture_path: FindPath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A report looks for rows of snapshots. `latest` is understood as everywhere."""
+    folder = tmp_path / "training-runs" / "00003-run"
+    folder.mkdir(parents=True)
+    (tmp_path / "training-runs" / "00002-run").mkdir()
+    (folder / "training_options.json").write_text("{}")
+    shutil.copy(fixture_path("sg2ada/a_uncond32.pkl"), folder / "network-snapshot-000004.pkl")
+    (folder / "network-best.pkl").symlink_to("network-snapshot-000004.pkl")
+    monkeypatch.chdir(tmp_path)
+    for spec in (folder / "network-best.pkl", "training-runs/latest", "latest"):
+        result = run(*arguments[1:], f"--network={spec}", "--metrics=is60")
+        assert rows(result.stdout)[0]["snapshot_pkl"] == "network-snapshot-000004.pkl"
+        assert "is60_mean" in result.stderr
+    kept = (folder / "metric-is60.jsonl").read_text().splitlines()
+    assert {json.loads(line)["snapshot_pkl"] for line in kept} == {"network-snapshot-000004.pkl"}
 
 
 def test_data_named_inside_a_pickle_is_told_and_not_opened(

@@ -199,7 +199,8 @@ def test_compact_pickle_opens_everywhere(fixture_path, tmp_path, golden, monkeyp
     ],
 )
 def test_refusals(fixture_path, tmp_path, kind, name, sentence):
-    done = run(f"--network={fixture_path(name)}", f"--format={kind}", f"--out={tmp_path / 'x'}")
+    out = tmp_path / f"x{export.SUFFIXES[kind]}"
+    done = run(f"--network={fixture_path(name)}", f"--format={kind}", f"--out={out}")
     assert done.exit_code == 2 and sentence in " ".join(done.stderr.split()), done.output
     assert not list(tmp_path.iterdir())
 
@@ -216,7 +217,7 @@ def test_what_cannot_come_back(fixture_path, tmp_path):
         ("none.safetensors", "no safetensors file that can be read"),
         ("c.pt", "no rosinality checkpoint with g_ema and latent_avg"),
         ("d.pt", "has no style.1.weight like the mapping.fc0.weight of --like"),
-        ("e.bin", "give .safetensors or .pt files as --network"),
+        ("e.bin", "give a .safetensors or .pt file as --network"),
     ):
         like = fixture_path("sg2ada/b_cond16.pkl")
         done = run(f"--network={tmp_path / weights}", f"--like={like}", "--format=pkl", f"--out={tmp_path / 'x.pkl'}")
@@ -235,6 +236,37 @@ def test_checkpoint_with_code_in_it_is_not_executed(fixture_path, tmp_path):
     assert done.exit_code == 2 and {file.name for file in tmp_path.iterdir()} == {"bad.pt"}
 
 
+def test_nothing_is_overwritten_and_an_input_never(fixture_path, tmp_path, monkeypatch):
+    """In place of in.pkl, with its G and D, there was a file of G_ema alone."""
+    monkeypatch.chdir(tmp_path)
+    content = fixture_path("sg2ada/b_cond16.pkl").read_bytes()
+    Path("in.pkl").write_bytes(content)
+    Path("link.pkl").symlink_to("in.pkl")
+    Path("there.pkl").write_text("mine")
+    for out, force in (("in.pkl", "--force"), ("./in.pkl", "--force"), ("link.pkl", "--force"), ("in.pkl", "--debug")):
+        done = run("--network=in.pkl", "--format=pkl-ema", f"--out={out}", force)
+        assert done.exit_code == 2 and out.removeprefix("./") in done.stderr, done.output
+    done = run("--network=in.pkl", "--format=pkl-ema", "--out=there.pkl")
+    assert done.exit_code == 2 and "there.pkl" in done.stderr and "--force" in done.stderr
+    assert Path("in.pkl").read_bytes() == content and Path("there.pkl").read_text() == "mine"
+    assert run("--network=in.pkl", "--format=pkl-ema", "--out=there.pkl", "--force").exit_code == 0
+    assert load_gan("there.pkl").key == "G_ema" and Path("in.pkl").read_bytes() == content
+    done = run("--network=in.pkl", "--format=onnx", "--out=x.pkl")
+    assert done.exit_code == 2 and ".onnx" in done.stderr and "x.pkl" in done.stderr
+    done = run("--network=in.pkl", "--format=pkl-ema", "--out=nowhere/x.pkl")
+    assert done.exit_code == 2 and "nowhere" in done.stderr
+
+
+def test_a_generator_that_draws_nothing_finite(fixture_path, tmp_path):
+    path = fixture_path("sg2ada/b_cond16.pkl")
+    weights = state(path)
+    weights["synthesis.b16.torgb.bias"][0] = torch.nan
+    pickles.save(pickles.load(path), tmp_path / "nan.pkl", {"G_ema": weights})
+    done = run(f"--network={tmp_path / 'nan.pkl'}", "--format=safetensors", f"--out={tmp_path / 'x.safetensors'}")
+    assert done.exit_code == 2 and "nan.pkl" in done.stderr and "finite" in done.stderr
+    assert [file.name for file in tmp_path.iterdir()] == ["nan.pkl"]
+
+
 def test_missing_package_is_one_sentence(fixture_path, tmp_path, monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name.startswith("onnx") else find(name))
@@ -249,10 +281,12 @@ def test_file_that_computes_something_else_does_not_get_its_name(fixture_path, t
     from refine.export import safetensors_file
 
     monkeypatch.setattr(safetensors_file, "images", lambda path, loaded, at: torch.zeros(4, 3, 16, 16))
-    (tmp_path / "g").write_text("as it was")
-    done = run(f"--network={fixture_path('sg2ada/b_cond16.pkl')}", "--format=safetensors", f"--out={tmp_path / 'g'}")
+    out = tmp_path / "g.safetensors"
+    out.write_text("as it was")
+    pair = (f"--network={fixture_path('sg2ada/b_cond16.pkl')}", "--format=safetensors")
+    done = run(*pair, f"--out={out}", "--force")
     assert done.exit_code == 2 and "was not written because it does not make the same images" in done.stderr
-    assert (tmp_path / "g").read_text() == "as it was" and len(list(tmp_path.iterdir())) == 1
+    assert out.read_text() == "as it was" and len(list(tmp_path.iterdir())) == 1
     with pytest.raises(probe.UserError, match=r"makes images \[3, 8, 8\] instead of \[3, 16, 16\]"):
         probe.agreement(torch.zeros(1, 3, 16, 16), torch.zeros(1, 3, 8, 8), "it")
     with pytest.raises(probe.UserError, match="differ by nan"):

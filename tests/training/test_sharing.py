@@ -8,7 +8,6 @@ import pytest
 import torch
 from trainers import CPU, golden_pair, gradients_of_move, modules, trainer_of
 
-from refine.commands import run as cli
 from refine.config import RunConfig
 from refine.errors import UserError
 from refine.runtime.spans import listening
@@ -184,6 +183,6 @@ def test_noise_levels_of_the_preset_count(fixture_path):
         "teacher": str(fixture_path("edm/s4_sid_ddpmpp_cond16.pkl")),
     }
     given = pair | {"preset": "tiny", "share_unet": True}
-    assert cli.make_config(given | {"sigma": "lognormal:0,1.2"}).share_unet
+    assert RunConfig.from_preset(**given, sigma="lognormal:0,1.2").share_unet
     with pytest.raises(UserError, match=r"not sigma=lognormal:0\.5,1 and fake_sigma="):
-        cli.make_config(given | {"sigma": "lognormal:0.5,1"})
+        RunConfig.from_preset(**given, sigma="lognormal:0.5,1")

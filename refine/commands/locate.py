@@ -1,0 +1,62 @@
+"""Runs and networks as users name them: a run's folder, `latest`, or a pickle."""
+
+from __future__ import annotations
+
+import logging
+import re
+from pathlib import Path
+
+from refine.errors import UserError
+
+log = logging.getLogger("refine")
+
+_RUN = re.compile(r"\d+-")
+BEST, SNAPSHOTS = "network-best.pkl", "network-snapshot-*.pkl"
+
+
+def run_folder(spec: str | Path) -> Path:
+    """A run's folder as it was named; `latest` in place of its name is the newest one there.
+
+    Raises:
+        UserError: There is no run.
+    """
+    path = Path(spec).expanduser()
+    if path.name != "latest" or path.exists():
+        return path
+    parent = path.parent if path.parent != Path() else Path("training-runs")
+    folders = [each for each in parent.glob("*") if _RUN.match(each.name) and each.is_dir()]
+    if not folders:
+        raise UserError(f"There is no run in {parent}: name the folder of one.")
+    return max(folders, key=lambda each: (int(each.name.split("-")[0]), each.name))
+
+
+def network_file(spec: str) -> str:
+    """What `--network` means: a pickle, URL or zoo name as given; of a run's folder its best or else last snapshot.
+
+    Raises:
+        UserError: The folder holds no snapshot.
+    """
+    path = run_folder(spec) if Path(spec).name == "latest" else Path(spec).expanduser()
+    if not path.is_dir():
+        return spec
+    best = path / BEST
+    found = best if best.is_file() else max(path.glob(SNAPSHOTS), default=None, key=lambda each: each.name)
+    if found is None:
+        raise UserError(f"{path} is a folder without {SNAPSHOTS}: give a pickle, or the folder of a run.")
+    log.info(f"Taking {found}{f' ({found.resolve().name})' if found.is_symlink() else ''}")
+    return str(found)
+
+
+def snapshots(spec: str) -> list[str]:
+    """The pickle, or all snapshots of a run's folder in their order.
+
+    Raises:
+        UserError: The folder holds no snapshot.
+    """
+    path = run_folder(spec) if Path(spec).name == "latest" else Path(spec).expanduser()
+    if not path.is_dir():
+        return [spec]
+    found = sorted(str(each) for each in path.glob(SNAPSHOTS))
+    if not found:
+        raise UserError(f"{path} holds no {SNAPSHOTS}: give a run's folder or a pickle.")
+    return found
