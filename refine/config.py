@@ -92,6 +92,16 @@ class TrainingOptions(SeedOptions, LengthOptions):
         "ikl", "Objective of the generator and its parameters, such as ikl:weighting=dmd.", "Method",
         metavar="NAME[:P=V]", parse="refine.objectives:parse_objective",
     )  # fmt: skip
+    gan_weight: float = option(
+        0.0, "Weight of an adversarial term against samples of the teacher.", "Method", metavar="WEIGHT", minimum=0
+    )
+    ratio_samples: int = option(
+        5000, "Samples of the teacher that the density ratio is fitted to, where one is needed.", "Method",
+        metavar="N", minimum=2, maximum=2**24,
+    )  # fmt: skip
+    ratio_refresh: bool = option(
+        False, "Draw these samples anew even if earlier ones are kept.", "Method", metavar="0|1"
+    )
     fake_steps: int = option(1, "Updates of the fake score per generator update.", "Method", metavar="N", minimum=1)
     share_forward: bool = option(False, "Use one generator pass for both updates.", "Method", metavar="0|1")
     share_unet: bool = option(False, "Use one pass of the fake score for both updates, too.", "Method", metavar="0|1")
@@ -123,6 +133,7 @@ class TrainingOptions(SeedOptions, LengthOptions):
     )
     glr: float = option(1e-5, "Learning rate of the generator.", "Optimization", metavar="RATE", above=0)
     flr: float = option(1e-5, "Learning rate of the fake score.", "Optimization", metavar="RATE", above=0)
+    rlr: float = option(1e-3, "Learning rate of the density ratio.", "Optimization", metavar="RATE", above=0)
     lr_rampup_kimg: float = option(
         0.0, "Thousands of images over which learning rates rise from 0.", "Optimization", metavar="KIMG", minimum=0
     )

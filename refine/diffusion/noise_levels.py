@@ -30,6 +30,11 @@ class LogNormal:
         """Noise levels at u in (0, 1), of u's shape."""
         return (self.P_mean + self.P_std * torch.special.ndtri(u)).exp()
 
+    def log_density(self, sigma: Tensor) -> Tensor:
+        """Density of ln sigma at noise levels > 0, of sigma's shape."""
+        z = (sigma.log() - self.P_mean) / self.P_std
+        return (-(z**2) / 2).exp() / (math.sqrt(2 * math.pi) * self.P_std)
+
 
 @dataclass(frozen=True)
 class Karras:
@@ -49,6 +54,11 @@ class Karras:
         """Noise levels at u in (0, 1), of u's shape."""
         low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
         return (low + (high - low) * u) ** self.rho
+
+    def log_density(self, sigma: Tensor) -> Tensor:
+        """Density of ln sigma at noise levels within its ends, of sigma's shape."""
+        low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
+        return sigma ** (1 / self.rho) / (self.rho * (high - low))
 
 
 Distribution = LogNormal | Karras

@@ -5,23 +5,36 @@ A new objective is one file here, and one entry in `OBJECTIVES`.
 
 from __future__ import annotations
 
+import re
 from dataclasses import Field, fields
 from typing import Any
 
 from refine.errors import UserError
+from refine.objectives.f_distill import FDistill
+from refine.objectives.fisher import Fisher
 from refine.objectives.ikl import IKL
 from refine.objectives.objective import Objective, Scores
 from refine.objectives.sds import SDS
+from refine.objectives.sid import FGM, UID, SiD
+from refine.objectives.sim import SIM
+from refine.objectives.smart import SMaRt
 
-OBJECTIVES: dict[str, type[Objective]] = {kind.name: kind for kind in (IKL, SDS)}
+OBJECTIVES: dict[str, type[Objective]] = {
+    kind.name: kind for kind in (IKL, SiD, SIM, FGM, UID, FDistill, Fisher, SDS, SMaRt)
+}
 
-__all__ = ["IKL", "OBJECTIVES", "SDS", "Objective", "Scores", "parse_objective"]
+__all__ = [
+    "FGM", "IKL", "OBJECTIVES", "SDS", "SIM", "UID", "FDistill", "Fisher", "Objective", "SMaRt", "Scores", "SiD",
+    "parse_objective",
+]  # fmt: skip
+
+_SWITCHES = {"0": False, "false": False, "no": False, "1": True, "true": True, "yes": True}
 
 
 def parse_objective(text: str | Objective) -> Objective:
-    """Objective from its text: a name, and parameters behind a colon.
+    """Objective from its text: a name, and parameters behind colons or commas.
 
-    `ikl`, `ikl:weighting=dmd`, and `ikl:dmd`, where the first parameter goes without its name.
+    `ikl`, `ikl:weighting=dmd`, `f:skew:alpha=0.3`; the first parameter goes without its name, as in `ikl:dmd`.
 
     Raises:
         UserError: The name or a parameter is unknown, or a value is impossible.
@@ -30,26 +43,34 @@ def parse_objective(text: str | Objective) -> Objective:
         return text
     if not isinstance(text, str):
         raise UserError(f"an objective is text such as ikl:weighting=dmd, not {text!r}.")
-    name, _, rest = text.partition(":")
+    name, *parts = (part.strip() for part in re.split("[:,]", text))
     if name not in OBJECTIVES:
         raise UserError(f"{text!r} is no objective: take one of {', '.join(OBJECTIVES)}.")
     kind = OBJECTIVES[name]
     known: dict[str, Field[Any]] = {field.name: field for field in fields(kind)}
     values: dict[str, Any] = {}
-    for index, part in enumerate(rest.split(",") if rest else ()):
-        key, equals, value = part.partition("=")
+    for index, part in enumerate(parts):
+        key, equals, value = (piece.strip() for piece in part.partition("="))
         if not equals and index == 0 and known:
-            key, value = next(iter(known)), part
-        if key.strip() not in known:
+            key, value, equals = next(iter(known)), part, "="
+        if key not in known:
             options = f"its parameters are {', '.join(known)}" if known else "it has no parameters"
-            raise UserError(f"{name} has no parameter {key.strip()!r}; {options}.")
-        field = known[key.strip()]
-        default: Any = field.default
-        try:
-            values[field.name] = type(default)(value.strip())
-        except ValueError as error:
-            raise UserError(f"{field.name} of {name} must be a number, not {value!r}.") from error
+            raise UserError(f"{name} has no parameter {key!r}; {options}.")
+        if not equals or key in values:
+            raise UserError(f"{text!r} must give {key} one value, such as {key}={known[key].default}.")
+        values[key] = _parse_value(name, key, value, known[key].default)
     try:
         return kind(**values)
     except ValueError as error:
-        raise UserError(f"{error}.") from error
+        raise UserError(f"{text!r} cannot be: {error}.") from error
+
+
+def _parse_value(name: str, key: str, value: str, default: Any) -> Any:
+    """A parameter's value, of the type of its default."""
+    try:
+        if isinstance(default, bool):
+            return _SWITCHES[value.lower()]
+        return type(default)(value)
+    except (KeyError, ValueError) as error:
+        what = "0 or 1" if isinstance(default, bool) else "a number"
+        raise UserError(f"{key} of {name} must be {what}, not {value!r}.") from error

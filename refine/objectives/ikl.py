@@ -8,7 +8,6 @@ teacher expects and away from what the generator's own statistics would explain.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from refine.objectives.objective import Objective, Scores
+from refine.objectives.weighting import check_weighting, weights
 
 
 def fake_score_loss(denoised: Tensor, x0: Tensor, sigma: Tensor, sigma_data: float) -> Tensor:
@@ -45,7 +45,7 @@ def generator_gradient(x0: Tensor, teacher: Tensor, fake: Tensor, sigma: Tensor,
         teacher: D_T(x_t), [N, C, H, W].
         fake: D_F(x_t), [N, C, H, W].
         sigma: Noise levels > 0, [N].
-        weighting: A key of `WEIGHTINGS`.
+        weighting: A key of `weighting.WEIGHTINGS`.
 
     Returns:
         [N, C, H, W] without gradient: what to hand to `x0.backward(gradient / N)` for a batch of N.
@@ -53,10 +53,8 @@ def generator_gradient(x0: Tensor, teacher: Tensor, fake: Tensor, sigma: Tensor,
     Raises:
         ValueError: The weighting is unknown.
     """
-    if weighting not in WEIGHTINGS:
-        raise ValueError(f"weighting must be one of {', '.join(WEIGHTINGS)}, not {weighting!r}")
+    weight = weights(weighting, x0, teacher, sigma)
     with torch.no_grad():
-        weight = WEIGHTINGS[weighting](x0, teacher, sigma)
         return -weight.reshape(-1, 1, 1, 1) * (teacher - fake)
 
 
@@ -73,42 +71,19 @@ def surrogate_loss(x0: Tensor, gradient: Tensor) -> Tensor:
     return (gradient.detach() * x0).sum(dim=[1, 2, 3])
 
 
-def _uniform(x0: Tensor, teacher: Tensor, sigma: Tensor) -> Tensor:
-    """Setting of the published code: w = 1 in the space of denoised images."""
-    return torch.ones_like(sigma)
-
-
-def _dmd(x0: Tensor, teacher: Tensor, sigma: Tensor) -> Tensor:
-    """Normalization per sample: w = 1 / mean |x0 - D_T| (Yin et al., arXiv 2311.18828, eq. 8)."""
-    return 1 / (x0 - teacher).abs().mean(dim=[1, 2, 3]).clamp(min=1e-5)
-
-
-def _score(x0: Tensor, teacher: Tensor, sigma: Tensor) -> Tensor:
-    """Difference of the scores themselves: w = 1 / sigma^2."""
-    return 1 / sigma**2
-
-
-WEIGHTINGS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
-    "uniform": _uniform,
-    "dmd": _dmd,
-    "score": _score,
-}
-
-
 @dataclass(frozen=True)
 class IKL(Objective):
     """The Integral KL divergence: gradient -w Delta.
 
     Attributes:
-        weighting: A key of `WEIGHTINGS`: weight over samples and noise levels.
+        weighting: A key of `weighting.WEIGHTINGS`. `vsd` is variational score distillation.
     """
 
     name: ClassVar[str] = "ikl"
     weighting: str = "uniform"
 
     def __post_init__(self) -> None:
-        if self.weighting not in WEIGHTINGS:
-            raise ValueError(f"weighting must be one of {', '.join(WEIGHTINGS)}, not {self.weighting!r}")
+        check_weighting(self.weighting)
 
     def loss(self, scores: Scores) -> Tensor:
         """Surrogate whose derivative with respect to x0 is the gradient of the divergence, [N]."""

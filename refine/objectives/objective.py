@@ -35,7 +35,8 @@ class Objective:
         name: Name on the command line.
         needs_fake: Whether a fake score is fitted to the generator.
         needs_ratio: Whether a density ratio is fitted, whose logit is in `Scores.logit`.
-        through_networks: Whether the gradient passes through both denoisers; if not, their estimates are constants.
+        through_networks: Whether the gradient passes through the networks into x_t, with their parameters constant;
+            if not, their estimates are constants.
     """
 
     name: ClassVar[str]
@@ -50,11 +51,20 @@ class Objective:
         """
         raise NotImplementedError
 
+    def caution(self) -> str | None:
+        """A sentence on where the objective, with these parameters, moves the generator the wrong way; or None."""
+        return None
+
     def __str__(self) -> str:
         """The text that `parse_objective` reads: `ikl`, `ikl:weighting=dmd`. Defaults are left out."""
         changed = [
-            f"{field.name}={value:g}" if isinstance(value, float) else f"{field.name}={value}"
+            f"{field.name}={value!r}" if isinstance(value, float) else f"{field.name}={value}"
             for field in fields(self)
             if (value := getattr(self, field.name)) != field.default
         ]
         return ":".join([self.name, *([",".join(changed)] if changed else [])])
+
+
+def inner(a: Tensor, b: Tensor) -> Tensor:
+    """Inner product of each pair of images, [N, C, R, R] x [N, C, R, R] -> [N]."""
+    return (a * b).sum(dim=[1, 2, 3])

@@ -26,3 +26,7 @@ class SDS(IKL):
         """Surrogate whose derivative with respect to x0 is w (x0 - D_T), [N]."""
         x0 = scores.x0.detach()
         return surrogate_loss(scores.x0, generator_gradient(x0, scores.teacher, x0, scores.sigma, self.weighting))
+
+    def caution(self) -> str | None:
+        """The collapse."""
+        return "sds has no entropy term: it takes the generator's variety away. Take --objective=ikl to refine."

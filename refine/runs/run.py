@@ -89,7 +89,7 @@ def preflight_of(pair: Pair, trainer: Trainer) -> Preflight:
 def position(config: RunConfig, trainer: Trainer) -> int:
     """Place on the axis of statistics: images of generator updates; those of the warm-up lie before 0."""
     progress = trainer.progress
-    if progress.step or not trainer.objective.needs_fake:
+    if progress.step or not trainer.needs_warm_up:
         return progress.cur_nimg
     return min(progress.warmup_nimg - round(config.warmup_kimg * 1000), 0)
 
@@ -131,7 +131,7 @@ class Run:
             stack.enter_context(self.stop.listening())
             stack.enter_context(self.writer)  # whatever ends the run, it ends with complete files
             self.begin()
-            if self.trainer.objective.needs_fake and not self.trainer.progress.step:
+            if self.trainer.needs_warm_up and not self.trainer.progress.step:
                 self.phase(self.warm_up())
                 self.end_warm_up()
             self.phase(self.refinement())

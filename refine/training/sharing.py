@@ -6,7 +6,7 @@ what the scores of a micro-batch are, and what follows the generator's backward 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -27,9 +27,12 @@ class FreshBatches:
         """Updates of the fake score before the generator's."""
         return fake_steps
 
-    def scores(self, trainer: Trainer, x0: Tensor, inputs: StepInputs) -> Scores:
+    def teacher_dropout(self, options: Any) -> bool:
+        """Whether the teacher has its dropout on when it looks at generated images."""
+        return bool(options.paired_dropout)
+
+    def scores(self, trainer: Trainer, x0: Tensor, x_t: Tensor, inputs: StepInputs) -> Scores:
         """Estimates of both denoisers for the generator's loss."""
-        x_t = trainer.noisy(x0, inputs)
         teacher = trainer.estimate(trainer.teacher, x_t, inputs)
         fake = trainer.estimate(trainer.fake_score.network, x_t, inputs)
         return Scores(x0, inputs.sigma, teacher, fake)
@@ -48,9 +51,9 @@ class NoFakeScore(FreshBatches):
         """None."""
         return 0
 
-    def scores(self, trainer: Trainer, x0: Tensor, inputs: StepInputs) -> Scores:
+    def scores(self, trainer: Trainer, x0: Tensor, x_t: Tensor, inputs: StepInputs) -> Scores:
         """The teacher's estimate, in the place of both."""
-        teacher = trainer.estimate(trainer.teacher, trainer.noisy(x0, inputs), inputs)
+        teacher = trainer.estimate(trainer.teacher, x_t, inputs)
         return Scores(x0, inputs.sigma, teacher, teacher)
 
 
@@ -80,13 +83,14 @@ class SharedPass(SharedImages):
 
     shares_noise = True
 
-    def scores(self, trainer: Trainer, x0: Tensor, inputs: StepInputs) -> Scores:
+    def teacher_dropout(self, options: Any) -> bool:
+        """As the fake score's."""
+        return bool(options.fake_dropout)
+
+    def scores(self, trainer: Trainer, x0: Tensor, x_t: Tensor, inputs: StepInputs) -> Scores:
         """Fits the fake score first: the graph of that pass is gone before anything else is computed."""
         fake = trainer.fake_score_backward(x0, inputs)
-        x_t = trainer.noisy(x0, inputs)
-        teacher = trainer.estimate(
-            trainer.teacher, x_t, inputs, dropout=trainer.options.fake_dropout, purpose="dropout"
-        )
+        teacher = trainer.estimate(trainer.teacher, x_t, inputs, purpose="dropout")
         return Scores(x0, inputs.sigma, teacher, fake)
 
     def after_backward(self, trainer: Trainer, x0: Tensor, inputs: StepInputs) -> None:

@@ -24,7 +24,7 @@ class RunningMeans:
     """
 
     def __init__(self, totals: dict[str, Tensor] | None = None) -> None:
-        self._totals = dict(totals or {})  # name -> [(sum, count)], or one such row for each band
+        self._totals = dict(totals or {})  # name -> [(sum, count[, sum of squares])], or such a row for each band
 
     def add(self, name: str, values: Tensor) -> None:
         """Adds the values of a tensor of any shape."""
@@ -37,6 +37,25 @@ class RunningMeans:
         totals = rows.new_zeros(len(SIGMA_BANDS) - 1, 2)
         bands = torch.bucketize(sigma, _inner_bounds(sigma.device, sigma.dtype))
         self._accumulate(f"{name}/sigma", totals.index_add_(0, bands, rows))
+
+    def add_terms(self, name: str, terms: Tensor, sigma: Tensor) -> None:
+        """Adds terms [N] of an integral over noise levels that their mean estimates.
+
+        `means` gives that mean, its standard error as `<name>_stderr`, and what each band contributes to both: unlike
+        those of `add_by_band`, the parts of the bands add up to the whole.
+
+        Args:
+            name: Name of the integral.
+            terms: Value of each image, independent of each other.
+            sigma: Noise levels, [N].
+        """
+        finite = terms.isfinite()
+        terms = torch.where(finite, terms.detach(), 0)
+        bands = torch.bucketize(sigma, _inner_bounds(sigma.device, sigma.dtype))
+        parts = torch.nn.functional.one_hot(bands, len(SIGMA_BANDS) - 1) * terms[:, None]
+        for key, columns in ((name, terms[:, None]), (f"{name}/sigma", parts)):
+            sums = [columns.sum(0), finite.sum().to(terms.dtype).expand(columns.shape[1]), columns.square().sum(0)]
+            self._accumulate(key, torch.stack(sums, dim=1))
 
     def merged(self) -> dict[str, Tensor]:
         """What all processes accumulated, float64 on the CPU; they all have to ask."""
@@ -53,10 +72,15 @@ class RunningMeans:
         """
         means = {}
         for name, total in self.merged().items():
-            for band, (value, count) in enumerate(total.tolist()):
-                if count:
-                    bounds = f"_{SIGMA_BANDS[band]:g}_{SIGMA_BANDS[band + 1]:g}" if len(total) > 1 else ""
-                    means[name + bounds] = value / count
+            for band, (value, count, *square) in enumerate(total.tolist()):
+                bounds = f"_{SIGMA_BANDS[band]:g}_{SIGMA_BANDS[band + 1]:g}" if len(total) > 1 else ""
+                if not count or (square and bounds and not square[0]):  # nothing was seen there
+                    continue
+                means[name + bounds] = value / count
+                if square and count > 1:
+                    base = name.removesuffix("/sigma")
+                    variance = max(square[0] / count - (value / count) ** 2, 0.0)
+                    means[f"{base}_stderr{name[len(base) :]}{bounds}"] = math.sqrt(variance / (count - 1))
         return means
 
     def _accumulate(self, name: str, totals: Tensor) -> None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from refine.contracts import Denoiser, Generator
 from refine.errors import UserError
 from refine.runtime.spans import span
 from refine.training.optimizer import Optimizer
@@ -18,7 +17,18 @@ from refine.training.statistics import RunningMeans
 MAX_NONFINITE_IN_A_ROW = 100  # updates; a loss scale that adapts needs some twenty
 UPDATE_SPAN = "optimizers, average"
 
-Network = TypeVar("Network", Generator, Denoiser)
+
+class Trainable(Protocol):
+    """A network that can be trained: a generator, a denoiser, or a head on the features of one.
+
+    Attributes:
+        module: The network's module.
+    """
+
+    module: torch.nn.Module
+
+
+Network = TypeVar("Network", bound=Trainable)
 
 
 @dataclass
@@ -75,8 +85,8 @@ class TrainedNetwork(Generic[Network]):
     """A network, and everything that training does to it.
 
     Args:
-        name: Name in states, statistics and messages: `generator`, `fake_score`.
-        network: Generator or denoiser; parameters that require gradients are trained.
+        name: Name in states, statistics and messages: `generator`, `fake_score`, `ratio`.
+        network: Generator, denoiser or head; parameters that require gradients are trained.
         optimizer: Optimizer of those parameters.
         learning_rate: Learning rate at a position of the run.
         average: Moving average of the weights; None for none.

@@ -8,8 +8,8 @@ depends on the networks, the options and its number alone.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
@@ -29,9 +29,11 @@ from refine.runtime import distributed
 from refine.runtime.spans import span
 from refine.training.acceleration import checkpoint_blocks, compile_blocks
 from refine.training.cuda_graphs import CudaGraphs, graph_forward
+from refine.training.divergence import add_divergence
 from refine.training.inputs import InputShape, StepInputs, draw, micro_batches
 from refine.training.optimizer import Optimizer, learning_rate
 from refine.training.precision import autocast, choose_precision, prepare
+from refine.training.ratio import RatioNetwork, make_ratio
 from refine.training.sharing import choose_sharing
 from refine.training.statistics import RunningMeans
 from refine.training.trained import Average, Progress, TrainedNetwork
@@ -62,6 +64,7 @@ class Trainer:
     Attributes:
         generator: The generator and its moving average.
         fake_score: Copy of the teacher that follows the generator; only if the objective needs one.
+        ratio: Density ratio of teacher and generator; it does nothing if neither objective nor options need one.
         networks: All networks that are trained: the one list for states, memory and profiles.
         teacher: Frozen.
         progress: Position of the run.
@@ -99,6 +102,8 @@ class Trainer:
             fake_score.module.requires_grad_(True)
             self.fake_score = TrainedNetwork("fake_score", fake_score, self._optimizer(fake_score), self._fake_rate)
             self.networks.append(self.fake_score)
+        self.ratio = make_ratio(self, pair.digests.get("teacher"), self._head_optimizer, self._ratio_rate)
+        self.networks += self.ratio.trained
         self._accelerate()
         self.input_shape = InputShape(
             batch=options.batch,
@@ -109,17 +114,34 @@ class Trainer:
             augment_p=options.fake_augment,
         )
 
+    @property
+    def through_teacher(self) -> bool:
+        """Whether the generator's gradient passes through the teacher."""
+        return self.objective.through_networks or self.ratio.differentiable
+
+    @property
+    def through_fake_score(self) -> bool:
+        """Whether it passes through the fake score."""
+        return self.objective.through_networks and self.objective.needs_fake
+
+    @property
+    def needs_warm_up(self) -> bool:
+        """Whether another network has to know the generator before it moves."""
+        return len(self.networks) > 1
+
     # -- steps ----------------------------------------------------------------------------------------
 
     def warm_up_step(self) -> None:
-        """One update of the fake score on the generator as it is.
+        """One update of the fake score, and of the density ratio, on the generator as it is.
 
         At the start both scores are equal and the generator's gradient is zero: the fake score has to know the
         generator first.
         """
         step = self.progress.warmup_nimg // self.options.batch
         with distributed.phase(f"warm-up step {step}"):
-            self.fit_fake_score("warmup", step)
+            for _ in range(self.objective.needs_fake):
+                self.fit_fake_score("warmup", step)
+            self.ratio.fit(self, "warmup_ratio", step)
         self.progress.warmup_nimg += self.options.batch
 
     def step(self) -> None:
@@ -127,6 +149,7 @@ class Trainer:
         with distributed.phase(f"step {self.progress.step}"):
             for index in range(self.sharing.num_separate_updates(self.options.fake_steps)):
                 self.fit_fake_score(f"fake{index}", self.progress.step)
+            self.ratio.fit(self, "ratio", self.progress.step)
             self.move_generator()
         self.progress.advance(self.options.batch)
         self.generator.update_average(self.progress, self.options.batch)
@@ -144,9 +167,11 @@ class Trainer:
         w_sums = []
         for inputs in self.inputs("generator", self.progress.step):
             view = self.view(inputs)
-            scores = self.score(view.x0, inputs)
-            loss = self.objective.loss(scores).sum() + self.anchor(view.images, inputs)
-            self.generator.backward(loss / self.options.batch)
+            with frozen(self._passed_modules()):
+                scores = self.score(view.x0, inputs)
+                loss = self.objective.loss(scores).sum() + self.anchor(view.images, inputs)
+                loss = loss + self.ratio.adversarial_loss(scores, self.statistics)
+                self.generator.backward(loss / self.options.batch)
             self.sharing.after_backward(self, view.x0, inputs)
             w_sums += [] if view.w is None else [view.w.detach().sum(0)]
         self.sharing.finish(self)
@@ -162,14 +187,16 @@ class Trainer:
             return View(images, self.bridge.images(images), w)
 
     def score(self, x0: Tensor, inputs: StepInputs) -> Scores:
-        """Estimates of the denoisers from x_t = x0 + sigma n; differentiable if the objective asks for it."""
-        through = self.objective.through_networks
-        with torch.set_grad_enabled(through), frozen(self.fake_score.module) if through else nullcontext():
-            scores = self.sharing.scores(self, x0, inputs)
+        """Estimates from x_t = x0 + sigma n; differentiable in x0 where the objective or the ratio asks for it."""
+        with torch.set_grad_enabled(self.through_teacher):
+            x_t = self.noisy(x0, inputs)
+        with self.ratio.watching():
+            scores = self.sharing.scores(self, x0, x_t, inputs)
         if self.objective.needs_fake:
             gap = (scores.teacher - scores.fake).detach().square().mean(dim=[1, 2, 3]).sqrt()
             self.statistics.add_by_band("Score/gap", gap, inputs.sigma)
-        return scores
+            add_divergence(self.statistics, scores, self.sigma.at(self._position()))
+        return self.ratio.with_logit(self, scores, x_t, inputs)
 
     def noisy(self, x0: Tensor, inputs: StepInputs) -> Tensor:
         """x_t = x0 + sigma n at the noise levels of the generator's gradient."""
@@ -180,8 +207,6 @@ class Trainer:
         denoiser: Denoiser,
         x_t: Tensor,
         inputs: StepInputs,
-        *,
-        dropout: bool | None = None,
         purpose: str = "paired dropout",
     ) -> Tensor:
         """D(x_t) for the generator's gradient.
@@ -190,11 +215,12 @@ class Trainer:
             denoiser: Teacher or fake score.
             x_t: Images with noise.
             inputs: Noise levels, labels and seeds.
-            dropout: Whether dropout is on; None for the options' `paired_dropout`.
             purpose: Purpose of the seeds: the same purpose gives the same masks in both networks.
         """
-        dropout = self.options.paired_dropout if dropout is None else dropout
-        return self._denoise(denoiser, x_t, inputs.sigma, inputs, None, dropout, purpose)
+        through = self.through_teacher if denoiser is self.teacher else self.through_fake_score
+        dropout = self.sharing.teacher_dropout(self.options)
+        with torch.set_grad_enabled(through):
+            return self._denoise(denoiser, x_t, inputs.sigma, inputs, None, dropout, purpose)
 
     def fake_score_backward(self, x0: Tensor, inputs: StepInputs) -> Tensor:
         """Adds the gradient of the fake score's denoising loss.
@@ -228,13 +254,15 @@ class Trainer:
 
     def inputs(self, stream: str, step: int) -> Iterator[StepInputs]:
         """Inputs of an update, as far as they are this process's, in micro-batches of `batch_gpu` images."""
-        options, progress = self.options, min(self.progress.cur_nimg / (self.options.kimg * 1000), 1.0)
-        moves_generator = stream == "generator"
+        options, progress = self.options, self._position()
+        moves_generator, fits_ratio = stream == "generator", stream in ("ratio", "warmup_ratio")
         shares_noise = moves_generator and self.sharing.shares_noise
-        fits_fake = not moves_generator or (self.sharing.shares_images and not shares_noise)
+        fits_fake = not (moves_generator or fits_ratio) or (
+            moves_generator and self.sharing.shares_images and not shares_noise
+        )
         whole = draw(
             self.input_shape,
-            self.sigma.at(progress) if moves_generator else None,
+            self.sigma.at(progress) if moves_generator or fits_ratio else None,
             self.fake_sigma.at(progress) if fits_fake else None,
             options.seed,
             stream,
@@ -246,6 +274,15 @@ class Trainer:
             if shares_noise:
                 part = replace(part, fake_sigma=part.sigma, fake_noise=part.noise)
             yield part
+
+    def _position(self) -> float:
+        """Position of the run, from 0 (its start) to 1 (its end)."""
+        return min(self.progress.cur_nimg / (self.options.kimg * 1000), 1.0)
+
+    def _passed_modules(self) -> list[torch.nn.Module]:
+        """Trained networks that the generator's gradient passes through."""
+        fake_score = [self.fake_score] if self.through_fake_score else []
+        return [trained.module for trained in (*fake_score, *(self.ratio.trained if self.ratio.differentiable else ()))]
 
     # -- details --------------------------------------------------------------------------------------
 
@@ -285,7 +322,7 @@ class Trainer:
         return w_sum / self.options.batch
 
     def _accelerate(self) -> None:
-        denoisers = [self.teacher, *(trained.network for trained in self.networks[1:])]
+        denoisers: list[Any] = [self.teacher, *([self.fake_score.network] if self.objective.needs_fake else [])]
         trained = [network.network for network in self.networks]
         for denoiser in denoisers:
             denoiser.module.use_fp16 = False  # the precision is chosen here, not by the pickle
@@ -293,11 +330,12 @@ class Trainer:
             for network in [self.teacher, *trained]:
                 compile_blocks(network.blocks())
         if self.options.checkpoint:
-            for network in trained:
+            for network in [*trained, *([self.teacher] if self.through_teacher else [])]:
                 checkpoint_blocks(network.blocks())
         if self.options.cuda_graphs:
             graphs = CudaGraphs()
-            for denoiser in denoisers:
+            # A replayed graph would not show the teacher's features to the ratio.
+            for denoiser in denoisers[1:] if self.ratio.trained else denoisers:
                 graph_forward(denoiser.module, graphs)
 
     def _optimizer(self, network: Generator | Denoiser) -> Optimizer:
@@ -306,6 +344,10 @@ class Trainer:
         return Optimizer(
             trained, (options.beta1, options.beta2), options.clip_grad, scale_loss=self.precision == "fp16"
         )
+
+    def _head_optimizer(self, head: RatioNetwork) -> Optimizer:
+        """Without scaling of the loss: the head computes in float32."""
+        return Optimizer(head.module.parameters(), (self.options.beta1, self.options.beta2), self.options.clip_grad)
 
     def _generator_rate(self, progress: Progress) -> float:
         options = self.options
@@ -321,6 +363,11 @@ class Trainer:
         """Counted from the start of the warm-up, and without decay: the fake score follows to the end."""
         seen = progress.warmup_nimg + progress.cur_nimg
         return learning_rate(self.options.flr, seen, rampup_nimg=self.options.lr_rampup_kimg * 1000)
+
+    def _ratio_rate(self, progress: Progress) -> float:
+        """As the fake score's."""
+        seen = progress.warmup_nimg + progress.cur_nimg
+        return learning_rate(self.options.rlr, seen, rampup_nimg=self.options.lr_rampup_kimg * 1000)
 
 
 Contract = TypeVar("Contract", Generator, Denoiser)
@@ -340,13 +387,15 @@ def set_training(module: torch.nn.Module, mode: bool) -> None:
 
 
 @contextmanager
-def frozen(module: torch.nn.Module) -> Iterator[None]:
-    """Gradients pass through a network on their way to the generator, and leave the network's own alone."""
-    module.requires_grad_(False)
+def frozen(modules: Sequence[torch.nn.Module]) -> Iterator[None]:
+    """Gradients pass through networks on their way to the generator, and leave the networks' own alone."""
+    for module in modules:
+        module.requires_grad_(False)
     try:
         yield
     finally:
-        module.requires_grad_(True)
+        for module in modules:
+            module.requires_grad_(True)
 
 
 def check_options(pair: Pair, options: TrainingOptions) -> None:

@@ -10,6 +10,7 @@ import torch
 from scipy import integrate, special
 
 from refine.objectives import ikl
+from refine.objectives.weighting import WEIGHTINGS
 
 D = 4  # images are [N, 1, 2, 2]
 P_MEAN, P_STD = -0.5, 0.8
@@ -185,7 +186,7 @@ def test_fake_score_loss_sends_no_gradient_to_the_generator():
     assert x0.grad is None and denoised.grad is not None
 
 
-@pytest.mark.parametrize("weighting", ikl.WEIGHTINGS)
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
 def test_surrogate_has_the_gradient(weighting):
     torch.manual_seed(0)
     x0 = torch.randn(5, 3, 4, 4, requires_grad=True)
@@ -204,5 +205,5 @@ def test_no_gradient_where_both_scores_agree():
 
 
 def test_unknown_weighting():
-    with pytest.raises(ValueError, match="weighting must be one of uniform, dmd, score, not 'x'"):
+    with pytest.raises(ValueError, match="weighting must be one of uniform, dmd, score, vsd, not 'x'"):
         ikl.generator_gradient(*[torch.zeros(1, 1, 1, 1)] * 3, torch.ones(1), "x")
