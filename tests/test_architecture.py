@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Modules and folders of refine/, from the bottom up: each imports itself and those before it, and nothing else of ours.
 # The package itself offers names of the product lazily: importing a light component never loads a heavy one.
 ORDER = (
+    "version",
     "errors",
     "contracts",
     "objectives",
@@ -229,7 +230,7 @@ def test_every_imported_package_is_a_declared_dependency() -> None:
     assert dependencies
     declared = {re.split(r"[<>=]", line)[0] for line in re.findall(r'"([^"]+)"', dependencies[1])}
     declared |= {"PIL"} if "pillow" in declared else set()
-    optional = {"tensorboard", "safetensors", "onnx", "onnxruntime", "sklearn"}
+    optional = {"wandb", "imageio", "imageio_ffmpeg", "yaml", "tensorboard", "safetensors", "onnx", "onnxruntime", "sklearn"}
     for package in sorted(OURS):
         for path in (ROOT / package).rglob("*.py"):
             tops = {name.split(".")[0] for name in imports(path, ROOT)} - OURS - set(sys.stdlib_module_names)
