@@ -9,10 +9,15 @@ import torch
 from PIL import Image
 
 
+def to_uint8(images: torch.Tensor) -> torch.Tensor:
+    """Images [N, C, H, W] in [-1, 1] as the StyleGAN family stores them: x * 127.5 + 128, clamped, truncated."""
+    return (images.float().cpu() * 127.5 + 128).clamp(0, 255).to(torch.uint8)
+
+
 def image_grid(images: torch.Tensor, columns: int) -> Image.Image:
     """Images [N, C, H, W], C = 1 or 3, range [-1, 1], as one picture; the last row may be short."""
     batch, channels, height, width = images.shape
-    pixels = (images.float().cpu() * 127.5 + 128).clamp(0, 255).to(torch.uint8)
+    pixels = to_uint8(images)
     rows = -(-batch // columns)
     canvas = torch.zeros(rows * columns, channels, height, width, dtype=torch.uint8)
     canvas[:batch] = pixels

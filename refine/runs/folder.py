@@ -17,8 +17,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from refine.errors import UserError
 from refine.files.atomic import atomic_write, cannot_write
 
@@ -153,11 +151,6 @@ class RunFolder:
     def states(self) -> list[Path]:
         """The training states in the folder, oldest first."""
         return sorted((p for p in self.path.iterdir() if _STATE.fullmatch(p.name)), key=_kimg)
-
-    def save_picture(self, name: str, picture: Image.Image) -> None:
-        """Writes a picture as PNG."""
-        with atomic_write(self.path / name) as file:
-            picture.save(file, "PNG")
 
     def _append(self, name: str, line: str) -> None:
         path = self.path / name
