@@ -19,7 +19,7 @@ import numpy as np
 import scipy.linalg
 import torch
 
-from refine.metrics.fid import frechet_distance
+from refine.metrics.fid import fid
 from refine.metrics.moments import Moments
 from refine.metrics.precision_recall import MAX_BLOCK_BYTES, precision_recall
 
@@ -44,7 +44,7 @@ def with_sqrtm(mean1: np.ndarray, cov1: np.ndarray, mean2: np.ndarray, cov2: np.
 def compare_fid(count: int, dimension: int, runs: int) -> None:
     sets = [Moments.of(features(count, dimension, seed)) for seed in (1, 2)]
     arguments = [array for moments in sets for array in (moments.mean, moments.covariance())]
-    ways = {"sqrtm": with_sqrtm, "refine": lambda *a: frechet_distance(*a).value}
+    ways = {"sqrtm": with_sqrtm, "refine": lambda *a: fid(*a).value}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     values = {}
     for _ in range(runs):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -128,7 +127,8 @@ def _backend() -> str:
 
 
 def _measure(given: dict[str, Any], options: Any, device: Any) -> None:
-    from refine import pickles
+    from refine.files.digest import file_sha256
+    from refine.files.jsonl import to_json
     from refine.metrics.offline import prefetch
     from refine.metrics.reference import Teacher
     from refine.metrics.resolve import warn_of_recorded_data
@@ -145,7 +145,7 @@ def _measure(given: dict[str, Any], options: Any, device: Any) -> None:
         if given["teacher"]:
             loaded = load_teacher(given["teacher"], trust=trust)
             network: Any = loaded.network.to(device)
-            sha256 = pickles.file_sha256(loaded.pickle.path)
+            sha256 = file_sha256(loaded.pickle.path)
             teacher = Teacher(network, given["teacher"], sha256, given["class_map"])
         if options.data is None and options.ref == "auto":
             warn_of_recorded_data(networks[0].pickle)
@@ -164,7 +164,7 @@ def _measure(given: dict[str, Any], options: Any, device: Any) -> None:
         path = loaded.pickle.path.resolve()  # network-best.pkl is a link to a snapshot
         for row in suite.measure(generator, path.name):
             if distributed.is_first():
-                click.echo(json.dumps(row))
+                click.echo(to_json(row))
                 results = " ".join(f"{name} {value:.6g}" for name, value in row["results"].items() if value is not None)
                 click.echo(f"{path.name}: {results}", err=True)
                 if (path.parent / "training_options.json").is_file() and re.fullmatch(r"network-.*\.pkl", path.name):
@@ -177,11 +177,12 @@ def _measure(given: dict[str, Any], options: Any, device: Any) -> None:
 def _export(given: dict[str, Any], suite: Any) -> None:
     from refine.metrics.reference_file import save_reference
 
-    spec = next((spec for spec in suite.specs if spec.needs_reference and spec.kind != "pr"), None)
-    if spec is None or suite.reference is None or suite.reference.kind == "statistics":
+    compared = [metric for metric in suite.metrics if metric.needs_reference]
+    metric = next((m for m in compared if m.features(suite.detectors[m.name]).keep != "half"), None)
+    if metric is None or suite.reference is None or suite.reference.kind == "statistics":
         raise UserError("--export-ref writes the statistics of a data set or teacher for a FID or KID: name those.")
-    detector = suite.detectors[spec.name]
-    save_reference(given["export_ref"], suite.reference, detector, spec, features=given["export_features"])
+    detector = suite.detectors[metric.name]
+    save_reference(given["export_ref"], suite.reference, detector, metric, features=given["export_features"])
     click.echo(f"Wrote {given['export_ref']}", err=True)
 
 

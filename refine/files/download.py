@@ -25,6 +25,7 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from refine.errors import UserError
+from refine.files.digest import file_sha256
 
 if TYPE_CHECKING:
     import requests  # takes a while to import, which a start without a download should not pay for
@@ -283,14 +284,6 @@ def _defect(path: Path, size: int | None, sha256: str | None) -> str | None:
     """What distinguishes the file at `path` from the expected one; None if nothing does."""
     if size is not None and path.stat().st_size != size:
         return f"it has {path.stat().st_size} bytes instead of {size}"
-    if sha256 is not None and (digest := _sha256(path)) != sha256:
+    if sha256 is not None and (digest := file_sha256(path)) != sha256:
         return f"its sha256 is {digest} instead of {sha256}"
     return None
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
