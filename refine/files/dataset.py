@@ -20,8 +20,6 @@ from refine.errors import UserError
 from refine.files.labels import labels_in, parse_labels
 from refine.files.listing import LABELS_FILE, DatasetFiles, counted, one_line, open_files, with_slashes
 
-Shape = tuple[int, int, int]  # C, H, W
-
 _UNUSABLE_MODES = {"RGBA": "has an alpha channel", "LA": "has an alpha channel", "P": "has a palette"}
 
 
@@ -65,7 +63,7 @@ class ImageDataset:
         if not listing.images:
             raise UserError(f"There are no images in {self.path}: give a StyleGAN data set, a ZIP or folder of PNGs.")
         self.file_names, self.notes = list(listing.images), listing.notes
-        self.image_shape: Shape = decode(self.files, self.file_names[0]).shape  # type: ignore[assignment]
+        self.image_shape = decode(self.files, self.file_names[0]).shape
         if problem := _shape_problem(self.image_shape, self.image_shape):
             raise UserError(f"{self.path}/{self.file_names[0]} {problem}")
         self.raw_labels = read_labels(self.files)

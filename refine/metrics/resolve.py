@@ -158,9 +158,8 @@ def fit_labels(reference: Reference, generator: Any) -> tuple[Labels | None, tup
     if not len(absent):
         return labels, ()
     named = ", ".join(map(str, absent[:10])) + (", ..." if len(absent) > 10 else "")
-    return labels, (
-        f"{where} has no image of {len(absent)} of the generator's {c_dim} classes ({named}): none is drawn.",
-    )
+    note = f"{where} has no images of {len(absent)} of the generator's {c_dim} classes ({named}): they are not drawn."
+    return labels, (note,)
 
 
 def labels_source(reference: Reference | None, labels: Labels | None, generator: Any) -> str | None:
