@@ -32,7 +32,7 @@ _NAMED_ALIKE = ("data", "ref", "detector", "vgg", "trust_detector", "fid_seeds",
 
 @click.command(cls=Command)
 @click.option(
-    "--network", required=True, type=Spec(), metavar=f"{NETWORK}|DIR",
+    "--network", type=Spec(), metavar=f"{NETWORK}|DIR",
     help="Generator to measure; DIR: all snapshots of a run.",
 )  # fmt: skip
 @field_options(
@@ -84,11 +84,19 @@ _NAMED_ALIKE = ("data", "ref", "detector", "vgg", "trust_detector", "fid_seeds",
     "--grid", type=OutFile(".png"), metavar="PNG", help="Picture of samples; with --before, of both side by side."
 )
 @click.option("--before", type=Spec(), metavar=NETWORK, help="Generator to show beside in --grid, at the same latents.")
+@click.option(
+    "--check-data", type=Spec(), metavar="ZIP|DIR", help="List everything that is wrong with a data set, and stop."
+)
 @click.option("--prefetch", is_flag=True, help="Download all that is needed, prove that it works offline, and stop.")
 @force_option
 @trust_option
 def main(metrics: MetricNames, **given: Any) -> None:
     """Measure a generator as the StyleGAN suite does; rows go to stdout, and beside the snapshot in a run's folder."""
+    if given["check_data"]:
+        _check_data(given["check_data"])
+        return
+    if not given["network"]:
+        raise click.UsageError("Give --network, the generator to measure, or --check-data.")
     if metrics.auto or not metrics.names:
         raise click.UsageError(f"--metrics={metrics} measures nothing: name metrics, such as --metrics=fid5k_full.")
     if given["data"] is not None and given["ref"] not in ("auto", "data"):
@@ -118,6 +126,22 @@ def main(metrics: MetricNames, **given: Any) -> None:
     with distributed.processes(backend or _backend()) as place:
         device = choose_device(given["device"], place.local_rank if place.size > 1 else None)
         _measure(given, options, device)
+
+
+def _check_data(path: str) -> None:
+    """Prints every problem of a data set, a line each, and what it holds.
+
+    Raises:
+        UserError: There are problems.
+    """
+    from refine.files.dataset import check_dataset
+    from refine.metrics.resolve import dataset_path
+
+    found = check_dataset(dataset_path(path))
+    for line in (*found.problems, *found.notes, found.summary):
+        click.echo(line)
+    if found.problems:
+        raise UserError(f"{path} has {len(found.problems):,} problems, listed above: mend or remove these files.")
 
 
 def _backend() -> str:

@@ -223,15 +223,11 @@ def check_dataset(path: str | Path) -> DatasetCheck:
         problem = found if isinstance(found, str) else _shape_problem(found, usual)
         if problem:
             problems.append(problem if isinstance(found, str) else f"{files.path}/{name} {problem}")
-    labels = None
     try:
-        labels = read_labels(files)
+        about = _describe_labels(read_labels(files))
     except UserError as error:
         problems.append(str(error))
-    about = "without labels" if labels is None else f"with {labels.shape[1]} numbers as label"
-    if labels is not None and labels.ndim == 1:
-        classes = np.unique(labels)
-        about = f"with labels of {len(classes)} classes ({classes.min()} to {classes.max()})"
+        about = "with unusable labels"
     size = "" if usual is None else f" of {_describe(usual)}"
     return DatasetCheck(
         f"{files.path}: {counted(len(names), 'image')}{size}, {about}", files.listing.notes, tuple(problems)
@@ -245,6 +241,15 @@ def _shape_problem(shape: tuple[int, ...], wanted: tuple[int, ...] | None) -> st
     if wanted is not None and shape != wanted:
         return f"is {_describe(shape)} and the others are {_describe(wanted)}: all images must be alike."
     return None
+
+
+def _describe_labels(labels: np.ndarray | None) -> str:
+    if labels is None:
+        return "without labels"
+    if labels.ndim == 2:
+        return f"with labels of {counted(labels.shape[1], 'number')}"
+    classes = np.unique(labels)
+    return f"with labels of {len(classes)} classes ({classes.min()} to {classes.max()})"
 
 
 def _describe(shape: tuple[int, ...]) -> str:
