@@ -64,7 +64,8 @@ def fid(
     eigenvalues = scipy.linalg.eigvalsh((product + product.T) / 2, check_finite=False, overwrite_a=True)
     kept = np.maximum(eigenvalues[::-1][:rank], 0)
     roots = np.sqrt(kept)
-    distance = np.square(mu1 - mu2).sum() + np.trace(sigma1) + np.trace(sigma2) - 2 * roots.sum()
+    with np.errstate(over="ignore", invalid="ignore"):
+        distance = np.square(mu1 - mu2).sum() + np.trace(sigma1) + np.trace(sigma2) - 2 * roots.sum()
     # An eigenvalue is known to within a few roundings of the largest, its root to within min(sqrt(d), d / root).
     d = dimension * np.finfo(np.float64).eps * float(kept.max(initial=0.0))
     error = 2 * np.minimum(np.sqrt(d), d / np.maximum(roots, np.finfo(np.float64).tiny)).sum()

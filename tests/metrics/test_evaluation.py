@@ -133,11 +133,16 @@ def test_every_kind_of_reference(
     ],
 )
 def test_what_cannot_be(
-    generator: Any, arguments: tuple[Any, ...], options: dict[str, Any], error: type[Exception], says: str
+    generator: Any,
+    detectors: dict[str, str],
+    arguments: tuple[Any, ...],
+    options: dict[str, Any],
+    error: type[Exception],
+    says: str,
 ) -> None:
     given = tuple(generator if value == "G" else value for value in arguments)
     with pytest.raises(error, match=says):
-        evaluate(*given, device="cpu", **options)
+        evaluate(*given, device="cpu", **detectors, **options)
 
 
 def test_images_of_the_wrong_shape(data: str, detectors: dict[str, str]) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import importlib
 import io
 import json
 import logging
 import os
+import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +33,8 @@ from refine.metrics import resolve as choices
 from refine.metrics.batch_size import BatchSize
 from refine.metrics.detectors import Detector
 from refine.metrics.fid import frechet_distance
-from refine.metrics.metric import parse_metric
+from refine.metrics.inception_score import InceptionScore
+from refine.metrics.metric import COUNT, Metric, Results, metric_classes, parse_metric
 from refine.metrics.moments import Moments
 from refine.metrics.reference import TeacherReference
 from refine.metrics.reference_file import StatisticsReference
@@ -508,3 +512,155 @@ def test_exported_reference(generator: Any, data: str, detectors: dict[str, str]
     save_reference(path, suite.reference, detector, suite.metrics[0], features=False)
     with pytest.raises(UserError, match="no features"):
         rows_of(generator, metrics=("kid100_full",), ref=str(path), **only)
+
+
+# -- labels and their origin --------------------------------------------------------------------------
+
+
+def origin(row: Row) -> str | None:
+    return row["provenance"].get("labels")
+
+
+def test_the_origin_of_labels_is_in_the_row_and_in_the_log(
+    conditional: Any,
+    generator: Any,
+    data: str,
+    detectors: dict[str, str],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    labelled = small_copy(data, tmp_path, lambda i: i % 5 if i < 10 else 0)
+    with caplog.at_level(logging.INFO, logger="refine"):
+        rows = rows_of(conditional, metrics=("fid20_full", "is20"), data=labelled, **detectors)
+    assert [origin(row) for row in rows] == ["data", "data"] and labelled not in caplog.text
+    unlabelled = small_copy(data, tmp_path, None)
+    with caplog.at_level(logging.INFO, logger="refine"):
+        (row,) = rows_of(conditional, metrics=("fid20_full",), data=unlabelled, **detectors)
+    assert origin(row) == "uniform" and row["results"] != rows[0]["results"]
+    assert f"{unlabelled} has no labels" in caplog.text
+    (row,) = rows_of(conditional, metrics=("is20",), **detectors)
+    assert origin(row) == "uniform"
+    (row,) = rows_of(generator, metrics=("fid20_full",), data=data, **detectors)
+    assert "labels" not in row["provenance"]
+
+
+def test_a_data_set_without_some_of_the_classes(
+    conditional: Any, data: str, detectors: dict[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The last class too, which makes the labels narrower than the generator's."""
+    partial = small_copy(data, tmp_path, lambda i: (0, 2)[i % 2])
+    with caplog.at_level(logging.INFO, logger="refine"):
+        suite = Suite.build(MetricOptions(metrics=("fid20_full",), data=partial, **detectors), conditional, CPU, None)
+    assert suite.labels is not None and suite.labels.counts is not None
+    assert suite.labels.counts.tolist() == [30, 0, 30, 0, 0]
+    assert partial in caplog.text and "(1, 3, 4)" in caplog.text
+    (row,) = suite.measure(conditional, "a.pkl")
+    assert origin(row) == "data"
+
+
+def test_what_a_data_set_leaves_out_is_said_once(
+    generator: Any, data: str, detectors: dict[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = Path(small_copy(data, tmp_path, None, size=32))
+    (path / ".ipynb_checkpoints").mkdir()
+    shutil.copy(path / "000.png", path / ".ipynb_checkpoints/000-checkpoint.png")
+    with caplog.at_level(logging.WARNING, logger="refine"):
+        (row,) = rows_of(generator, metrics=("fid60",), data=str(path), mirror=True, **detectors)
+    assert row["provenance"]["reference"]["num_images"] == 60
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 1 and "000-checkpoint.png" in said[0] and str(path) in said[0]
+
+
+# -- too few images, and values that are not finite ---------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("count", "metric", "needed"),
+    [(1, "kid20_full", 2), (1, "fid20_full", 2), (1, "fdd20", 2), (3, "pr1k3_full", 4), (5, "pr1k7", 8)],
+)
+def test_metrics_that_so_few_images_do_not_define(
+    generator: Any, data: str, detectors: dict[str, str], tmp_path: Path, count: int, metric: str, needed: int
+) -> None:
+    few = small_copy(data, tmp_path, None, size=32, count=count)
+    with pytest.raises(UserError) as caught:
+        make_measure(MetricOptions(metrics=(metric,), data=few, **detectors), generator, CPU)  # before images are drawn
+    message = str(caught.value)
+    assert metric in message and str(needed) in message and str(count) in message
+
+
+@pytest.mark.parametrize(("count", "metric"), [(2, "kid20_full"), (2, "fid20_full"), (4, "pr1k3_full")])
+def test_metrics_that_so_few_images_do_define(
+    generator: Any, data: str, detectors: dict[str, str], tmp_path: Path, count: int, metric: str
+) -> None:
+    few = small_copy(data, tmp_path, None, size=32, count=count)
+    (row,) = rows_of(generator, metrics=(metric,), data=few, **detectors)
+    assert all(np.isfinite(value) for value in row["results"].values())
+
+
+def test_a_warning_of_few_images_is_logged_too(
+    generator: Any, data: str, detectors: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    measure = make_measure(MetricOptions(metrics=("fid40_full",), data=data, **detectors), generator, CPU)
+    with caplog.at_level(logging.WARNING, logger="refine"):
+        (row,) = measure(generator, "a.pkl")
+        measure(generator, "b.pkl")
+    assert [r.getMessage() for r in caplog.records] == [f"fid40_full: {row['provenance']['warning']}"]
+
+
+def test_a_teacher_that_draws_nothing_finite(
+    generator: Any, denoiser: Any, detectors: dict[str, str], own_cache: Path
+) -> None:
+    broken = copy.deepcopy(denoiser)
+    with torch.no_grad():
+        next(p for p in broken.parameters() if p.ndim == 4).view(-1)[0] = float("nan")
+    with pytest.raises(UserError, match=r"teachers/own\.pkl"):
+        rows_of(
+            generator, Teacher(broken, "teachers/own.pkl", "0" * 64), metrics=("fid20_full",), ref="teacher",
+            ref_images=4, **detectors
+        )  # fmt: skip
+    assert not list(cache.directory().glob("*.npz"))
+
+
+def test_values_that_are_not_finite_are_no_rows(
+    generator: Any, data: str, detectors: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    huge = npz(tmp_path / "huge.npz", mu=np.full(48, 1e200), sigma=np.eye(48))
+    with pytest.raises(UserError, match="fid20_full"):
+        rows_of(generator, metrics=("fid20_full",), ref=huge, **detectors)
+    module = importlib.import_module("refine.metrics.inception_score")
+    monkeypatch.setattr(module, "inception_score", lambda _: InceptionScore(2.0, float("nan")))
+    with pytest.raises(UserError, match="is20_std is nan"):
+        rows_of(generator, metrics=("is20",), **detectors)
+
+
+# -- a metric of one's own ----------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Spread(Metric):
+    """Mean distance of the generator's features from their mean, over the reference's."""
+
+    forms = (rf"spread{COUNT}",)
+    examples = ("spread50k",)
+
+    def results(self, label: str, measured: Any) -> Results:
+        real, (generated,) = measured.real, measured.generated
+        value = np.trace(generated.covariance()) / np.trace(real.covariance())
+        return Results({label: float(value)}, {"dimension": real.dimension})
+
+
+def test_a_metric_is_one_class_and_one_entry(
+    generator: Any, data: str, detectors: dict[str, str], inception: Detector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = metric_classes()
+    monkeypatch.setattr("refine.metrics.metric.metric_classes", lambda: (*known, Spread))
+    fid_row, row = rows_of(generator, metrics=("fid100", "spread100"), data=data, **detectors)
+    dataset = ImageDataset(data)
+    real = inception.features(torch.from_numpy(np.stack([dataset.image(i) for i in range(100)])))
+    generated = inception.features(Sampler(generator, CPU).images(range(100)))
+    expected = np.trace(Moments.of(generated).covariance()) / np.trace(Moments.of(real).covariance())
+    assert row["results"] == {"spread100": pytest.approx(expected, rel=1e-5)}
+    assert row["provenance"]["dimension"] == 48 and row["metric"] == "spread100"
+    assert row.keys() == fid_row.keys()
+    with pytest.raises(UserError, match="spread5k"):
+        MetricOptions(metrics=("spred5k",))
