@@ -39,29 +39,36 @@ def require_finite(images: Tensor, source: str, remedy: str) -> None:
         raise UserError(f"{source} draws images that are not finite: {remedy}.")
 
 
-def tile(images: Tensor | np.ndarray, columns: int, fill: int = 0) -> np.ndarray:
+def tile(images: Tensor | np.ndarray, columns: int, *, fill: int = 0, gap: int = 0) -> np.ndarray:
     """A grid, row by row.
 
     Args:
         images: Uint8 [N, C, H, W].
         columns: Images in a row.
-        fill: Value of the places that a short last row leaves empty.
+        fill: Value of the gaps, and of the places that a short last row leaves empty.
+        gap: Pixels between two images.
 
     Returns:
-        Uint8 [rows * H, columns * W, C].
+        Uint8 [rows * (H + gap) - gap, columns * (W + gap) - gap, C].
     """
     pixels = images if isinstance(images, np.ndarray) else images.cpu().numpy()
     count, channels, height, width = pixels.shape
     rows = -(-count // columns)
-    canvas = np.full((rows * columns, channels, height, width), fill, np.uint8)
-    canvas[:count] = pixels
-    grid = canvas.reshape(rows, columns, channels, height, width).transpose(0, 3, 1, 4, 2)
-    return grid.reshape(rows * height, columns * width, channels)
+    canvas = np.full((rows * columns, channels, height + gap, width + gap), fill, np.uint8)
+    canvas[:count, :, :height, :width] = pixels
+    grid = canvas.reshape(rows, columns, channels, height + gap, width + gap).transpose(0, 3, 1, 4, 2)
+    grid = grid.reshape(rows * (height + gap), columns * (width + gap), channels)
+    return grid[: grid.shape[0] - gap, : grid.shape[1] - gap]
 
 
 def image_grid(images: Tensor, columns: int) -> Image.Image:
     """Images [N, C, H, W], C = 1 or 3, in [-1, 1] as one picture, row by row; a short last row ends black."""
-    return to_picture(tile(to_uint8(images), columns))
+    return picture_of(tile(to_uint8(images), columns))
+
+
+def to_picture(image: Tensor) -> Image.Image:
+    """An image [1, C, H, W], C = 1 or 3, in [-1, 1] as a picture."""
+    return image_grid(image, 1)
 
 
 def join(pictures: Sequence[np.ndarray], gap: int, axis: int) -> np.ndarray:
@@ -78,13 +85,13 @@ def enlarge(pixels: np.ndarray, factor: int) -> np.ndarray:
     return pixels.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
-def to_picture(pixels: np.ndarray) -> Image.Image:
+def picture_of(pixels: np.ndarray) -> Image.Image:
     """Uint8 [H, W, C], C = 1 or 3, as a Pillow image."""
     return Image.fromarray(np.ascontiguousarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels))
 
 
-def to_pixels(picture: Image.Image) -> np.ndarray:
-    """A gray or RGB Pillow image as uint8 [H, W, C]; the inverse of `to_picture`."""
+def pixels_of(picture: Image.Image) -> np.ndarray:
+    """A gray or RGB Pillow image as uint8 [H, W, C]; the inverse of `picture_of`."""
     array = np.asarray(picture)
     return array[:, :, None] if array.ndim == 2 else array
 
@@ -96,4 +103,4 @@ def write_png(path: str | os.PathLike[str], pixels: np.ndarray) -> None:
         UserError: The file cannot be written.
     """
     with atomic_write(path) as file:
-        to_picture(pixels).save(file, "PNG")
+        picture_of(pixels).save(file, "PNG")

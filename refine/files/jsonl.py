@@ -46,8 +46,12 @@ def _finite(value: Any) -> Any:
     return [_finite(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def read_rows(path: Path) -> Rows:
+def read_rows(path: Path, most: int | None = None) -> Rows:
     """Reads a file of JSON lines; a file that does not exist has none.
+
+    Args:
+        path: The file.
+        most: Most lines to parse; of more, evenly many and the last one. None: all.
 
     Raises:
         UserError: The file cannot be read.
@@ -55,7 +59,10 @@ def read_rows(path: Path) -> Rows:
     rows: list[Row] = []
     num_damaged = 0
     with reading(path):
-        lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else []
+        text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    lines = [line for line in text.split("\n") if line.strip()]
+    if most is not None and len(lines) > most:
+        lines = [*lines[: -1 : -(-len(lines) // most)], lines[-1]]
     for line in lines:
         try:
             row = json.loads(line)
@@ -63,6 +70,6 @@ def read_rows(path: Path) -> Rows:
             row = None
         if isinstance(row, dict):
             rows.append(row)
-        elif line.strip():
+        else:
             num_damaged += 1
     return Rows(rows, num_damaged)

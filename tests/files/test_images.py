@@ -14,10 +14,11 @@ from refine.files.images import (
     enlarge,
     image_grid,
     join,
+    picture_of,
+    pixels_of,
     require_finite,
     tile,
     to_picture,
-    to_pixels,
     to_uint8,
     write_png,
 )
@@ -52,6 +53,14 @@ def test_a_grid_holds_every_image_in_its_place(channels: int, as_array: bool) ->
         part = grid[4 * row : 4 * row + 4, 6 * column : 6 * column + 6]
         np.testing.assert_array_equal(part, images[i].permute(1, 2, 0).numpy())
     assert (grid[8:, 6:] == 7).all()
+    spaced = tile(images, 2, fill=9, gap=3)
+    assert spaced.shape == (18, 15, channels)
+    assert (spaced[4:7] == 9).all() and (spaced[:, 6:9] == 9).all()
+    for i in range(5):
+        row, column = divmod(i, 2)
+        np.testing.assert_array_equal(
+            spaced[7 * row : 7 * row + 4, 9 * column : 9 * column + 6], images[i].permute(1, 2, 0).numpy()
+        )
 
 
 def test_joined_and_enlarged() -> None:
@@ -66,13 +75,14 @@ def test_joined_and_enlarged() -> None:
 def test_pictures_and_files(tmp_path: Path) -> None:
     for channels, mode in ((1, "L"), (3, "RGB")):
         pixels = np.random.default_rng(0).integers(0, 256, (4, 6, channels), dtype=np.uint8)
-        assert to_picture(pixels).mode == mode
-        np.testing.assert_array_equal(to_pixels(to_picture(pixels)), pixels)
+        assert picture_of(pixels).mode == mode
+        np.testing.assert_array_equal(pixels_of(picture_of(pixels)), pixels)
         write_png(tmp_path / "a.png", pixels)
         with Image.open(tmp_path / "a.png") as picture:
-            np.testing.assert_array_equal(to_pixels(picture), pixels)
+            np.testing.assert_array_equal(pixels_of(picture), pixels)
     images = torch.rand(3, 3, 4, 4) * 2 - 1
     np.testing.assert_array_equal(np.asarray(image_grid(images, 2)), tile(to_uint8(images), 2))
+    np.testing.assert_array_equal(np.asarray(to_picture(images[1:2])), to_uint8(images)[1].permute(1, 2, 0).numpy())
     with pytest.raises(UserError) as caught:
         write_png(tmp_path / "nowhere/a.png", pixels)
     assert str(tmp_path / "nowhere/a.png") in str(caught.value)

@@ -49,6 +49,13 @@ def test_rows_and_damaged_lines(tmp_path: Path) -> None:
     assert rows == [{"a": 1}, {"b": "\u2028"}] and num_damaged == 4
 
 
+def test_of_many_rows_evenly_many_and_the_last_one(tmp_path: Path) -> None:
+    path = tmp_path / "stats.jsonl"
+    path.write_text("".join(f'{{"n": {n}}}\n' for n in range(10)))
+    for most, expected in ((10, list(range(10))), (5, [0, 2, 4, 6, 8, 9]), (1, [0, 9])):
+        assert [row["n"] for row in read_rows(path, most).rows] == expected
+
+
 def test_what_the_system_says_becomes_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught, reading(tmp_path / "a"):
         (tmp_path / "b").read_bytes()
