@@ -18,13 +18,13 @@ ROOT = Path(__file__).resolve().parents[2]
 FIELD = r'^REPOSITORY = "(.*)"  # @param {type:"string"}$'
 # The demo of a few steps, a few samples.
 SHORT_DEMO = """
-import refine.commands.run as command
+import refine.config as config
 import refine.digits.judge as judge
-make_config, of_run = command.make_config, judge.print_judgement
+from_preset, of_run = config.RunConfig.from_preset, judge.print_judgement
 short = {"kimg": 0.064, "warmup_kimg": 0.032, "tick_kimg": 0.032, "metrics": "fid100_full"}
-command.make_config = lambda changes: make_config(changes | short)
+config.RunConfig.from_preset = lambda name, **options: from_preset(name, **options, **short)
 judge.print_judgement = lambda folder: of_run(folder, 100)
-from refine.commands.demo import main
+from refine.digits.demo import main
 main()
 """
 
