@@ -15,7 +15,7 @@ ALWAYS = ("gan", "teacher", "preset")
 
 
 def defaults(preset: Any) -> list[dict[str, Any]]:
-    """What options are if they are not given: with labels, and without.
+    """Values of options that are not given: for a pair with labels, and for one without.
 
     Args:
         preset: Name of the preset. With None, or a name that this version does not know, only the options that no

@@ -92,7 +92,7 @@ def class_fact(run: Run) -> str:
 
 
 def warnings(run: Run, metrics: Sequence[Metric]) -> list[str]:
-    """What a reader should know before believing the numbers, a sentence each."""
+    """Warnings that a reader should know before believing the numbers, a sentence each."""
     found = []
     nonfinite = [value for _, value in run.series("Progress/num_nonfinite")]
     if nonfinite and max(nonfinite) > 0:
@@ -112,7 +112,7 @@ def warnings(run: Run, metrics: Sequence[Metric]) -> list[str]:
 
 
 def _past_best(run: Run, metric: Metric) -> str:
-    """Whether a distance rose again after its best snapshot."""
+    """A sentence if a distance rose again after its best snapshot, else nothing."""
     (best_kimg, best), (kimg, last) = metric.best, metric.end
     if not metric.is_distance or last <= best * (1 + PAST_BEST):
         return ""
