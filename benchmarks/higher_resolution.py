@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from refine import RunConfig, load_gan, load_teacher, refine
+from refine import RunConfig, load_gan, load_teacher, run
 from refine.digits.digits import Images, shipped_detector, shipped_split
 from refine.digits.figures import Figures, figures, generator_sampler, sample, teacher_sampler
 from refine.digits.judge import first_images
@@ -132,7 +132,7 @@ def refined(name: str, seed: int, folder: Path, **options: Any) -> Path:
         if moment_of(done) >= options["kimg"]:
             return done
     start = time.process_time()
-    snapshot = refine(RunConfig(outdir=str(folder), seed=seed, desc=desc, **(COMMON | options)))
+    snapshot = run(RunConfig(outdir=str(folder), seed=seed, desc=desc, **(COMMON | options)))
     print(f"{name}, seed {seed}: {time.process_time() - start:.0f} CPU s", flush=True)
     return snapshot
 
