@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import copy
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-import agreement
-import baseline_step
-import sharing
-import step
-
+from benchmarks.speed import baseline_step, step
+from benchmarks.studies import agreement, sharing
 from refine.config import RunConfig
 from refine.networks.edm_layers import UNetBlock
 from refine.pair.bridge import Bridge

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks import mixture
+from benchmarks.studies import mixture
 
 
 def test_denoiser_is_exact():

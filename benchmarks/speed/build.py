@@ -1,6 +1,6 @@
 """Time building the compiled operators, and what they add to the start of a process once they are built.
 
-    python benchmarks/build.py [--starts=9]
+    python -m benchmarks.speed.build [--starts=9]
 
 Builds go to a cache of their own, which is deleted. CPU time is that of all compilers together; the CUDA kernels are
 compiled for sm_90 by each compiler that there is. A start is that of `import torch` and a first `upfirdn2d` on the CPU,
@@ -19,7 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 BUILDS = {
     "CPU library": "build.cpu_library()",
     "CUDA kernels, NVRTC": "build.nvrtc.find() or sys.exit('there is none'); build.cuda_image('sm_90')",

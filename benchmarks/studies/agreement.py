@@ -1,6 +1,6 @@
 """The released recipe written out plainly and Refine, on the built-in digits pair: do they come to the same?
 
-    OMP_NUM_THREADS=1 python benchmarks/agreement.py [--seeds=0,1,2,3,4] [--kimg=8] [--runs=FILE.jsonl] [FORM ...]
+    OMP_NUM_THREADS=1 python -m benchmarks.studies.agreement [--seeds=0,1,2,3,4] [--kimg=8] [--runs=FILE.jsonl] [FORM ...]
 
 Both start from the shipped pair and have the settings of the preset `digits`: rates, noise levels, batch, warm-up and
 moving average. The recipe (`baseline_step.py`) draws its own numbers with PyTorch's default generator, so that no run
@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from baseline_step import Baseline
-from demo_settings import COMMON
 from scipy import stats
-from sharing import FORMS as SHARING
 
+from benchmarks.speed.baseline_step import Baseline
+from benchmarks.studies.demo_settings import COMMON
+from benchmarks.studies.sharing import FORMS as SHARING
 from refine import RunConfig, load_gan, load_teacher
 from refine.diffusion.noise_levels import LogNormal, parse_schedule
 from refine.digits.figures import figures_of

@@ -1,6 +1,6 @@
 """What a step costs, by resolution, batch, size of the teacher and processes; and what runs would take on GPUs.
 
-    OMP_NUM_THREADS=1 python benchmarks/scaling.py [--rounds=3]
+    OMP_NUM_THREADS=1 python -m benchmarks.speed.scaling [--rounds=3]
 
 First come measured steps of small networks with random weights on this machine's CPU: medians of CPU seconds, and of
 several processes (gloo, one thread each) of seconds on the clock. Then the operations of one image are counted in the
@@ -18,8 +18,8 @@ import time
 from typing import Any
 
 import torch
-from step import Size, networks, seconds, shipped
 
+from benchmarks.speed.step import Size, networks, seconds, shipped
 from refine.runtime import distributed
 from refine.training.profiling import Ceilings, Counter
 
@@ -63,8 +63,8 @@ def print_processes(rounds: int) -> None:
     first = 0.0
     for count in (1, 2):
         command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={count}"]
-        command += [__file__, "--worker", f"--rounds={rounds}"]
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        command += ["-m", "benchmarks.speed.scaling", "--worker", f"--rounds={rounds}"]
+        done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
         median = float(done.stdout.split()[-1])
         first = first or median
         print(f"{count:<16} {median / GLOBAL_BATCH.batch * 1e3:13.1f} {first / median:5.2f}x", flush=True)

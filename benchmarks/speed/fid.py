@@ -1,6 +1,6 @@
 """The FID's value beside that of `scipy.linalg.sqrtm`, and the memory of precision and recall.
 
-    python benchmarks/fid.py
+    python -m benchmarks.speed.fid
 
 Two sets of 2048-dimensional statistics, whose variances fall over four decades as those of Inception features do. The
 two ways take turns, and medians are compared. Precision and recall run on two sets of 20000 features of 2048
@@ -89,7 +89,8 @@ def main() -> None:
         return
     compare_fid(3 * options.dimension, options.dimension, options.runs)
     sizes = [f"--count={options.count}", f"--dimension={options.dimension}"]
-    subprocess.run([sys.executable, __file__, "--precision-recall", *sizes], check=True)
+    command = [sys.executable, "-m", "benchmarks.speed.fid", "--precision-recall", *sizes]
+    subprocess.run(command, cwd=ROOT, check=True)
 
 
 if __name__ == "__main__":

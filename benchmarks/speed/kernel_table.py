@@ -1,6 +1,6 @@
 """Write the table of docs/kernels.md: registers, spilled bytes and shared memory of every CUDA kernel.
 
-    python benchmarks/kernel_table.py
+    python -m benchmarks.speed.kernel_table
 
 nvcc compiles the kernels for each architecture and says what they use; no GPU is needed. What a launch adds in dynamic
 shared memory comes from the launch plans.
@@ -17,9 +17,9 @@ from pathlib import Path
 from stylegan_ops import abi, build, cuda
 from stylegan_ops.build import toolchain
 
-DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "kernels.md"
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "kernels.md"
 ARCHITECTURES = ("sm_80", "sm_90")
-BEGIN, END = "<!-- written by benchmarks/kernel_table.py -->\n", "<!-- end -->\n"
+BEGIN, END = "<!-- written by benchmarks/speed/kernel_table.py -->\n", "<!-- end -->\n"
 
 
 @dataclass(frozen=True)

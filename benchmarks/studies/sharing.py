@@ -1,6 +1,6 @@
 """Which passes should both updates share? The forms of a step at equal processor time, on the built-in digits pair.
 
-    OMP_NUM_THREADS=1 python benchmarks/sharing.py [--seconds=100] [--seeds=0,1,2] [--split=selection] [FORM ...]
+    OMP_NUM_THREADS=1 python -m benchmarks.studies.sharing [--seconds=100] [--seeds=0,1,2] [--split=selection] [FORM ...]
 
 A fresh batch for each update costs five passes' worth of the U-Net and four of the generator; one generator forward
 saves a pass of the generator, one U-Net forward saves one of the U-Net as well, and then both updates see the same
@@ -16,9 +16,9 @@ import statistics
 from typing import Any
 
 import torch
-from demo_settings import COMMON, row, run
-from step import seconds
 
+from benchmarks.speed.step import seconds
+from benchmarks.studies.demo_settings import COMMON, row, run
 from refine import RunConfig, load_gan, load_teacher
 from refine.runs.start import make_trainer
 

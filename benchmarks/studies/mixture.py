@@ -1,6 +1,6 @@
 """A picture of the refinement where everything can be seen: points in the plane, eight Gaussians to be learned.
 
-    python benchmarks/mixture.py
+    python -m benchmarks.studies.mixture
 
 The teacher is the exact denoiser of a ring of eight Gaussians. The generator is a small network that starts as a blob,
 the fake score another one that starts with no idea, and the real `Trainer` does the rest. Points pose as images
@@ -211,7 +211,7 @@ def main() -> None:
         axis.scatter(*points.t(), s=3, alpha=0.35, linewidths=0, color="#2458a6")
         axis.scatter(*modes().t(), s=30, marker="+", color="#c23b22", linewidths=1)
         axis.set(title=f"{title}\n{note}", xlim=(-1.6, 1.6), ylim=(-1.6, 1.6), aspect="equal", xticks=[], yticks=[])
-    path = Path(__file__).resolve().parents[1] / "docs" / "mixture.png"
+    path = Path(__file__).resolve().parents[2] / "docs" / "mixture.png"
     figure.savefig(path, dpi=110, bbox_inches="tight")
     print(f"wrote {path}")
 

@@ -1,6 +1,6 @@
 """Time and memory to load a 250 MB generator, beside plain `pickle.load` of the same tensors.
 
-    python benchmarks/load_pickle.py
+    python -m benchmarks.speed.load_pickle
 
 Every run is a process of its own, so that peaks of memory are its own; the two ways take turns, and medians are
 compared. Memory is the growth of the peak resident set over that of the process with everything imported.
@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).resolve().parents[2]
 GENERATOR = {
     "z_dim": 512,
     "c_dim": 0,
@@ -100,7 +101,8 @@ def main() -> None:
 
     def call(*args: str) -> str:
         # This process stays small: on Linux a child's peak memory begins at that of its parent.
-        return subprocess.run([sys.executable, __file__, *args], check=True, capture_output=True, text=True).stdout
+        command = [sys.executable, "-m", "benchmarks.speed.load_pickle", *args]
+        return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
 
     with tempfile.TemporaryDirectory() as folder:
         num_bytes = int(call("--write", folder))

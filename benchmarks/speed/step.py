@@ -1,6 +1,6 @@
 """One refinement step: the released recipe written out plainly, against Refine as shipped.
 
-    OMP_NUM_THREADS=1 python benchmarks/step.py [--sizes=digits,cifar,64] [--rounds=5] [--device=cuda]
+    OMP_NUM_THREADS=1 python -m benchmarks.speed.step [--sizes=digits,cifar,64] [--rounds=5] [--device=cuda]
 
 Both run in one process on the same networks with random weights, with equal batches and threads, and take turns;
 medians of the CPU time are compared (on a GPU, of the time on the clock), which other load on the machine changes less.
@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from baseline_step import Baseline
 
+from benchmarks.speed.baseline_step import Baseline
 from refine.config import RunConfig
 from refine.networks.edm import denoiser_from_init_kwargs
 from refine.networks.stylegan2 import generator_from_init_kwargs
@@ -144,8 +144,18 @@ def gflop(run: Callable[[], object]) -> float:
 
 def peak_memory(name: str, variant: str, device: str) -> float:
     """MB that a few steps need, in a process of their own."""
-    command = [sys.executable, __file__, "--sizes", name, "--device", device, "--memory-of", variant]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.speed.step",
+        "--sizes",
+        name,
+        "--device",
+        device,
+        "--memory-of",
+        variant,
+    ]
+    return float(subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
 def print_peak_memory(name: str, variant: str, device: torch.device) -> None:
