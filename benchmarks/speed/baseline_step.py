@@ -2,14 +2,15 @@
 
 Eager PyTorch and nothing else, in float32 unless a context around it says otherwise. The fake score is fitted to one
 batch of images, then the generator is moved by another (two forward passes of the generator); the moving average is a
-loop over tensors; Adam is PyTorch's default. Of the ways to write an operation in plain PyTorch, each stands here in the
-fastest one found, so that a ratio to this step is no larger than one to the published code:
+loop over tensors; Adam is PyTorch's default. Each operation is written in the fastest way found in plain PyTorch, so
+that a ratio to this step is no larger than one to the published code:
 
 - Modulated convolutions scale images before and after one convolution for the whole batch. Weights scaled for each
   sample and one grouped convolution are the same by value, but take two to three times as long to train with on a CPU,
   since every sample's weights are written, normalized and differentiated; demodulation needs their squared sums only.
 - Filters are depthwise convolutions; those behind a transposed convolution see no zeros.
-- Attention is two products with a softmax between, dropout PyTorch's own; nothing that stays as it is requires gradients.
+- Attention is two products with a softmax between, dropout PyTorch's own.
+- What an update does not move requires no gradients.
 
 Modules of Refine's networks only hold the parameters here, none of their code runs.
 """

@@ -17,9 +17,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from benchmarks import ROOT
+
 BUILDS = {
     "CPU library": "build.cpu_library()",
     "CUDA kernels, NVRTC": "build.nvrtc.find() or sys.exit('there is none'); build.cuda_image('sm_90')",

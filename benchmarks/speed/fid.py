@@ -19,6 +19,7 @@ import numpy as np
 import scipy.linalg
 import torch
 
+from benchmarks import ROOT
 from refine.metrics.fid import frechet_distance
 from refine.metrics.moments import Moments
 from refine.metrics.precision_recall import MAX_BLOCK_BYTES, precision_recall

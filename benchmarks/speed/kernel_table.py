@@ -14,10 +14,11 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks import ROOT
 from stylegan_ops import abi, build, cuda
 from stylegan_ops.build import toolchain
 
-DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "kernels.md"
+DOCUMENT = ROOT / "docs" / "kernels.md"
 ARCHITECTURES = ("sm_80", "sm_90")
 BEGIN, END = "<!-- written by benchmarks/speed/kernel_table.py -->\n", "<!-- end -->\n"
 

@@ -19,7 +19,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.speed.step import Size, networks, seconds, shipped
+from benchmarks import ROOT
+from benchmarks.speed.steps import Size, networks, seconds, shipped
 from refine.runtime import distributed
 from refine.training.profiling import Ceilings, Counter
 

@@ -1,6 +1,6 @@
 """The released recipe written out plainly and Refine, on the built-in digits pair: do they come to the same?
 
-    OMP_NUM_THREADS=1 python -m benchmarks.studies.agreement [--seeds=0,1,2,3,4] [--kimg=8] [--runs=FILE.jsonl] [FORM ...]
+    OMP_NUM_THREADS=1 python -m benchmarks.studies.agreement [--seeds=0,1,2,3,4] [--kimg=8] [FORM ...]
 
 Both start from the shipped pair and have the settings of the preset `digits`: rates, noise levels, batch, warm-up and
 moving average. The recipe (`baseline_step.py`) draws its own numbers with PyTorch's default generator, so that no run
@@ -11,7 +11,6 @@ same numbers is shown in tests/test_baseline_step.py.
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import math
 import statistics
@@ -24,12 +23,12 @@ import torch
 from scipy import stats
 
 from benchmarks.speed.baseline_step import Baseline
+from benchmarks.speed.steps import trainer_of_digits
 from benchmarks.studies.demo_settings import COMMON
 from benchmarks.studies.sharing import FORMS as SHARING
 from refine import RunConfig, load_gan, load_teacher
 from refine.diffusion.noise_levels import LogNormal, parse_schedule
 from refine.digits.figures import figures_of
-from refine.runs.start import make_trainer
 from refine.training.optimizer import learning_rate
 from refine.training.statistics import Averages
 
@@ -134,13 +133,13 @@ def train(training: Training, config: RunConfig) -> dict[str, list[float]]:
 
 def run(form: str, seed: int, kimg: float, split: str, samples: int) -> dict[str, Any]:
     """Curves, final figures and CPU seconds of one training."""
-    config = RunConfig(gan="digits", teacher="edm-digits", **(COMMON | FORMS[form] | {"seed": seed, "kimg": kimg}))
-    gan, teacher = load_gan("digits"), load_teacher("edm-digits")
+    options = COMMON | FORMS[form] | {"seed": seed, "kimg": kimg}
+    config = RunConfig(gan="digits", teacher="edm-digits", **options)
     training: Training
     if form == PLAIN:
-        training = Plain(config, copy.deepcopy(gan.network), copy.deepcopy(teacher.network))
+        training = Plain(config, load_gan("digits").network, load_teacher("edm-digits").network)
     else:
-        training = make_trainer(config, gan, teacher, torch.device("cpu"))
+        training = trainer_of_digits(torch.device("cpu"), **options)
     start = time.process_time()
     curves = train(training, config)
     seconds = time.process_time() - start

@@ -1,6 +1,6 @@
 """A generator of twice its teacher's resolution, in small: 16-pixel digits and a teacher that sees 8 pixels.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.studies.higher_resolution --outdir=FOLDER [NAME ...] [--seeds=0] [--split=selection]
+    OMP_NUM_THREADS=1 python -m benchmarks.studies.higher_resolution --outdir=FOLDER [NAME ...] [--seeds=0]
 
 Trains the teacher, refines two generators with it by each of the settings named, and prints the table of
 docs/higher-resolution.md: digit-CNN features, not Inception, at 16 pixels as the generator draws and at 8 as the

@@ -14,12 +14,12 @@ import itertools
 import math
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from benchmarks import ROOT
 from refine.config import RunConfig
 from refine.pair.bridge import Bridge
 from refine.training.trainer import Trainer
@@ -211,7 +211,7 @@ def main() -> None:
         axis.scatter(*points.t(), s=3, alpha=0.35, linewidths=0, color="#2458a6")
         axis.scatter(*modes().t(), s=30, marker="+", color="#c23b22", linewidths=1)
         axis.set(title=f"{title}\n{note}", xlim=(-1.6, 1.6), ylim=(-1.6, 1.6), aspect="equal", xticks=[], yticks=[])
-    path = Path(__file__).resolve().parents[2] / "docs" / "mixture.png"
+    path = ROOT / "docs" / "mixture.png"
     figure.savefig(path, dpi=110, bbox_inches="tight")
     print(f"wrote {path}")
 

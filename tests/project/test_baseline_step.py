@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.speed import baseline_step, step
+from benchmarks.speed import baseline_step, step, steps
 from benchmarks.studies import agreement, sharing
 from refine.config import RunConfig
 from refine.networks.edm_layers import UNetBlock
-from refine.pair.bridge import Bridge
 from refine.training import trainer as trainer_module
-from refine.training.trainer import Trainer
 
 generate = baseline_step.generate
 SMALL = {
-    "unconditional": step.Size(16, 0, 3, (16, 2, 128, 16), (8, (1, 2), 1), 4),
-    "conditional": step.Size(32, 5, 1, (16, 2, 256, 16), (8, (2, 2), 1), 4),
+    "unconditional": steps.Size(16, 0, 3, (16, 2, 128, 16), (8, (1, 2), 1), 4),
+    "conditional": steps.Size(32, 5, 1, (16, 2, 256, 16), (8, (2, 2), 1), 4),
 }
 
 
 @pytest.mark.parametrize("name", SMALL)
 def test_networks_are_those_of_refine(name):
     size = SMALL[name]
-    generator, teacher = step.networks(size)
+    generator, teacher = steps.networks(size)
     rng = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in [*generator.parameters(), *teacher.parameters()]:
@@ -54,6 +52,38 @@ def test_both_step(name, monkeypatch):
         assert any(not torch.equal(a, b) for a, b in zip(start, trainer.fake.parameters(), strict=True))
 
 
+def test_teacher_of_fewer_pixels_sees_means():
+    size = SMALL["conditional"]._replace(teacher_resolution=8)
+    recipe = baseline_step.Baseline(*steps.networks(size), 4)
+    z, c, sigma, noise = recipe.draw()
+    assert recipe.seen(z, c).shape == noise.shape == (4, 1, 8, 8) and sigma.shape == (4, 1, 1, 1)
+    before = [p.clone() for p in recipe.generator.parameters()]
+    recipe.step()
+    assert any(not torch.equal(a, b) for a, b in zip(before, recipe.generator.parameters(), strict=True))
+
+
+class Largest(TorchDispatchMode):
+    """Elements of the largest tensor that an operator computes."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor):
+            self.numel = max(self.numel, out.numel())
+        return out
+
+
+def test_no_weights_for_each_sample():
+    """They would make the baseline slower than what it stands for: nothing is larger than images or one weight."""
+    size = steps.Size(8, 0, 3, (16, 2, 1024, 64), (8, (1,), 1), 4)
+    recipe = baseline_step.Baseline(*steps.networks(size), size.batch)
+    with Largest() as largest:
+        recipe.step()
+    weight = max(p.numel() for p in recipe.generator.parameters())
+    assert weight == 64 * 64 * 9 and largest.numel < 2 * weight
+
+
 @pytest.fixture
 def float64_by_default():
     torch.set_default_dtype(torch.float64)
@@ -64,25 +94,19 @@ def float64_by_default():
 def test_steps_are_those_of_refine_for_the_same_numbers(monkeypatch, float64_by_default):
     """Warm-up, ramps, both updates and the average: Refine with a forward pass for each update, on the same draws."""
     size = SMALL["conditional"]
-    config = RunConfig(
-        gan="g", teacher="t", batch=4, glr=1e-3, flr=2e-3, lr_rampup_kimg=0.012, lr_decay="cosine", kimg=0.1,
-        ema_halflife_kimg=0.1, ema_rampup=0.5, sigma="lognormal:0.6,1", fake_sigma="lognormal:0.6,1",
-        share_forward=False,
-    )  # fmt: skip
+    options = {
+        **{"batch": 4, "glr": 1e-3, "flr": 2e-3, "lr_rampup_kimg": 0.012, "lr_decay": "cosine", "kimg": 0.1},
+        **{"ema_halflife_kimg": 0.1, "ema_rampup": 0.5, "share_forward": False},
+        **{"sigma": "lognormal:0.6,1", "fake_sigma": "lognormal:0.6,1"},
+    }
     # In float64: Adam makes whole steps of rounding errors where a gradient is zero, as that of a key's bias is.
-    networks = [network.double() for network in step.networks(size)]
+    networks = [network.double() for network in steps.networks(size)]
     for module in networks[1].modules():
         if isinstance(module, UNetBlock):
             module.dropout = 0.0
     monkeypatch.setattr(baseline_step, "generate", lambda g, z, c: generate(g, z, c, "const"))
-    plain = agreement.Plain(config, *copy.deepcopy(networks))
-    generator, teacher = copy.deepcopy(networks)
-    average = copy.deepcopy(generator).requires_grad_(False)
-    bridge = Bridge(size.resolution, size.classes)
-    shipped = Trainer(
-        replace(config, noise_mode="const"), generator.requires_grad_(True), average, teacher, copy.deepcopy(teacher),
-        bridge, torch.device("cpu"),
-    )  # fmt: skip
+    plain = agreement.Plain(RunConfig(gan="g", teacher="t", **options), *copy.deepcopy(networks))
+    shipped = steps.make_trainer(*networks, torch.device("cpu"), noise_mode="const", **options)
     drawn = []
     draw = trainer_module.draw
 

@@ -1,0 +1,123 @@
+"""Networks with random weights, the trainer of a pair, and clocks: what all measurements of a step share.
+
+The trainer is made here and nowhere else in `benchmarks`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import torch
+
+from benchmarks.speed.baseline_step import Baseline
+from refine.config import RunConfig
+from refine.networks.edm import denoiser_from_init_kwargs
+from refine.networks.loading import load_gan, load_teacher
+from refine.networks.stylegan2 import generator_from_init_kwargs
+from refine.runs import start
+from refine.training.profiling import Ceilings, Counter
+from refine.training.trainer import Trainer
+
+
+class Size(NamedTuple):
+    """A pair of networks and the batch they are timed with.
+
+    Attributes:
+        resolution: Pixels of the generator's images.
+        classes: Number of classes; 0 = unconditional.
+        channels: Channels of the images.
+        generator: z_dim = w_dim, mapping layers, channel_base, channel_max.
+        teacher: model_channels, channel_mult, num_blocks.
+        batch: Images per step.
+        teacher_resolution: Pixels that the teacher sees; None: all.
+        attention: Resolutions at which the teacher has attention.
+    """
+
+    resolution: int
+    classes: int
+    channels: int
+    generator: tuple[int, int, int, int]
+    teacher: tuple[int, tuple[int, ...], int]
+    batch: int
+    teacher_resolution: int | None = None
+    attention: tuple[int, ...] = (16,)
+
+
+def networks(size: Size) -> tuple[Any, Any]:
+    """Generator and teacher of a size, with random weights, in eval mode on the CPU."""
+    torch.manual_seed(0)
+    latent, layers, channel_base, channel_max = size.generator
+    generator = generator_from_init_kwargs(
+        {
+            "z_dim": latent,
+            "c_dim": size.classes,
+            "w_dim": latent,
+            "img_resolution": size.resolution,
+            "img_channels": size.channels,
+            "mapping_kwargs": {"num_layers": layers},
+            "synthesis_kwargs": {"channel_base": channel_base, "channel_max": channel_max, "conv_clamp": 256},
+        },
+        "ada",
+    )
+    width, mult, blocks = size.teacher
+    teacher = denoiser_from_init_kwargs(
+        "EDMPrecond",
+        {
+            "img_resolution": size.teacher_resolution or size.resolution,
+            "img_channels": size.channels,
+            "label_dim": size.classes,
+            "model_type": "SongUNet",
+            "model_channels": width,
+            "channel_mult": list(mult),
+            "num_blocks": blocks,
+            "attn_resolutions": list(size.attention),
+            "dropout": 0.13,
+        },
+    )
+    return generator.eval(), teacher.eval()
+
+
+def make_trainer(generator: Any, teacher: Any, device: torch.device, **options: Any) -> Trainer:
+    """The trainer of two networks, which are copied, with the defaults of a run but for `options`."""
+    config = RunConfig(**({"gan": "random", "teacher": "random", "device": device.type} | options))
+    loaded = (SimpleNamespace(network=network) for network in (generator, teacher))
+    return start.make_trainer(config, *loaded, device)  # type: ignore[arg-type]
+
+
+def trainer_of_digits(device: torch.device, **options: Any) -> Trainer:
+    """The trainer of the built-in pair."""
+    return make_trainer(load_gan("digits").network, load_teacher("edm-digits").network, device, **options)
+
+
+def baseline(size: Size, device: torch.device) -> Callable[[], object]:
+    """The step of the released recipe, written out plainly."""
+    generator, teacher = (network.to(device) for network in networks(size))
+    return Baseline(generator, teacher, size.batch).step
+
+
+def shipped(size: Size, device: torch.device, **options: Any) -> Callable[[], None]:
+    """The step of Refine with its defaults but for `options`."""
+    return make_trainer(*networks(size), device, **({"batch": size.batch} | options)).step
+
+
+def seconds(run: Callable[[], object], device: torch.device) -> float:
+    """CPU seconds of a call; on a GPU seconds on the clock."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        begun = time.perf_counter()
+        run()
+        torch.cuda.synchronize(device)
+        return time.perf_counter() - begun
+    begun = time.process_time()
+    run()
+    return time.process_time() - begun
+
+
+def gflop(run: Callable[[], object]) -> float:
+    """Billions of floating-point operations of a call, convolutions counted as direct ones."""
+    with Counter(Ceilings()) as counter:
+        run()
+    return counter.total.flop / 1e9
