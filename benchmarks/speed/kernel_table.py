@@ -38,10 +38,10 @@ class Usage:
     shared_bytes: int
 
 
-def compile_kernels(nvcc: toolchain.Compiler, arch: str, output: Path) -> str:
+def compile_kernels(nvcc: toolchain.Compiler, arch: str, output: Path, csrc: Path = build.CSRC) -> str:
     """Compile for "sm_90" to machine code or for "compute_90" to PTX; returns what nvcc printed."""
     kind = "-cubin" if arch.startswith("sm") else "-ptx"
-    source = build.CSRC / "cuda" / "kernels.cu"
+    source = csrc / "cuda" / "kernels.cu"
     options = ["-std=c++17", "-Xptxas=-v", "-Werror=all-warnings", kind, f"-arch={arch}", "-o", str(output)]
     command = [*nvcc.command, *options, str(source)]
     result = subprocess.run(command, capture_output=True, text=True)

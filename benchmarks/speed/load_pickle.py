@@ -32,11 +32,10 @@ GENERATOR = {
 }
 
 
-def write_files(folder: Path) -> int:
-    """A network pickle in NVIDIA's layout, and a plain pickle of its tensors; returns the bytes of the tensors."""
+def write_network(generator: Any, init_kwargs: dict[str, Any], path: Path) -> None:
+    """A network pickle in NVIDIA's layout, whose source is empty: Refine rebuilds the generator from its arguments."""
     import torch
 
-    from refine.networks.stylegan2 import generator_from_init_kwargs
     from torch_utils.persistence import _reconstruct_persistent_obj
 
     class Persistent:
@@ -55,10 +54,17 @@ def write_files(folder: Path) -> int:
             meta = {"type": "class", "version": 6, "module_src": "#", "class_name": name, "state": state}
             return _reconstruct_persistent_obj, (meta,)
 
+    with path.open("wb") as file:
+        pickle.dump({"G_ema": Persistent(generator, init_kwargs)}, file, protocol=4)
+
+
+def write_files(folder: Path) -> int:
+    """A network pickle, and a plain pickle of its tensors; returns the bytes of the tensors."""
+    from refine.networks.stylegan2 import generator_from_init_kwargs
+
     generator = generator_from_init_kwargs(GENERATOR, "ada").eval().requires_grad_(False)
     tensors = generator.state_dict()
-    with (folder / "network.pkl").open("wb") as file:
-        pickle.dump({"G_ema": Persistent(generator, GENERATOR)}, file, protocol=4)
+    write_network(generator, GENERATOR, folder / "network.pkl")
     with (folder / "plain.pkl").open("wb") as file:
         pickle.dump(dict(tensors), file, protocol=4)
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())

@@ -18,6 +18,7 @@ from refine.networks.edm import denoiser_from_init_kwargs
 from refine.networks.loading import load_gan, load_teacher
 from refine.networks.stylegan2 import generator_from_init_kwargs
 from refine.runs import start
+from refine.training import memory
 from refine.training.profiling import Ceilings, Counter
 from refine.training.trainer import Trainer
 
@@ -85,6 +86,13 @@ def make_trainer(generator: Any, teacher: Any, device: torch.device, **options: 
     config = RunConfig(**({"gan": "random", "teacher": "random", "device": device.type} | options))
     loaded = (SimpleNamespace(network=network) for network in (generator, teacher))
     return start.make_trainer(config, *loaded, device)  # type: ignore[arg-type]
+
+
+def estimated_memory(size: Size, **options: Any) -> int:
+    """Bytes that the dry run counts and measures for a pair."""
+    options = {"batch": size.batch} | options
+    trainer = make_trainer(*networks(size), torch.device("cpu"), **options)
+    return memory.estimate_memory(trainer, trainer.config).total
 
 
 def trainer_of_digits(device: torch.device, **options: Any) -> Trainer:
