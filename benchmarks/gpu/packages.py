@@ -1,8 +1,8 @@
-"""Unpacks wheels of packages that this Python lacks, and prints the folder; nothing if it has all of them.
+"""Unpack wheels of packages that this Python lacks, and print the folder; print nothing if it has all of them.
 
     python packages.py WHEELS FOLDER
 
-Runs on a bare Python, before anything else: the standard library is all that it imports.
+Runs on a bare Python before anything else, and imports the standard library alone.
 """
 
 from __future__ import annotations
@@ -12,22 +12,12 @@ import sys
 import zipfile
 from pathlib import Path
 
-# What the command needs beyond PyTorch's and requests' own requirements, by the name that is imported.
-IMPORTED_AS = {"pytest": "pytest", "pluggy": "pluggy", "iniconfig": "iniconfig", "packaging": "packaging"} | {
-    **{"hypothesis": "hypothesis", "sortedcontainers": "sortedcontainers", "attrs": "attr"},
-    **{"filelock": "filelock", "platformdirs": "platformdirs", "urllib3": "urllib3"},
-    **{"pygments": "pygments"},
-}
-
 
 def missing(wheels: Path) -> list[Path]:
-    """Wheels whose packages cannot be imported."""
-    found = []
-    for wheel in sorted(wheels.glob("*.whl")):
-        distribution = wheel.name.split("-")[0].lower()
-        if importlib.util.find_spec(IMPORTED_AS.get(distribution, distribution)) is None:
-            found.append(wheel)
-    return found
+    """Wheels whose packages cannot be imported; each has the name of the package that it holds."""
+    return [
+        wheel for wheel in sorted(wheels.glob("*.whl")) if importlib.util.find_spec(wheel.name.split("-")[0]) is None
+    ]
 
 
 def main() -> None:

@@ -53,7 +53,6 @@ class Part:
         share: Seconds of a run of 12 minutes.
         starts: How often it is begun, if it ends with an error.
         cache: Name of the folder in which its kernels are built; parts of one name share it.
-        rehearsed: Whether a rehearsal runs it.
     """
 
     name: str
@@ -61,7 +60,6 @@ class Part:
     share: float
     starts: int = 1
     cache: str = "NVRTC"
-    rehearsed: bool = True
 
 
 def module(name: str, *arguments: str) -> tuple[str, ...]:
@@ -71,22 +69,27 @@ def module(name: str, *arguments: str) -> tuple[str, ...]:
 
 PARTS = (
     Part("operators", module("operators"), 75),
-    Part("tests-nvrtc", module("tests", "NVRTC"), 60, rehearsed=False),  # the same as the next one
+    Part("tests-nvrtc", module("tests", "NVRTC"), 60),
     Part("tests-nvcc", module("tests", "nvcc"), 60, cache="nvcc"),
     Part("kernels", module("kernels"), 45),
-    Part("step-cifar", module("step", "CIFAR-10"), 110, starts=3, rehearsed=False),
-    Part("step-ffhq", module("step", "FFHQ-64"), 90, starts=3, rehearsed=False),
-    Part("step-large", module("step", "FFHQ-1024 with 64"), 90, starts=3, rehearsed=False),
-    Part("step", module("step", "all"), 1, starts=3),  # what the three left out; in a rehearsal, all
+    Part("step-cifar", module("step", "CIFAR-10"), 110, starts=3),
+    Part("step-ffhq", module("step", "FFHQ-64"), 90, starts=3),
+    Part("step-large", module("step", "FFHQ-1024 with 64"), 90, starts=3),
     Part("demo", module("demo"), 100),
     Part("fid", module("fid"), 40),
-    Part("step-compiled", module("step", "compiled"), 60, starts=2, rehearsed=False),
+    Part("step-compiled", module("step", "compiled"), 50, starts=2),
+)
+REHEARSED = (  # one process for all steps, and the tests once: they are skipped whatever built the kernels
+    Part("operators", module("operators"), 1),
+    Part("tests-nvcc", module("tests", "nvcc"), 1, cache="nvcc"),
+    Part("kernels", module("kernels"), 1),
+    Part("step", module("step", "all"), 1, starts=3),
+    Part("demo", module("demo"), 1),
+    Part("fid", module("fid"), 1),
 )
 
 
-def run(
-    out: Path, minutes: float, rehearse: bool, parts: Sequence[Part] = PARTS, seconds: float | None = None
-) -> list[str]:
+def run(out: Path, minutes: float, rehearse: bool, parts: Sequence[Part], seconds: float | None = None) -> list[str]:
     """Run parts in order.
 
     Args:
@@ -176,9 +179,7 @@ def chosen(names: str | None, rehearse: bool) -> list[Part]:
     Raises:
         SystemExit: There is no part of that name.
     """
-    parts = [part for part in PARTS if part.rehearsed or not rehearse]
-    if not rehearse:
-        parts = [part for part in parts if part.name != "step" or names]
+    parts = list(REHEARSED if rehearse else PARTS)
     if names is None:
         return parts
     wanted = names.split(",")
@@ -197,7 +198,8 @@ def report(out: Path, failed: Sequence[str]) -> None:
         elif row["kind"] == "error":
             print(f"  error in {row['section']}: {row['error']}")
         elif row["kind"] == "tests":
-            print(f"  tests by {row['compiler']}: {row['passed']} passed, {row['failed']} failed, {row['skipped']} skipped")
+            counts = ", ".join(f"{row[outcome]} {outcome}" for outcome in ("passed", "failed", "skipped"))
+            print(f"  tests by {row['compiler']}: {counts}")
     print(f"Results: {out / setting.RESULTS}. Log: {out / 'log.txt'}.")
     print(f"Tables: python -m benchmarks.gpu.tables {out}")
     if failed:

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
 
 from benchmarks.speed.baseline_step import Baseline
-from refine.config import RunConfig
+from refine.config import RunConfig, TrainingOptions
 from refine.networks.edm import denoiser_from_init_kwargs
-from refine.networks.loading import load_gan, load_teacher
+from refine.networks.preconditioned import as_denoiser
+from refine.networks.style_based import as_generator
 from refine.networks.stylegan2 import generator_from_init_kwargs
-from refine.runs import start
+from refine.pair.bridge import make_bridge
+from refine.pair.pair import Pair, load_pair
 from refine.training import memory
 from refine.training.profiling import Ceilings, Counter
 from refine.training.trainer import Trainer
@@ -81,23 +82,28 @@ def networks(size: Size) -> tuple[Any, Any]:
     return generator.eval(), teacher.eval()
 
 
-def make_trainer(generator: Any, teacher: Any, device: torch.device, **options: Any) -> Trainer:
-    """The trainer of two networks, which are copied, with the defaults of a run but for `options`."""
-    config = RunConfig(**({"gan": "random", "teacher": "random", "device": device.type} | options))
-    loaded = (SimpleNamespace(network=network) for network in (generator, teacher))
-    return start.make_trainer(config, *loaded, device)  # type: ignore[arg-type]
+def pair_of_modules(generator: Any, teacher: Any) -> Pair:
+    """A pair of networks that come from no file."""
+    networks = as_generator(generator), as_denoiser(teacher)
+    return Pair(*networks, make_bridge(*networks))
+
+
+def make_trainer(pair: Pair, device: torch.device, **options: Any) -> Trainer:
+    """The trainer of a pair with the defaults of a run but for `options`; others than those of training do nothing."""
+    config = RunConfig(**({"gan": "random", "teacher": "random"} | options))
+    return Trainer(pair, config.section(TrainingOptions), device)
 
 
 def estimated_memory(size: Size, **options: Any) -> int:
     """Bytes that the dry run counts and measures for a pair."""
     options = {"batch": size.batch} | options
-    trainer = make_trainer(*networks(size), torch.device("cpu"), **options)
-    return memory.estimate_memory(trainer, trainer.config).total
+    trainer = make_trainer(pair_of_modules(*networks(size)), torch.device("cpu"), **options)
+    return memory.estimate_memory(trainer).total
 
 
 def trainer_of_digits(device: torch.device, **options: Any) -> Trainer:
     """The trainer of the built-in pair."""
-    return make_trainer(load_gan("digits").network, load_teacher("edm-digits").network, device, **options)
+    return make_trainer(load_pair("digits", "edm-digits"), device, **options)
 
 
 def baseline(size: Size, device: torch.device) -> Callable[[], object]:
@@ -108,7 +114,7 @@ def baseline(size: Size, device: torch.device) -> Callable[[], object]:
 
 def shipped(size: Size, device: torch.device, **options: Any) -> Callable[[], None]:
     """The step of Refine with its defaults but for `options`."""
-    return make_trainer(*networks(size), device, **({"batch": size.batch} | options)).step
+    return make_trainer(pair_of_modules(*networks(size)), device, **({"batch": size.batch} | options)).step
 
 
 def seconds(run: Callable[[], object], device: torch.device) -> float:

@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from refine import RunConfig, refine
+from refine import RunConfig
+from refine import run as refine
 from refine.digits.figures import Figures, figures_of
 from refine.presets import PRESETS
 
@@ -68,7 +69,7 @@ def run(changes: dict[str, Any], seed: int, split: str, count: int) -> tuple[lis
     with tempfile.TemporaryDirectory() as folder:
         config = RunConfig(gan="digits", teacher="edm-digits", outdir=folder, seed=seed, **(COMMON | changes))
         start = time.process_time()
-        refine(config, measure=timed)
+        refine(config, evaluate=timed)
         return found, time.process_time() - start - spent
 
 

@@ -23,15 +23,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from refine import RunConfig, load_gan, load_teacher, refine
+from refine import RunConfig, load_gan, load_teacher, run
 from refine.digits.digits import Images, shipped_detector, shipped_split
 from refine.digits.figures import Figures, figures, generator_sampler, sample, teacher_sampler
 from refine.digits.judge import first_images
 from refine.digits.make.__main__ import save_teacher
 from refine.digits.make.teacher import TeacherOptions, train_teacher
 from refine.files.image_grid import side_by_side
-from refine.pair.bridge import Bridge, resize
+from refine.pair.bridge import Bridge
 from refine.pair.high_frequency import high_pass
+from refine.pair.resize import resize
 
 TEACHER_PIXELS = 8
 TEACHER = TeacherOptions(kimg=150, resolution=TEACHER_PIXELS, channel_mult=(1, 2), num_blocks=2)
@@ -132,7 +133,7 @@ def refined(name: str, seed: int, folder: Path, **options: Any) -> Path:
         if moment_of(done) >= options["kimg"]:
             return done
     start = time.process_time()
-    snapshot = refine(RunConfig(outdir=str(folder), seed=seed, desc=desc, **(COMMON | options)))
+    snapshot = run(RunConfig(outdir=str(folder), seed=seed, desc=desc, **(COMMON | options)))
     print(f"{name}, seed {seed}: {time.process_time() - start:.0f} CPU s", flush=True)
     return snapshot
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from refine import RunConfig, load_gan, load_teacher, refine
+from refine import RunConfig, load_gan, load_teacher, run
 from refine.digits.digits import Images, shipped_detector, shipped_split
 from refine.digits.figures import NEAREST, Figures, Sampler, figures, generator_sampler, sample, teacher_sampler
 from refine.digits.make.__main__ import save_gan, save_teacher
@@ -110,7 +110,7 @@ def main() -> None:
     for sigma in SIGMAS:
         changes = {"sigma": sigma, "fake_sigma": sigma, "kimg": args.kimg, "seed": args.seed}
         config = RunConfig(gan=str(gan), teacher=str(teacher), outdir=str(args.outdir), **(COMMON | changes))
-        refined = load_gan(str(refine(config))).network
+        refined = load_gan(str(run(config))).network
         print(row(f"refined at {sigma}", judged(generator_sampler(refined), reals, args.samples)), flush=True)
     denoiser: Any = load_teacher(str(teacher)).network
     print(row("the teacher", judged(teacher_sampler(denoiser), reals, min(args.samples, 2000))), flush=True)

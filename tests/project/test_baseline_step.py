@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.speed import baseline_step, step, steps
+from benchmarks.speed import baseline_step, steps
 from benchmarks.studies import agreement, sharing
 from refine.config import RunConfig
 from refine.networks.edm_layers import UNetBlock
@@ -40,16 +38,20 @@ def test_networks_are_those_of_refine(name):
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_both_step(name, monkeypatch):
-    monkeypatch.setattr(step, "SIZES", SMALL)
-    for make in step.VARIANTS.values():
-        trainer = make(SMALL[name], torch.device("cpu")).__self__
-        before = [p.clone() for p in trainer.generator.parameters()]
-        start = [p.clone() for p in trainer.fake.parameters()]
+def test_both_step(name):
+    size = SMALL[name]
+    recipe = baseline_step.Baseline(*steps.networks(size), size.batch)
+    trainer = steps.make_trainer(steps.pair_of_modules(*steps.networks(size)), torch.device("cpu"), batch=size.batch)
+    pairs = (
+        (recipe.step, recipe.generator, recipe.fake),
+        (trainer.step, trainer.generator.module, trainer.fake_score.module),
+    )
+    for take_step, *networks in pairs:
+        before = [[p.clone() for p in network.parameters()] for network in networks]
         for _ in range(2):
-            trainer.step()
-        assert any(not torch.equal(a, b) for a, b in zip(before, trainer.generator.parameters(), strict=True))
-        assert any(not torch.equal(a, b) for a, b in zip(start, trainer.fake.parameters(), strict=True))
+            take_step()
+        for start, network in zip(before, networks, strict=True):
+            assert any(not torch.equal(a, b) for a, b in zip(start, network.parameters(), strict=True))
 
 
 def test_teacher_of_fewer_pixels_sees_means():
@@ -95,9 +97,17 @@ def test_steps_are_those_of_refine_for_the_same_numbers(monkeypatch, float64_by_
     """Warm-up, ramps, both updates and the average: Refine with a forward pass for each update, on the same draws."""
     size = SMALL["conditional"]
     options = {
-        **{"batch": 4, "glr": 1e-3, "flr": 2e-3, "lr_rampup_kimg": 0.012, "lr_decay": "cosine", "kimg": 0.1},
-        **{"ema_halflife_kimg": 0.1, "ema_rampup": 0.5, "share_forward": False},
-        **{"sigma": "lognormal:0.6,1", "fake_sigma": "lognormal:0.6,1"},
+        "batch": 4,
+        "glr": 1e-3,
+        "flr": 2e-3,
+        "lr_rampup_kimg": 0.012,
+        "lr_decay": "cosine",
+        "kimg": 0.1,
+        "ema_halflife_kimg": 0.1,
+        "ema_rampup": 0.5,
+        "share_forward": False,
+        "sigma": "lognormal:0.6,1",
+        "fake_sigma": "lognormal:0.6,1",
     }
     # In float64: Adam makes whole steps of rounding errors where a gradient is zero, as that of a key's bias is.
     networks = [network.double() for network in steps.networks(size)]
@@ -105,8 +115,9 @@ def test_steps_are_those_of_refine_for_the_same_numbers(monkeypatch, float64_by_
         if isinstance(module, UNetBlock):
             module.dropout = 0.0
     monkeypatch.setattr(baseline_step, "generate", lambda g, z, c: generate(g, z, c, "const"))
-    plain = agreement.Plain(RunConfig(gan="g", teacher="t", **options), *copy.deepcopy(networks))
-    shipped = steps.make_trainer(*networks, torch.device("cpu"), noise_mode="const", **options)
+    pair = steps.pair_of_modules(*networks)
+    plain = agreement.Plain(RunConfig(gan="g", teacher="t", **options), pair)
+    shipped = steps.make_trainer(pair, torch.device("cpu"), noise_mode="const", **options)
     drawn = []
     draw = trainer_module.draw
 
@@ -128,19 +139,28 @@ def test_steps_are_those_of_refine_for_the_same_numbers(monkeypatch, float64_by_
             training.step()
     assert not drawn
     vector = torch.nn.utils.parameters_to_vector
-    starts = {"generator": networks[0], "generator_ema": networks[0], "fake": networks[1]}
-    for name, start in starts.items():
-        a, b = (vector(getattr(owner, name).parameters()) for owner in (plain.recipe, shipped))
-        assert (a - b).norm() < 1e-4 * (b - vector(start.parameters())).norm(), name
-    means = plain.averages.means(), shipped.averages.means()
+    results = (
+        (plain.recipe.generator, shipped.generator.module, networks[0]),
+        (plain.recipe.generator_ema, shipped.generator.average.network.module, networks[0]),
+        (plain.recipe.fake, shipped.fake_score.module, networks[1]),
+    )
+    for index, (*ours, start) in enumerate(results):
+        a, b = (vector(network.parameters()) for network in ours)
+        assert (a - b).norm() < 1e-4 * (b - vector(start.parameters())).norm(), index
+    means = plain.statistics.means(), shipped.statistics.means()
     for name, value in means[0].items():
         assert value == pytest.approx(means[1][name], rel=1e-5), name
 
 
 def test_settings_that_the_recipe_lacks_are_refused():
-    for changes in ({"sigma": "karras"}, {"fake_sigma": "lognormal:0,1"}, {"weighting": "dmd"}, {"fake_steps": 2}):
+    for changes in (
+        {"sigma": "karras"},
+        {"fake_sigma": "lognormal:0,1"},
+        {"objective": "ikl:weighting=dmd"},
+        {"fake_steps": 2},
+    ):
         with pytest.raises(ValueError, match="the plain recipe knows"):
-            agreement.Plain(RunConfig(gan="g", teacher="t", **changes), None, None)
+            agreement.Plain(RunConfig(gan="g", teacher="t", **changes), None)
 
 
 def test_agreement_is_told_by_all_divisions():

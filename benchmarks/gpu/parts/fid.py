@@ -25,11 +25,19 @@ from refine.commands import metrics
 from refine.networks.stylegan2 import generator_from_init_kwargs
 
 GENERATOR: dict[str, Any] = {
-    **{"z_dim": 512, "c_dim": 0, "w_dim": 512, "img_resolution": 256, "img_channels": 3},
+    "z_dim": 512,
+    "c_dim": 0,
+    "w_dim": 512,
+    "img_resolution": 256,
+    "img_channels": 3,
     "synthesis_kwargs": {"channel_base": 16384, "channel_max": 512, "conv_clamp": 256},
 }
 REHEARSED: dict[str, Any] = {
-    **{"z_dim": 16, "c_dim": 0, "w_dim": 16, "img_resolution": 16, "img_channels": 3},
+    "z_dim": 16,
+    "c_dim": 0,
+    "w_dim": 16,
+    "img_resolution": 16,
+    "img_channels": 3,
     "synthesis_kwargs": {"channel_base": 64, "channel_max": 8, "conv_clamp": 256},
 }
 IMAGES, REHEARSED_IMAGES = 10000, 300
@@ -92,7 +100,9 @@ def main() -> None:
                 row = measure_by_command(paths, count, setting.device)
                 seconds = time.perf_counter() - begun
                 batch = row["provenance"].get("batch")
-                setting.emit("fid", turn=turn, images=count, seconds=seconds, row_seconds=row["total_time"], batch=batch)
+                setting.emit(
+                    "fid", turn=turn, images=count, seconds=seconds, row_seconds=row["total_time"], batch=batch
+                )
         with setting.section("alone"):
             batch = 8 if setting.rehearse else 64
             setting.emit("alone", batch=batch, **alone(paths, batch, setting))

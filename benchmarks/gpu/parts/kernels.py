@@ -55,13 +55,17 @@ def layers(sizes: dict[int, tuple[int, int]], device: torch.device) -> Iterator[
         return upfirdn2d(x, f, padding=1, gain=4)
 
     def alias_free(x: Tensor, b: Tensor) -> Tensor:
-        return filtered_lrelu.filtered_lrelu(x, low_pass, low_pass, b, up=2, down=2, padding=[11, 10, 11, 10], clamp=256)
+        return filtered_lrelu.filtered_lrelu(
+            x, low_pass, low_pass, b, up=2, down=2, padding=[11, 10, 11, 10], clamp=256
+        )
 
     for pixels, (channels, images) in sizes.items():
         shape = (images, channels, pixels, pixels)
         yield Layer("bias_act lrelu", lrelu, shape, bias=True, reads_x=True)
         yield Layer("upfirdn2d after conv", after_conv, (images, channels, pixels + 1, pixels + 1))
-        yield Layer("upfirdn2d after conv, NHWC", after_conv, (images, channels, pixels + 1, pixels + 1), channels_last=True)
+        yield Layer(
+            "upfirdn2d after conv, NHWC", after_conv, (images, channels, pixels + 1, pixels + 1), channels_last=True
+        )
         yield Layer("upsample2d", lambda x: upsample2d(x, f), (images, channels, pixels // 2, pixels // 2))
         yield Layer("downsample2d", lambda x: downsample2d(x, f), shape)
         yield Layer("filtered_lrelu", alias_free, shape, bias=True, reads_x=True)

@@ -67,9 +67,7 @@ def examine(setting: Setting) -> None:
         for verdict in report["verdicts"]
     ]
     findings = {finding["name"]: finding["value"] for finding in report["findings"]}
-    setting.emit(
-        "doctor", ok=report["ok"], seconds=time.perf_counter() - begun, findings=findings, verdicts=verdicts
-    )
+    setting.emit("doctor", ok=report["ok"], seconds=time.perf_counter() - begun, findings=findings, verdicts=verdicts)
 
 
 def arch_of(setting: Setting) -> str:

@@ -20,9 +20,10 @@ import torch
 
 from benchmarks.gpu.setting import Setting, wall
 from benchmarks.speed.baseline_step import Baseline
-from benchmarks.speed.steps import Size, estimated_memory, gflop, make_trainer, networks
+from benchmarks.speed.steps import Size, estimated_memory, gflop, make_trainer, networks, pair_of_modules
 from refine.errors import UserError
 from refine.metrics.batch_size import is_out_of_memory
+from refine.pair.pair import Pair
 
 CIFAR, FFHQ, LARGE = "CIFAR-10", "FFHQ-64", "FFHQ-1024 with 64"
 PAIRS = {
@@ -40,9 +41,6 @@ REHEARSED = {
 ENOUGH_SECONDS, MOST_STEPS, FEWEST_STEPS = 2.5, 20, 3
 SECONDS_TO_BEGIN = 3.0  # that have to be left
 COMPILED = "compiled"
-
-
-Networks = list[Any]  # generator and teacher, on the device
 
 
 class Variant(NamedTuple):
@@ -150,19 +148,19 @@ def free(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
-def make_step(variant: Variant, pair: Networks, batch: int, at_once: int) -> Callable[[], object]:
+def make_step(variant: Variant, pair: Pair, batch: int, at_once: int) -> Callable[[], object]:
     """The step; Refine's with the whole batch in parts of `at_once`, the plain one's batch is `at_once`."""
-    device = next(pair[0].parameters()).device
+    device = next(pair.teacher.module.parameters()).device
     if not variant.plain:
-        return make_trainer(*pair, device, batch=batch, batch_gpu=at_once, **variant.options).step
-    recipe = Baseline(*copy.deepcopy(pair), at_once)
+        return make_trainer(pair, device, batch=batch, batch_gpu=at_once, **variant.options).step
+    recipe = Baseline(copy.deepcopy(pair.generator.module), copy.deepcopy(pair.teacher.module), at_once)
     if variant.autocast:  # each update by itself, since casts of weights are kept until a context ends
         under = torch.autocast(device.type, dtype=torch.bfloat16)
         recipe.fit_fake, recipe.move_generator = under(recipe.fit_fake), under(recipe.move_generator)  # type: ignore[method-assign]
     return recipe.step
 
 
-def measure(pair: str, loaded: Networks, batch: int, name: str, setting: Setting, largest: int) -> int:
+def measure(pair: str, loaded: Pair, batch: int, name: str, setting: Setting, largest: int) -> int:
     """Record a variant with the largest part of the batch that memory holds; returns that."""
     variant, device = (VARIANTS | COMPILED_VARIANTS)[name], setting.device
     for at_once in sizes_to_try(largest):
@@ -241,7 +239,7 @@ def measure_pair(pair: str, setting: Setting, seconds: float, compiled: bool = F
     """Record all variants of a pair for which there is time."""
     size = (REHEARSED if setting.rehearse else PAIRS)[pair]
     until, largest = time.monotonic() + seconds, size.batch
-    loaded = [network.to(setting.device) for network in networks(size)]
+    loaded = pair_of_modules(*(network.to(setting.device) for network in networks(size)))
     for row in setting.done("step"):
         if row["pair"] == pair and row["variant"] == "bf16":
             largest = row.get("at_once", largest)

@@ -1,6 +1,6 @@
 """Part 1, continued: the tests marked `cuda`, with kernels that NVRTC built, or nvcc.
 
-    python -m benchmarks.gpu.parts.tests NVRTC|nvcc --out=DIR --seconds=S
+python -m benchmarks.gpu.parts.tests NVRTC|nvcc --out=DIR --seconds=S
 """
 
 from __future__ import annotations
