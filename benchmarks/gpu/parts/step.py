@@ -2,7 +2,8 @@
 
     python -m benchmarks.gpu.parts.step WHAT --out=DIR --seconds=S
 
-WHAT is a pair, `compiled` for what torch.compile takes long to prepare, or `all`. What an earlier process of the same run has begun is left out, so that a variant that ends the process is not tried again.
+WHAT is a pair, `compiled` for what torch.compile takes long to prepare, or `all`. What an earlier process of the same
+run has begun is left out, so that a variant that ends the process is not tried again.
 """
 
 from __future__ import annotations
