@@ -4,7 +4,7 @@
 #     benchmarks/gpu/run.sh OUT [MINUTES] [PART,PART...]
 #     benchmarks/gpu/run.sh --rehearse [OUT] [PART,PART...]
 #
-# OUT gets results.jsonl, log.txt, and the demo's picture and report. README.md beside this file says more.
+# OUT gets results.jsonl, log.txt and the report of the demo. README.md beside this file says more.
 set -euo pipefail
 
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"

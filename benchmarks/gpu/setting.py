@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import os
+import platform
 import statistics
+import subprocess
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -13,6 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from benchmarks import ROOT
 
 RESULTS = "results.jsonl"
 
@@ -42,7 +47,10 @@ class Setting:
         parser.add_argument("--seconds", type=float, required=True)
         parser.add_argument("--rehearse", action="store_true")
         options = parser.parse_args()
-        return cls(options.out, options.rehearse, options.seconds), options
+        setting = cls(options.out, options.rehearse, options.seconds)
+        if not setting.done("machine"):
+            setting.emit("machine", **machine(setting))
+        return setting, options
 
     @property
     def device(self) -> Any:
@@ -75,6 +83,33 @@ class Setting:
             self.emit("error", section=name, error=f"{type(error).__name__}: {error}"[:500], trace=lines[-12:])
 
 
+def machine(setting: Setting) -> dict[str, Any]:
+    """What is measured on."""
+    import torch
+
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    found: dict[str, Any] = {
+        "rehearsal": setting.rehearse,
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        "commit": commit.stdout.strip() if commit.returncode == 0 else "",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "cores": os.cpu_count(),
+        "gpu": "none (rehearsal)",
+    }
+    if setting.device.type == "cuda":
+        properties = torch.cuda.get_device_properties(setting.device)
+        found |= {
+            "gpu": properties.name,
+            "memory_bytes": properties.total_memory,
+            "multiprocessors": properties.multi_processor_count,
+            "capability": f"{properties.major}.{properties.minor}",
+        }
+    return found
+
+
 def emit(out: Path, kind: str, **fields: Any) -> None:
     """Append a line of JSON to the results and bring it to the disk."""
     line = json.dumps({"kind": kind, "time": round(time.time(), 3), **fields})
@@ -86,9 +121,15 @@ def emit(out: Path, kind: str, **fields: Any) -> None:
 
 
 def read(out: Path) -> list[dict[str, Any]]:
-    """All results; a line that a killed process left unfinished is skipped."""
-    path, rows = out / RESULTS, []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+    """All results of a folder; none where there are none yet."""
+    path = out / RESULTS
+    return rows_of(path) if path.exists() else []
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    """All results of a file; a line that a killed process left unfinished is skipped."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
         try:
             rows.append(json.loads(line))
         except ValueError:

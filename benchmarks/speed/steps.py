@@ -48,6 +48,15 @@ class Size(NamedTuple):
     attention: tuple[int, ...] = (16,)
 
 
+PUBLISHED = {  # with the published batch of 128
+    # StyleGAN2-ADA's `cifar` generator and EDM's DDPM++ for CIFAR-10.
+    "CIFAR-10": Size(32, 10, 3, (512, 2, 32768, 512), (128, (2, 2, 2), 4), 128),
+    # StyleGAN2 with channel_base 32768 and 8 mapping layers, and EDM's DDPM++ for FFHQ at 64 pixels.
+    "FFHQ-64": Size(64, 0, 3, (512, 8, 32768, 512), (128, (1, 2, 2, 2), 4), 128),
+    "FFHQ-1024 with 64": Size(1024, 0, 3, (512, 8, 32768, 512), (128, (1, 2, 2, 2), 4), 128, teacher_resolution=64),
+}
+
+
 def networks(size: Size) -> tuple[Any, Any]:
     """Generator and teacher of a size, with random weights, in eval mode on the CPU."""
     torch.manual_seed(0)

@@ -10,6 +10,7 @@ import io
 import json
 import tempfile
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 
 from benchmarks.gpu.setting import Setting
 from refine.commands import run as cli
-from refine.digits import judge
+from refine.digits.figures import figures_of
 from refine.networks.loading import load_gan
 
 PAIR = ("--gan=digits", "--teacher=edm-digits")
@@ -39,9 +40,9 @@ def only_run_in(outdir: Path) -> Path:
     return folder
 
 
-def figures(row: dict[str, Any]) -> dict[str, float]:
-    """Of a row of the judge: fid, recall and the others without the name of the data."""
-    return {name.split("_")[0]: value for name, value in row["results"].items()}
+def figures(snapshot: Path, count: int) -> dict[str, Any]:
+    """What the judge of the demo measures: on the CPU, of the moving average, against the test images."""
+    return asdict(figures_of(load_gan(str(snapshot)).network, "test", count))
 
 
 def demo(setting: Setting, outdir: Path, seed: int) -> None:
@@ -51,20 +52,19 @@ def demo(setting: Setting, outdir: Path, seed: int) -> None:
     refined(setting, *PAIR, f"--outdir={outdir}", f"--seed={seed}", *short)
     seconds = time.perf_counter() - begun
     folder = only_run_in(outdir)
-    rows = judge.judge(folder, count=200 if setting.rehearse else 5000)
+    count, snapshots = 200 if setting.rehearse else 5000, sorted(folder.glob("network-snapshot-*.pkl"))
     last = [json.loads(line) for line in (folder / "stats.jsonl").read_text(encoding="utf-8").splitlines()][-1]
     setting.emit(
         "demo",
         seed=seed,
         seconds=seconds,
         cur_nimg=last.get("Progress/cur_nimg"),
-        before=figures(rows[0]),
-        after=figures(rows[-1]),
-        images=rows[-1]["provenance"]["num_images"],
+        before=figures(snapshots[0], count),
+        after=figures(snapshots[-1], count),
+        images=count,
     )
-    for name in ("before-after.png", "report.html"):
-        if (folder / name).exists():
-            (setting.out / f"demo-{name}").write_bytes((folder / name).read_bytes())
+    if (folder / "report.html").exists():
+        (setting.out / "demo-report.html").write_bytes((folder / "report.html").read_bytes())
 
 
 def newest_weights(folder: Path) -> torch.Tensor:

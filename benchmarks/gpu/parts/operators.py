@@ -7,17 +7,13 @@ import datetime
 import io
 import json
 import os
-import platform
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from benchmarks import ROOT
 from benchmarks.gpu.setting import Setting, copy_bandwidth, matmul_flops
 from benchmarks.speed.kernel_table import compile_kernels, parse_usage
 from stylegan_ops import build, doctor
@@ -26,32 +22,6 @@ from stylegan_ops.build import nvrtc, toolchain
 STAND_IN_ARCH = "sm_90"
 STAND_IN_KERNEL = """extern "C" __global__ void twice(float* x) { x[threadIdx.x] *= 2; }
 """
-
-
-def machine(setting: Setting) -> None:
-    """What was measured on."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    found: dict[str, Any] = {
-        "rehearsal": setting.rehearse,
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        "commit": commit.stdout.strip() if commit.returncode == 0 else "",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version(),
-        "cores": os.cpu_count(),
-        "gpu": "none (rehearsal)",
-    }
-    if setting.device.type == "cuda":
-        properties = torch.cuda.get_device_properties(setting.device)
-        found |= {
-            "gpu": properties.name,
-            "memory_bytes": properties.total_memory,
-            "multiprocessors": properties.multi_processor_count,
-            "capability": f"{properties.major}.{properties.minor}",
-            "driver": doctor.driver_state().version,
-        }
-    setting.emit("machine", **found)
 
 
 def examine(setting: Setting) -> None:
@@ -163,7 +133,7 @@ def ceilings(setting: Setting) -> None:
 
 def main() -> None:
     setting, _ = Setting.from_arguments()
-    for work in (machine, time_builds, examine, ceilings, processes, usage):
+    for work in (time_builds, examine, ceilings, processes, usage):
         with setting.section(work.__name__):
             work(setting)
 

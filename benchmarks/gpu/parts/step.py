@@ -21,19 +21,12 @@ import torch
 
 from benchmarks.gpu.setting import Setting, wall
 from benchmarks.speed.baseline_step import Baseline
-from benchmarks.speed.steps import Size, estimated_memory, gflop, make_trainer, networks, pair_of_modules
+from benchmarks.speed.steps import PUBLISHED, Size, estimated_memory, gflop, make_trainer, networks, pair_of_modules
 from refine.errors import UserError
 from refine.metrics.batch_size import is_out_of_memory
 from refine.pair.pair import Pair
 
 CIFAR, FFHQ, LARGE = "CIFAR-10", "FFHQ-64", "FFHQ-1024 with 64"
-PAIRS = {
-    # StyleGAN2-ADA's `cifar` generator and EDM's DDPM++ for CIFAR-10.
-    CIFAR: Size(32, 10, 3, (512, 2, 32768, 512), (128, (2, 2, 2), 4), 128),
-    # StyleGAN2 with channel_base 32768, 8 mapping layers, and EDM's DDPM++ for FFHQ at 64 pixels.
-    FFHQ: Size(64, 0, 3, (512, 8, 32768, 512), (128, (1, 2, 2, 2), 4), 128),
-    LARGE: Size(1024, 0, 3, (512, 8, 32768, 512), (128, (1, 2, 2, 2), 4), 128, teacher_resolution=64),
-}
 REHEARSED = {
     CIFAR: Size(8, 10, 3, (16, 2, 64, 8), (8, (1, 2), 1), 4, attention=(8,)),
     FFHQ: Size(16, 0, 3, (16, 2, 64, 8), (8, (1, 2), 1), 4),
@@ -218,7 +211,14 @@ def hot(pair: str, step: Callable[[], object], setting: Setting, count: int = 15
     def microseconds(entry: Any) -> float:
         return entry.self_device_time_total if cuda else entry.self_cpu_time_total
 
-    entries = sorted(profile.key_averages(), key=microseconds, reverse=True)
+    # On a GPU the kernels alone, not what launched them nor names that stretches of code were given.
+    entries = [
+        entry
+        for entry in profile.key_averages()
+        if not getattr(entry, "is_user_annotation", False)
+        and (not cuda or entry.device_type == torch.autograd.DeviceType.CUDA)
+    ]
+    entries.sort(key=microseconds, reverse=True)
     total = sum(map(microseconds, entries))
     rows = [[entry.key[:100], entry.count, round(microseconds(entry) / 1e3, 3)] for entry in entries[:count]]
     setting.emit("hot", pair=pair, total_ms=total / 1e3, kernels=rows)
@@ -238,7 +238,7 @@ def estimate(pair: str, size: Size, setting: Setting, at_once: int) -> None:
 
 def measure_pair(pair: str, setting: Setting, seconds: float, compiled: bool = False) -> None:
     """Record all variants of a pair for which there is time."""
-    size = (REHEARSED if setting.rehearse else PAIRS)[pair]
+    size = (REHEARSED if setting.rehearse else PUBLISHED)[pair]
     until, largest = time.monotonic() + seconds, size.batch
     loaded = pair_of_modules(*(network.to(setting.device) for network in networks(size)))
     for row in setting.done("step"):
@@ -272,7 +272,7 @@ def main() -> None:
     if options.what == COMPILED:
         works = [(CIFAR, True)]
     elif options.what == "all":
-        works = [*((pair, False) for pair in PAIRS), (CIFAR, True)]
+        works = [*((pair, False) for pair in PUBLISHED), (CIFAR, True)]
     for index, (pair, compiled) in enumerate(works):
         measure_pair(pair, setting, setting.left / (len(works) - index) - 1, compiled)
 
