@@ -11,7 +11,7 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from benchmarks import higher_resolution
+from benchmarks.studies import higher_resolution
 from refine import load_gan, pickles
 from refine.commands import run as cli
 from refine.digits.digits import FOLDER

@@ -1,6 +1,6 @@
 """Time `bias_act` and `upfirdn2d` on the CPU: the compiled kernels against the common reference path.
 
-    python benchmarks/ops.py [--rounds=9] [--generator-rounds=5] [--only=layers]
+    python -m benchmarks.speed.ops [--rounds=9] [--generator-rounds=5] [--only=layers]
 
 The reference path is what `stylegan_ops.reference` does: zero-stuff, pad, grouped convolution, drop pixels; bias,
 activation, gain and clamp as operators of their own. Everything runs in one process on one thread. Both ways take

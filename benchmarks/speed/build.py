@@ -1,6 +1,6 @@
 """Time building the compiled operators, and what they add to the start of a process once they are built.
 
-    python benchmarks/build.py [--starts=9]
+    python -m benchmarks.speed.build [--starts=9]
 
 Builds go to a cache of their own, which is deleted. CPU time is that of all compilers together; the CUDA kernels are
 compiled for sm_90 by each compiler that there is. A start is that of `import torch` and a first `upfirdn2d` on the CPU,
@@ -17,9 +17,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from benchmarks import ROOT
+
 BUILDS = {
     "CPU library": "build.cpu_library()",
     "CUDA kernels, NVRTC": "build.nvrtc.find() or sys.exit('there is none'); build.cuda_image('sm_90')",

@@ -1,11 +1,12 @@
 """What a step costs, by resolution, batch, size of the teacher and processes; and what runs would take on GPUs.
 
-    OMP_NUM_THREADS=1 python benchmarks/scaling.py [--rounds=3]
+    OMP_NUM_THREADS=1 python -m benchmarks.speed.scaling [--rounds=3]
 
 First come measured steps of small networks with random weights on this machine's CPU: medians of CPU seconds, and of
 several processes (gloo, one thread each) of seconds on the clock. Then the operations of one image are counted in the
 networks that published runs have, and GPU-hours follow from them and from the assumptions that are printed beside.
-All with one generator pass for both updates, --share-forward=1; the default has one forward pass more.
+The series are with one generator pass for both updates, --share-forward=1; the projection is of the default, which has
+one forward pass more.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ import time
 from typing import Any
 
 import torch
-from step import Size, networks, seconds, shipped
 
+from benchmarks import ROOT
+from benchmarks.speed import projection
+from benchmarks.speed.steps import PUBLISHED, Size, networks, seconds, shipped
 from refine.runtime import distributed
 from refine.training.profiling import Ceilings, Counter
 
@@ -31,18 +34,6 @@ SERIES: dict[str, list[tuple[str, Size]]] = {
     "teacher": [(f"{width} channels", BASE._replace(teacher=(width, (1, 2), 2))) for width in (16, 32, 64)],
 }
 GLOBAL_BATCH = BASE._replace(batch=8)  # shared by all processes
-
-_CIFAR = Size(32, 0, 3, (512, 2, 32768, 512), (128, (2, 2, 2), 4), 1)
-_FFHQ = Size(64, 0, 3, (512, 8, 32768, 512), (128, (1, 2, 2, 2), 4), 1)
-PAIRS: dict[str, tuple[Size, Size]] = {  # generator of the first, teacher of the second
-    "CIFAR-10": (_CIFAR, _CIFAR),
-    "FFHQ-64": (_FFHQ, _FFHQ),
-    "FFHQ-1024 with 64": (_FFHQ._replace(resolution=1024), _FFHQ),
-}
-KIMG, WARMUP_KIMG = 1000, 20  # what Refine does unless told otherwise
-PEAK_BF16, PEAK_TF32 = 989e12, 494e12  # FLOP/s of an H100 SXM without sparsity (data sheet)
-UTILISATION = (0.15, 0.4)  # share of that over a whole step: an assumption, pessimistic and optimistic
-EIGHT = 0.9 * 8  # speed of eight GPUs beside one: an assumption
 
 
 def print_series(rounds: int) -> None:
@@ -63,8 +54,8 @@ def print_processes(rounds: int) -> None:
     first = 0.0
     for count in (1, 2):
         command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={count}"]
-        command += [__file__, "--worker", f"--rounds={rounds}"]
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        command += ["-m", "benchmarks.speed.scaling", "--worker", f"--rounds={rounds}"]
+        done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
         median = float(done.stdout.split()[-1])
         first = first or median
         print(f"{count:<16} {median / GLOBAL_BATCH.batch * 1e3:13.1f} {first / median:5.2f}x", flush=True)
@@ -89,35 +80,38 @@ def forward_flop(network: Any) -> float:
     """Operations of a forward pass with one image."""
     with torch.no_grad(), Counter(Ceilings()) as counter:
         if hasattr(network, "synthesis"):
-            network(torch.randn(1, network.z_dim), None)
+            network(torch.randn(1, network.z_dim), torch.zeros(1, network.c_dim))
         else:
             network(torch.randn(1, 3, network.img_resolution, network.img_resolution), torch.ones(1))
     return counter.total.flop
 
 
+def counted(name: str) -> projection.Forward:
+    """Operations of the networks of a published pair."""
+    return projection.Forward(*(round(forward_flop(network) / 1e9, 1) for network in networks(PUBLISHED[name])))
+
+
 def print_projection() -> None:
-    low, high = UTILISATION
-    print(f"\n{'GFLOP per image':<20} {'generator':>10} {'teacher':>8} {'step':>7}   H100-hours for {KIMG} kimg")
+    print(
+        f"\n{'GFLOP per image':<20} {'generator':>10} {'teacher':>8} {'step':>7}   "
+        f"H100-hours for {projection.KIMG} kimg"
+    )
     print(f"{'':<20} {'forward':>10} {'forward':>8} {'':>7}   {'on one':>13} {'on eight':>15}")
-    for name, (of_generator, of_teacher) in PAIRS.items():
-        generator = forward_flop(networks(of_generator)[0])
-        teacher = forward_flop(networks(of_teacher)[1])
-        # One shared pass of the generator and its backward pass, twice as much; teacher, fake score, fake score's
-        # training. The warm-up has no backward pass of the generator and only the fake score's training.
-        generator_units = 3 * KIMG + WARMUP_KIMG
-        unet_units = 5 * KIMG + 3 * WARMUP_KIMG
-        at_peak = (generator_units * generator / PEAK_TF32 + unet_units * teacher / PEAK_BF16) * 1000 / 3600
-        step = 3 * generator + 5 * teacher
-        hours = [at_peak / share for share in (high, low)]
-        eight = [hour / EIGHT for hour in hours]
+    for name, recorded in projection.PAIRS.items():
+        forward = counted(name)
+        if forward != recorded:
+            print(f"{name}: projection.py has {recorded}, which is out of date")
+        hours, step = projection.hours(name), projection.step_gflop(name)
+        eight = [hour / projection.EIGHT for hour in hours]
         print(
-            f"{name:<20} {generator / 1e9:10.1f} {teacher / 1e9:8.1f} {step / 1e9:7.0f}   "
+            f"{name:<20} {forward.generator:10.1f} {forward.teacher:8.1f} {step:7.0f}   "
             f"{hours[0]:5.1f} to {hours[1]:5.1f} {eight[0]:6.2f} to {eight[1]:5.2f}",
             flush=True,
         )
+    low, high = projection.UTILIZATION
     print(
-        f"Assumed: {low:.0%} to {high:.0%} of {PEAK_BF16 / 1e12:.0f} TFLOP/s (bf16, U-Nets) and of "
-        f"{PEAK_TF32 / 1e12:.0f} (TF32, generator); eight GPUs {EIGHT:.1f} times one."
+        f"Assumed: {low:.0%} to {high:.0%} of {projection.PEAK_BF16 / 1e12:.0f} TFLOP/s (bf16, U-Nets) and of "
+        f"{projection.PEAK_TF32 / 1e12:.0f} (TF32, generator); eight GPUs {projection.EIGHT:.1f} times one."
     )
 
 

@@ -1,6 +1,6 @@
 """A picture of the refinement where everything can be seen: points in the plane, eight Gaussians to be learned.
 
-    python benchmarks/mixture.py
+    python -m benchmarks.studies.mixture
 
 The teacher is the exact denoiser of a ring of eight Gaussians. The generator is a small network that starts as a blob,
 the fake score another one that starts with no idea, and the real `Trainer` does the rest. Points pose as images
@@ -9,26 +9,29 @@ the fake score another one that starts with no idea, and the real `Trainer` does
 
 from __future__ import annotations
 
-import copy
+import argparse
 import itertools
 import math
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from refine.config import RunConfig
-from refine.pair.bridge import Bridge
+from benchmarks import ROOT
+from benchmarks.speed.steps import pair_of_modules
+from refine.config import RunConfig, TrainingOptions
+from refine.networks.preconditioned import as_denoiser
+from refine.training.optimizer import Optimizer
+from refine.training.trained import TrainedNetwork
 from refine.training.trainer import Trainer
 
 NUM_MODES, RADIUS, MODE_STD = 8, 1.0, 0.1
 CONFIG = RunConfig(
     gan="an MLP",
     teacher="eight Gaussians",
-    weighting="score",
+    objective="ikl:weighting=score",
     sigma="lognormal:-1,0.7",
     fake_sigma="lognormal:-1.2,1.2",
     fake_steps=2,
@@ -107,18 +110,23 @@ class FakeScore(MixtureDenoiser):
         return (sd**2 / variance * x.flatten(1) + level * sd / variance.sqrt() * raw).reshape(x.shape)
 
 
+class LatentsThemselves(nn.Module):
+    """A mapping network that has nothing to do: w = z."""
+
+    def forward(self, z: Tensor, c: Tensor | None = None, truncation_psi: float = 1.0) -> Tensor:
+        """[N, 2] to [N, 1, 2]."""
+        return z[:, None]
+
+
 class PointGenerator(nn.Module):
-    """z -> a point, as an image of one pixel and two channels."""
+    """A point for each latent, as an image of one pixel and two channels."""
 
     z_dim, c_dim, w_dim, num_ws, img_resolution, img_channels = 2, 0, 2, 1, 1, 2
 
     def __init__(self) -> None:
         super().__init__()
+        self.mapping = LatentsThemselves()
         self.net = mlp(nn.ReLU, 2, 128, 128, 128, 2)  # kinks let it jump from mode to mode
-
-    def mapping(self, z: Tensor, c: Tensor | None = None) -> Tensor:
-        """W = z."""
-        return z[:, None]
 
     def synthesis(self, ws: Tensor, noise_mode: str = "random", force_fp32: bool = False) -> Tensor:
         """[N, 1, 2] -> [N, 2, 1, 1]."""
@@ -128,14 +136,27 @@ class PointGenerator(nn.Module):
 def make_trainer(config: RunConfig = CONFIG) -> Trainer:
     """Untrained networks, and the teacher, in the real trainer."""
     torch.manual_seed(config.seed)
-    generator = PointGenerator()
-    networks = (generator, copy.deepcopy(generator), MixtureDenoiser(), FakeScore())
-    return Trainer(config, *networks, Bridge(1, 0), torch.device("cpu"))
+    pair = pair_of_modules(PointGenerator(), MixtureDenoiser())
+    trainer = Trainer(pair, config.section(TrainingOptions), torch.device("cpu"))
+    # A fake score that does not begin as the teacher, which has eight parameters and would know the answer.
+    network = as_denoiser(FakeScore())
+    optimizer = Optimizer(network.module.parameters(), (config.beta1, config.beta2), config.clip_grad)
+    trainer.fake_score = TrainedNetwork("fake_score", network, optimizer, trainer.fake_score.learning_rate)
+    trainer.networks[1] = trainer.fake_score
+    return trainer
+
+
+def average_of(trainer: Trainer) -> PointGenerator:
+    """The moving average of the generator."""
+    assert trainer.generator.average is not None
+    average = trainer.generator.average.network.module
+    assert isinstance(average, PointGenerator)
+    return average
 
 
 def train(trainer: Trainer) -> None:
     """Warm-up and all steps."""
-    config = trainer.config
+    config = trainer.options
     for _ in tqdm(range(round(config.warmup_kimg * 1000 / config.batch)), desc="warm-up", leave=False, disable=None):
         trainer.warm_up_step()
     for _ in tqdm(range(round(config.kimg * 1000 / config.batch)), desc="steps", leave=False, disable=None):
@@ -182,7 +203,7 @@ def measure(points: Tensor, generator: torch.Generator) -> Fit:
 
 
 def main() -> None:
-    """Trains, prints what came of it, and draws docs/mixture.png."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     import matplotlib
 
     matplotlib.use("Agg")
@@ -191,10 +212,10 @@ def main() -> None:
     torch.set_num_threads(1)
     rng, count = torch.Generator().manual_seed(1), 4000
     trainer, start = make_trainer(), time.process_time()
-    before = draw_points(trainer.generator_ema, count, rng)
+    before = draw_points(average_of(trainer), count, rng)
     train(trainer)
     seconds = time.process_time() - start
-    after = draw_points(trainer.generator_ema, count, rng)
+    after = draw_points(average_of(trainer), count, rng)
     fits = [measure(points, rng) for points in (before, after)]
     for name, fit in zip(("before", "after"), fits, strict=True):
         shares = " ".join(f"{share:.3f}" for share in fit.shares.tolist())
@@ -211,7 +232,7 @@ def main() -> None:
         axis.scatter(*points.t(), s=3, alpha=0.35, linewidths=0, color="#2458a6")
         axis.scatter(*modes().t(), s=30, marker="+", color="#c23b22", linewidths=1)
         axis.set(title=f"{title}\n{note}", xlim=(-1.6, 1.6), ylim=(-1.6, 1.6), aspect="equal", xticks=[], yticks=[])
-    path = Path(__file__).resolve().parents[1] / "docs" / "mixture.png"
+    path = ROOT / "docs" / "mixture.png"
     figure.savefig(path, dpi=110, bbox_inches="tight")
     print(f"wrote {path}")
 

@@ -1,6 +1,6 @@
 """One refinement step: the released recipe written out plainly, against Refine as shipped.
 
-    OMP_NUM_THREADS=1 python benchmarks/step.py [--sizes=digits,cifar,64] [--rounds=5] [--device=cuda]
+    OMP_NUM_THREADS=1 python -m benchmarks.speed.step [--sizes=digits,cifar,64] [--rounds=5] [--device=cuda]
 
 Both run in one process on the same networks with random weights, with equal batches and threads, and take turns;
 medians of the CPU time are compared (on a GPU, of the time on the clock), which other load on the machine changes less.
@@ -12,45 +12,16 @@ in a fresh process for each: its peak over what it had with PyTorch alone, so wi
 from __future__ import annotations
 
 import argparse
-import copy
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import torch
-from baseline_step import Baseline
 
-from refine.config import RunConfig
-from refine.networks.edm import denoiser_from_init_kwargs
-from refine.networks.stylegan2 import generator_from_init_kwargs
-from refine.pair.bridge import Bridge
-from refine.training.profiling import Ceilings, Counter
-from refine.training.trainer import Trainer
-
-
-class Size(NamedTuple):
-    """A pair of networks and the batch they are timed with.
-
-    Attributes:
-        resolution: pixels of both.
-        classes: 0 = unconditional.
-        channels: of the image.
-        generator: z_dim = w_dim, mapping layers, channel_base, channel_max.
-        teacher: model_channels, channel_mult, num_blocks.
-        batch: images.
-    """
-
-    resolution: int
-    classes: int
-    channels: int
-    generator: tuple[int, int, int, int]
-    teacher: tuple[int, tuple[int, ...], int]
-    batch: int
-
+from benchmarks import ROOT
+from benchmarks.speed.steps import Size, baseline, gflop, networks, seconds, shipped
 
 SIZES = {
     # The built-in pair.
@@ -62,70 +33,7 @@ SIZES = {
 }
 
 
-def networks(size: Size) -> tuple[Any, Any]:
-    """Generator and teacher, with random weights."""
-    torch.manual_seed(0)
-    latent, layers, channel_base, channel_max = size.generator
-    generator = generator_from_init_kwargs(
-        {
-            "z_dim": latent,
-            "c_dim": size.classes,
-            "w_dim": latent,
-            "img_resolution": size.resolution,
-            "img_channels": size.channels,
-            "mapping_kwargs": {"num_layers": layers},
-            "synthesis_kwargs": {"channel_base": channel_base, "channel_max": channel_max, "conv_clamp": 256},
-        },
-        "ada",
-    )
-    width, mult, blocks = size.teacher
-    teacher = denoiser_from_init_kwargs(
-        "EDMPrecond",
-        {
-            "img_resolution": size.resolution,
-            "img_channels": size.channels,
-            "label_dim": size.classes,
-            "model_type": "SongUNet",
-            "model_channels": width,
-            "channel_mult": list(mult),
-            "num_blocks": blocks,
-            "attn_resolutions": [16],
-            "dropout": 0.13,
-        },
-    )
-    return generator.eval(), teacher.eval()
-
-
-def baseline(size: Size, device: torch.device) -> Callable[[], None]:
-    """The step of the recipe as released."""
-    generator, teacher = (network.to(device) for network in networks(size))
-    return Baseline(generator, teacher, size.batch).step
-
-
-def shipped(size: Size, device: torch.device, **options: Any) -> Callable[[], None]:
-    """The step of Refine with its defaults."""
-    generator, teacher = (network.to(device) for network in networks(size))
-    config = RunConfig(gan="random", teacher="random", batch=size.batch, device=device.type, **options)
-    generator.requires_grad_(True)
-    average = copy.deepcopy(generator).requires_grad_(False)
-    bridge = Bridge(size.resolution, size.classes)
-    return Trainer(config, generator, average, teacher, copy.deepcopy(teacher), bridge, device).step
-
-
 VARIANTS: dict[str, Callable[..., Callable[[], None]]] = {"plain": baseline, "refine": shipped}
-
-
-def seconds(run: Callable[[], object], device: torch.device) -> float:
-    """CPU seconds of a call; on a GPU seconds on the clock."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        run()
-        torch.cuda.synchronize()
-        return time.perf_counter() - start
-    start = time.process_time()
-    run()
-    return time.process_time() - start
 
 
 def matmul_ceiling(device: torch.device) -> Callable[[], float]:
@@ -135,17 +43,20 @@ def matmul_ceiling(device: torch.device) -> Callable[[], float]:
     return lambda: 2 * n**3 / seconds(lambda: a @ a, device)
 
 
-def gflop(run: Callable[[], object]) -> float:
-    """Billions of floating-point operations of a call."""
-    with Counter(Ceilings()) as counter:
-        run()
-    return counter.total.flop / 1e9
-
-
 def peak_memory(name: str, variant: str, device: str) -> float:
     """MB that a few steps need, in a process of their own."""
-    command = [sys.executable, __file__, "--sizes", name, "--device", device, "--memory-of", variant]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.speed.step",
+        "--sizes",
+        name,
+        "--device",
+        device,
+        "--memory-of",
+        variant,
+    ]
+    return float(subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
 def print_peak_memory(name: str, variant: str, device: torch.device) -> None:

@@ -1,6 +1,6 @@
 """The released recipe written out plainly and Refine, on the built-in digits pair: do they come to the same?
 
-    OMP_NUM_THREADS=1 python benchmarks/agreement.py [--seeds=0,1,2,3,4] [--kimg=8] [--runs=FILE.jsonl] [FORM ...]
+    OMP_NUM_THREADS=1 python -m benchmarks.studies.agreement [--seeds=0,1,2,3,4] [--kimg=8] [FORM ...]
 
 Both start from the shipped pair and have the settings of the preset `digits`: rates, noise levels, batch, warm-up and
 moving average. The recipe (`baseline_step.py`) draws its own numbers with PyTorch's default generator, so that no run
@@ -21,17 +21,18 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from baseline_step import Baseline
-from demo_settings import COMMON
 from scipy import stats
-from sharing import FORMS as SHARING
 
-from refine import RunConfig, load_gan, load_teacher
-from refine.diffusion.noise_levels import LogNormal, parse_schedule
+from benchmarks.speed.baseline_step import Baseline
+from benchmarks.speed.steps import trainer_of_digits
+from benchmarks.studies.demo_settings import COMMON
+from benchmarks.studies.sharing import FORMS as SHARING
+from refine import RunConfig
+from refine.diffusion.noise_levels import LogNormal
 from refine.digits.figures import figures_of
-from refine.runs.start import make_trainer
+from refine.pair.pair import Pair, load_pair
 from refine.training.optimizer import learning_rate
-from refine.training.statistics import Averages
+from refine.training.statistics import RunningMeans
 
 PLAIN = "plain recipe"
 FORMS: dict[str, dict[str, Any]] = {
@@ -41,7 +42,7 @@ FORMS: dict[str, dict[str, Any]] = {
 # What the recipe can be given. Everything else that changes the mathematics has to be as it is by default.
 GIVEN = ("glr", "flr", "lr_rampup_kimg", "lr_decay", "ema_halflife_kimg", "ema_rampup", "sigma", "fake_sigma", "batch")
 FIXED = (
-    *("objective", "weighting", "fake_steps", "beta1", "beta2", "clip_grad", "anchor", "noise_mode", "fake_dropout"),
+    *("objective", "fake_steps", "beta1", "beta2", "clip_grad", "anchor", "noise_mode", "fake_dropout"),
     *("fake_augment", "paired_dropout", "train_layers"),
 )
 
@@ -49,8 +50,7 @@ FIXED = (
 class Training(Protocol):
     """What is trained: the trainer of Refine, or the recipe in its place."""
 
-    averages: Averages
-    generator_ema: Any
+    statistics: RunningMeans
 
     def warm_up_step(self) -> None:
         """One update of the fake score."""
@@ -63,25 +63,25 @@ class Plain:
     """The recipe with a run's learning rates and half-life, called like the trainer.
 
     Args:
-        config: the options, as far as `GIVEN` lists them.
-        generator, teacher: the pair.
+        config: Options, as far as `GIVEN` lists them.
+        pair: Networks to start from.
 
     Raises:
-        ValueError: the options ask for what the recipe does not have.
+        ValueError: The options ask for what the recipe does not have.
     """
 
-    def __init__(self, config: RunConfig, generator: Any, teacher: Any) -> None:
-        schedule = parse_schedule(config.sigma)
+    def __init__(self, config: RunConfig, pair: Pair) -> None:
+        schedule = config.sigma
         law = schedule.start
-        if law != schedule.end or schedule != parse_schedule(config.fake_sigma) or not isinstance(law, LogNormal):
+        if law != schedule.end or schedule != config.fake_sigma or not isinstance(law, LogNormal):
             raise ValueError("the plain recipe knows one lognormal distribution of noise levels")
         usual = RunConfig(gan="", teacher="")
         for name in FIXED:
-            if config[name] != usual[name]:
-                raise ValueError(f"the plain recipe knows no {name}={config[name]!r}")
-        self.config, self.averages = config, Averages()
-        self.recipe = Baseline(generator, teacher, config.batch, log_sigma=(law.P_mean, law.P_std))
-        self.generator_ema = self.recipe.generator_ema
+            if getattr(config, name) != getattr(usual, name):
+                raise ValueError(f"the plain recipe knows no {name}={getattr(config, name)}")
+        self.config, self.statistics = config, RunningMeans()
+        networks = (copy.deepcopy(network.module) for network in (pair.generator, pair.teacher))
+        self.recipe = Baseline(*networks, config.batch, log_sigma=(law.P_mean, law.P_std))
         self.warmup_nimg = self.cur_nimg = 0
         torch.manual_seed(config.seed)
 
@@ -103,15 +103,15 @@ class Plain:
     def warm_up_step(self) -> None:
         """One update of the fake score."""
         self._set_rates()
-        self.averages.add("Loss/fake", self.recipe.fit_fake())
+        self.statistics.add("Loss/fake", self.recipe.fit_fake())
         self.warmup_nimg += self.config.batch
 
     def step(self) -> None:
         """One update of both networks."""
         self._set_rates()
         loss, gap = self.recipe.step()
-        self.averages.add("Loss/fake", loss)
-        self.averages.add("Score/gap", gap)
+        self.statistics.add("Loss/fake", loss)
+        self.statistics.add("Score/gap", gap)
         self.cur_nimg += self.config.batch
 
 
@@ -122,11 +122,11 @@ def train(training: Training, config: RunConfig) -> dict[str, list[float]]:
     curves: dict[str, list[float]] = {"loss": [], "gap": []}
     cur_nimg = 0
     for kimg in range(round(config.kimg)):
-        training.averages = Averages()
+        training.statistics = RunningMeans()
         while cur_nimg < (kimg + 1) * 1000:
             training.step()
             cur_nimg += config.batch
-        means = training.averages.means()
+        means = training.statistics.means()
         curves["loss"].append(means["Loss/fake"])
         curves["gap"].append(means["Score/gap"])
     return curves
@@ -134,17 +134,19 @@ def train(training: Training, config: RunConfig) -> dict[str, list[float]]:
 
 def run(form: str, seed: int, kimg: float, split: str, samples: int) -> dict[str, Any]:
     """Curves, final figures and CPU seconds of one training."""
-    config = RunConfig(gan="digits", teacher="edm-digits", **(COMMON | FORMS[form] | {"seed": seed, "kimg": kimg}))
-    gan, teacher = load_gan("digits"), load_teacher("edm-digits")
-    training: Training
+    options = COMMON | FORMS[form] | {"seed": seed, "kimg": kimg}
+    config = RunConfig(gan="digits", teacher="edm-digits", **options)
+    training: Any
     if form == PLAIN:
-        training = Plain(config, copy.deepcopy(gan.network), copy.deepcopy(teacher.network))
+        training = Plain(config, load_pair("digits", "edm-digits"))
+        average = training.recipe.generator_ema
     else:
-        training = make_trainer(config, gan, teacher, torch.device("cpu"))
+        training = trainer_of_digits(torch.device("cpu"), **options)
+        average = training.generator.average.network.module
     start = time.process_time()
     curves = train(training, config)
     seconds = time.process_time() - start
-    figures = asdict(figures_of(training.generator_ema, split, samples))
+    figures = asdict(figures_of(average, split, samples))
     return {"form": form, "seed": seed, "seconds": seconds, **curves, "figures": figures}
 
 

@@ -1,6 +1,6 @@
 """Write the table of docs/kernels.md: registers, spilled bytes and shared memory of every CUDA kernel.
 
-    python benchmarks/kernel_table.py
+    python -m benchmarks.speed.kernel_table
 
 nvcc compiles the kernels for each architecture and says what they use; no GPU is needed. What a launch adds in dynamic
 shared memory comes from the launch plans.
@@ -14,12 +14,13 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks import ROOT
 from stylegan_ops import abi, build, cuda
 from stylegan_ops.build import toolchain
 
-DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "kernels.md"
+DOCUMENT = ROOT / "docs" / "kernels.md"
 ARCHITECTURES = ("sm_80", "sm_90")
-BEGIN, END = "<!-- written by benchmarks/kernel_table.py -->\n", "<!-- end -->\n"
+BEGIN, END = "<!-- written by benchmarks/speed/kernel_table.py -->\n", "<!-- end -->\n"
 
 
 @dataclass(frozen=True)
@@ -37,10 +38,10 @@ class Usage:
     shared_bytes: int
 
 
-def compile_kernels(nvcc: toolchain.Compiler, arch: str, output: Path) -> str:
+def compile_kernels(nvcc: toolchain.Compiler, arch: str, output: Path, csrc: Path = build.CSRC) -> str:
     """Compile for "sm_90" to machine code or for "compute_90" to PTX; returns what nvcc printed."""
     kind = "-cubin" if arch.startswith("sm") else "-ptx"
-    source = build.CSRC / "cuda" / "kernels.cu"
+    source = csrc / "cuda" / "kernels.cu"
     options = ["-std=c++17", "-Xptxas=-v", "-Werror=all-warnings", kind, f"-arch={arch}", "-o", str(output)]
     command = [*nvcc.command, *options, str(source)]
     result = subprocess.run(command, capture_output=True, text=True)

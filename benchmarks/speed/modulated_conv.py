@@ -1,6 +1,6 @@
 """Times both forms of `modulated_conv2d` and writes `stylegan_ops/modulated_conv2d_table.py` from that.
 
-    OMP_NUM_THREADS=1 python benchmarks/modulated_conv.py [--device=cuda]
+    OMP_NUM_THREADS=1 python -m benchmarks.speed.modulated_conv [--device=cuda]
 
 The layers are those of a 256-pixel StyleGAN2 (channel_base 16384). What the table has of other devices stays.
 """
@@ -21,7 +21,7 @@ from stylegan_ops.upfirdn2d import setup_filter
 TABLE = Path(modulated_conv2d_table.__file__)
 RESOLUTIONS = (4, 8, 16, 32, 64, 128, 256)
 KINDS = ("1x1", "3x3", "3x3 up")
-HEADER = '''"""How much faster the fused form of `modulated_conv2d` is: written by benchmarks/modulated_conv.py.
+HEADER = '''"""How much faster the fused form of `modulated_conv2d` is: written by benchmarks/speed/modulated_conv.py.
 
 FUSED_SPEEDUP[device][mode][layer][resolution of its result] holds, for each of BATCHES, the time of the form that
 scales images divided by the time of the form that scales weights; layers are those of a 256-pixel StyleGAN2.

@@ -1,6 +1,6 @@
 """A generator of twice its teacher's resolution, in small: 16-pixel digits and a teacher that sees 8 pixels.
 
-    OMP_NUM_THREADS=1 python benchmarks/higher_resolution.py --outdir=FOLDER [NAME ...] [--seeds=0] [--split=selection]
+    OMP_NUM_THREADS=1 python -m benchmarks.studies.higher_resolution --outdir=FOLDER [NAME ...] [--seeds=0]
 
 Trains the teacher, refines two generators with it by each of the settings named, and prints the table of
 docs/higher-resolution.md: digit-CNN features, not Inception, at 16 pixels as the generator draws and at 8 as the
@@ -30,8 +30,9 @@ from refine.digits.judge import first_images
 from refine.digits.make.__main__ import save_teacher
 from refine.digits.make.teacher import TeacherOptions, train_teacher
 from refine.files.image_grid import side_by_side
-from refine.pair.bridge import Bridge, resize
+from refine.pair.bridge import Bridge
 from refine.pair.high_frequency import high_pass
+from refine.pair.resize import resize
 
 TEACHER_PIXELS = 8
 TEACHER = TeacherOptions(kimg=150, resolution=TEACHER_PIXELS, channel_mult=(1, 2), num_blocks=2)

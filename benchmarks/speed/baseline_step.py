@@ -1,10 +1,18 @@
 """The released recipe of Diff-Instruct for a StyleGAN2 generator, written out plainly: what Refine is measured against.
 
-Eager PyTorch in float32 and nothing else. The fake score is fitted to one batch of images, then the generator is moved
-by another (two forward passes of the generator); the moving average is a loop over tensors; Adam is PyTorch's default.
-Convolutions are modulated by the weights of every sample and grouped, resampling filters zero-stuffed images, bias and
-activation are operators of their own, attention is two products with a softmax between: the forms in which the networks
-were published. Modules of Refine's networks only hold the parameters here, none of their code runs.
+Eager PyTorch and nothing else, in float32 unless a context around it says otherwise. The fake score is fitted to one
+batch of images, then the generator is moved by another (two forward passes of the generator); the moving average is a
+loop over tensors; Adam is PyTorch's default. Each operation is written in the fastest way found in plain PyTorch, so
+that a ratio to this step is no larger than one to the published code:
+
+- Modulated convolutions scale images before and after one convolution for the whole batch. Weights scaled for each
+  sample and one grouped convolution are the same by value, but take two to three times as long to train with on a CPU,
+  since every sample's weights are written, normalized and differentiated; demodulation needs their squared sums only.
+- Filters are depthwise convolutions; those behind a transposed convolution see no zeros.
+- Attention is two products with a softmax between, dropout PyTorch's own.
+- What an update does not move requires no gradients.
+
+Modules of Refine's networks only hold the parameters here, none of their code runs.
 """
 
 from __future__ import annotations
@@ -16,8 +24,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
-
-from stylegan_ops import reference
 
 P_MEAN, P_STD, SIGMA_DATA = -1.2, 1.2, 0.5
 
@@ -46,16 +52,25 @@ class Baseline:
         self.generator, self.generator_ema = generator.requires_grad_(True), copy.deepcopy(generator)
         self.teacher, self.fake = teacher.requires_grad_(False), copy.deepcopy(teacher).requires_grad_(True)
         self.batch, self.beta, self.log_sigma = batch, 0.5 ** (batch / halflife_nimg), log_sigma
+        self.device = next(teacher.parameters()).device
         self.generator_optimizer = torch.optim.Adam(self.generator.parameters(), lr=lr, betas=(0.0, 0.999))
         self.fake_optimizer = torch.optim.Adam(self.fake.parameters(), lr=lr, betas=(0.0, 0.999))
 
     def draw(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Latents, labels, noise levels and noise."""
         generator, (mean, std) = self.generator, self.log_sigma
-        z = torch.randn(self.batch, generator.z_dim)
-        c = torch.eye(max(generator.c_dim, 1))[torch.randint(max(generator.c_dim, 1), [self.batch])]
-        noise = torch.randn(self.batch, generator.img_channels, *[generator.img_resolution] * 2)
-        return z, c, (torch.randn(self.batch, 1, 1, 1) * std + mean).exp(), noise
+        classes, resolution = max(generator.c_dim, 1), self.teacher.img_resolution
+        with self.device:
+            z = torch.randn(self.batch, generator.z_dim)
+            c = torch.eye(classes)[torch.randint(classes, [self.batch])]
+            noise = torch.randn(self.batch, generator.img_channels, resolution, resolution)
+            return z, c, (torch.randn(self.batch, 1, 1, 1) * std + mean).exp(), noise
+
+    def seen(self, z: Tensor, c: Tensor) -> Tensor:
+        """The generator's images in the teacher's size: means over squares of pixels where it draws more pixels."""
+        x0 = generate(self.generator, z, c)
+        factor = x0.shape[2] // self.teacher.img_resolution
+        return x0 if factor == 1 else functional.avg_pool2d(x0, factor)
 
     def step(self) -> tuple[Tensor, Tensor]:
         """One update of the fake score, one of the generator, one of the moving average: the loss and the gap."""
@@ -69,7 +84,7 @@ class Baseline:
         """An update of the fake score; its loss."""
         z, c, sigma, noise = self.draw()
         with torch.no_grad():
-            x0 = generate(self.generator, z, c)
+            x0 = self.seen(z, c)
         self.fake_optimizer.zero_grad()
         denoised = denoise(self.fake, x0 + sigma * noise, sigma, c, dropout=True)
         weight = (sigma**2 + SIGMA_DATA**2) / (sigma * SIGMA_DATA) ** 2
@@ -82,7 +97,7 @@ class Baseline:
         """An update of the generator; how far both estimates are from each other, the mean over images."""
         z, c, sigma, noise = self.draw()
         self.generator_optimizer.zero_grad()
-        x0 = generate(self.generator, z, c)
+        x0 = self.seen(z, c)
         with torch.no_grad():
             x_t = x0 + sigma * noise
             gradient = denoise(self.fake, x_t, sigma, c) - denoise(self.teacher, x_t, sigma, c)
@@ -121,10 +136,10 @@ def generate(generator: Any, z: Tensor, c: Tensor, noise_mode: str = "random") -
             x = _synthesis_layer(block.conv0, x, w, noise_mode, up=2)
         x = _synthesis_layer(block.conv1, x, w, noise_mode, up=1)
         if img is not None:
-            img = reference.upfirdn2d(img, block.resample_filter, up=2, padding=(2, 1, 2, 1), gain=4)
+            img = _upsample(img, block.resample_filter)
         styles = _fully_connected(block.torgb.affine, w, "linear", 1.0) / math.sqrt(x.shape[1])
         y = _modulated_conv2d(x, block.torgb.weight, styles, demodulate=False)
-        y = reference.bias_act(y, block.torgb.bias, clamp=block.torgb.conv_clamp)
+        y = _bias_act(y, block.torgb.bias, clamp=block.torgb.conv_clamp)
         img = y if img is None else img + y
     assert img is not None
     return img
@@ -132,17 +147,17 @@ def generate(generator: Any, z: Tensor, c: Tensor, noise_mode: str = "random") -
 
 def _fully_connected(layer: Any, x: Tensor, act: str, lr_multiplier: float) -> Tensor:
     weight = layer.weight * (lr_multiplier / math.sqrt(layer.weight.shape[1]))
-    return reference.bias_act(x @ weight.t(), layer.bias * lr_multiplier, act=act)
+    return _bias_act(x @ weight.t(), layer.bias * lr_multiplier, act)
 
 
 def _synthesis_layer(layer: Any, x: Tensor, w: Tensor, noise_mode: str, up: int) -> Tensor:
     styles = _fully_connected(layer.affine, w, "linear", 1.0)
     x = _modulated_conv2d(x, layer.weight, styles, up=up, resample_filter=layer.resample_filter)
     if noise_mode == "random":
-        x = x + torch.randn(len(x), 1, *x.shape[2:]) * layer.noise_strength
+        x = x + torch.randn(len(x), 1, *x.shape[2:], device=x.device) * layer.noise_strength
     elif noise_mode == "const":
         x = x + layer.noise_const * layer.noise_strength
-    return reference.bias_act(x, layer.bias, act="lrelu", clamp=layer.conv_clamp)
+    return _bias_act(x, layer.bias, "lrelu", layer.conv_clamp)
 
 
 def _modulated_conv2d(
@@ -153,17 +168,36 @@ def _modulated_conv2d(
     demodulate: bool = True,
     resample_filter: Tensor | None = None,
 ) -> Tensor:
-    batch, channels, height, width = x.shape
-    w = weight[None] * styles[:, None, :, None, None]
-    if demodulate:
-        w = w * (w.square().sum(dim=[2, 3, 4]) + 1e-8).rsqrt()[:, :, None, None, None]
-    x = x.reshape(1, batch * channels, height, width)
+    """Convolve sample n by weight * styles[n], divided by its norm over inputs and taps if `demodulate`."""
+    x = x * styles[:, :, None, None]
     if up == 1:
-        x = functional.conv2d(x, w.flatten(0, 1), padding=weight.shape[2] // 2, groups=batch)
-        return x.reshape(batch, -1, height, width)
-    x = functional.conv_transpose2d(x, w.transpose(1, 2).flatten(0, 1), stride=up, groups=batch)
-    x = x.reshape(batch, -1, *x.shape[2:])
-    return reference.upfirdn2d(x, resample_filter, padding=1, gain=up**2)
+        x = functional.conv2d(x, weight, padding=weight.shape[2] // 2)
+    else:
+        x = functional.conv_transpose2d(x, weight.transpose(0, 1), stride=up)
+        x = _filter(functional.pad(x, [1, 1, 1, 1]), resample_filter, up**2)
+    if not demodulate:
+        return x
+    squares = styles.square() @ weight.square().sum(dim=[2, 3]).t()  # of each sample's weights, [N, out_channels]
+    return x * (squares + 1e-8).rsqrt()[:, :, None, None]
+
+
+def _filter(x: Tensor, f: Tensor | None, gain: float) -> Tensor:
+    """Every channel by the same symmetric taps [H, W], without padding."""
+    assert f is not None
+    return functional.conv2d(x, (f * gain).expand(x.shape[1], 1, -1, -1), groups=x.shape[1])
+
+
+def _upsample(x: Tensor, f: Tensor) -> Tensor:
+    """Twice the size, by taps [4, 4] of sum 1 and gain 4: each channel's transposed convolution."""
+    channels = x.shape[1]
+    return functional.conv_transpose2d(x, (f * 4).expand(channels, 1, -1, -1), stride=2, padding=1, groups=channels)
+
+
+def _bias_act(x: Tensor, b: Tensor, act: str = "linear", clamp: float | None = None) -> Tensor:
+    x = x + b.reshape([1, -1] + [1] * (x.ndim - 2))
+    if act == "lrelu":
+        x = functional.leaky_relu(x, 0.2) * math.sqrt(2)
+    return x if clamp is None else x.clamp(-clamp, clamp)
 
 
 # --- U-Net
@@ -178,7 +212,7 @@ def denoise(denoiser: Any, x: Tensor, sigma: Tensor, labels: Tensor, dropout: bo
 
 def _unet(unet: Any, x: Tensor, noise_labels: Tensor, labels: Tensor, dropout: bool) -> Tensor:
     half = unet.map_layer0.in_features // 2
-    frequencies = (1 / 10000) ** (torch.arange(half) / (half - 1))
+    frequencies = (1 / 10000) ** (torch.arange(half, device=x.device) / (half - 1))
     angles = noise_labels.outer(frequencies)
     emb = torch.cat([angles.sin(), angles.cos()], dim=1)
     if unet.label_dim:
@@ -220,9 +254,9 @@ def _block(block: Any, name: str, x: Tensor, emb: Tensor, dropout: bool) -> Tens
 def _conv2d(layer: Any, x: Tensor, resampling: str = "") -> Tensor:
     channels = x.shape[1]
     if resampling == "up":
-        x = functional.conv_transpose2d(x, torch.ones(channels, 1, 2, 2), stride=2, groups=channels)
+        x = functional.conv_transpose2d(x, x.new_ones(channels, 1, 2, 2), stride=2, groups=channels)
     elif resampling == "down":
-        x = functional.conv2d(x, torch.full([channels, 1, 2, 2], 0.25), stride=2, groups=channels)
+        x = functional.conv2d(x, x.new_full([channels, 1, 2, 2], 0.25), stride=2, groups=channels)
     return functional.conv2d(x, layer.weight, layer.bias, padding=layer.weight.shape[2] // 2)
 
 

@@ -1,6 +1,6 @@
 """Digits without labels: what the noise levels have to do with classes that get lost. A table of docs/demo.md.
 
-    OMP_NUM_THREADS=1 python benchmarks/unconditional.py [--outdir=training-runs/unconditional]
+    OMP_NUM_THREADS=1 python -m benchmarks.studies.unconditional [--outdir=training-runs/unconditional]
 
 Trains an unconditional generator, stopped early, and an unconditional teacher on the digits, with the loops that made
 the built-in pair; both are kept in the folder, so that a second call begins with what follows. Then refines the

@@ -1,6 +1,6 @@
 """How long a run takes to its first step: fresh processes, PyTorch's own imports aside, the operators built before.
 
-    python benchmarks/startup.py [--runs=7] [--threads=1]
+    python -m benchmarks.speed.startup [--runs=7] [--threads=1]
 
 Each process does what `python refine.py --gan=digits --teacher=edm-digits --metrics=none` does, and ends after the
 first step. The median over processes is shown for each part. PyTorch's own imports are left out of the sum, `import
@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 ASIDE = {
     "torch": "import torch",
     "dynamo": "import torch._dynamo",

@@ -1,6 +1,6 @@
 """Time and memory to load a 250 MB generator, beside plain `pickle.load` of the same tensors.
 
-    python benchmarks/load_pickle.py
+    python -m benchmarks.speed.load_pickle
 
 Every run is a process of its own, so that peaks of memory are its own; the two ways take turns, and medians are
 compared. Memory is the growth of the peak resident set over that of the process with everything imported.
@@ -20,6 +20,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks import ROOT
+
 GENERATOR = {
     "z_dim": 512,
     "c_dim": 0,
@@ -30,11 +32,10 @@ GENERATOR = {
 }
 
 
-def write_files(folder: Path) -> int:
-    """A network pickle in NVIDIA's layout, and a plain pickle of its tensors; returns the bytes of the tensors."""
+def write_network(generator: Any, init_kwargs: dict[str, Any], path: Path) -> None:
+    """A network pickle in NVIDIA's layout, whose source is empty: Refine rebuilds the generator from its arguments."""
     import torch
 
-    from refine.networks.stylegan2 import generator_from_init_kwargs
     from torch_utils.persistence import _reconstruct_persistent_obj
 
     class Persistent:
@@ -53,10 +54,17 @@ def write_files(folder: Path) -> int:
             meta = {"type": "class", "version": 6, "module_src": "#", "class_name": name, "state": state}
             return _reconstruct_persistent_obj, (meta,)
 
+    with path.open("wb") as file:
+        pickle.dump({"G_ema": Persistent(generator, init_kwargs)}, file, protocol=4)
+
+
+def write_files(folder: Path) -> int:
+    """A network pickle, and a plain pickle of its tensors; returns the bytes of the tensors."""
+    from refine.networks.stylegan2 import generator_from_init_kwargs
+
     generator = generator_from_init_kwargs(GENERATOR, "ada").eval().requires_grad_(False)
     tensors = generator.state_dict()
-    with (folder / "network.pkl").open("wb") as file:
-        pickle.dump({"G_ema": Persistent(generator, GENERATOR)}, file, protocol=4)
+    write_network(generator, GENERATOR, folder / "network.pkl")
     with (folder / "plain.pkl").open("wb") as file:
         pickle.dump(dict(tensors), file, protocol=4)
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
@@ -100,7 +108,8 @@ def main() -> None:
 
     def call(*args: str) -> str:
         # This process stays small: on Linux a child's peak memory begins at that of its parent.
-        return subprocess.run([sys.executable, __file__, *args], check=True, capture_output=True, text=True).stdout
+        command = [sys.executable, "-m", "benchmarks.speed.load_pickle", *args]
+        return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
 
     with tempfile.TemporaryDirectory() as folder:
         num_bytes = int(call("--write", folder))

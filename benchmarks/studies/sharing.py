@@ -1,6 +1,6 @@
 """Which passes should both updates share? The forms of a step at equal processor time, on the built-in digits pair.
 
-    OMP_NUM_THREADS=1 python benchmarks/sharing.py [--seconds=100] [--seeds=0,1,2] [--split=selection] [FORM ...]
+    OMP_NUM_THREADS=1 python -m benchmarks.studies.sharing [--seconds=100] [--seeds=0,1,2] [FORM ...]
 
 A fresh batch for each update costs five passes' worth of the U-Net and four of the generator; one generator forward
 saves a pass of the generator, one U-Net forward saves one of the U-Net as well, and then both updates see the same
@@ -16,11 +16,9 @@ import statistics
 from typing import Any
 
 import torch
-from demo_settings import COMMON, row, run
-from step import seconds
 
-from refine import RunConfig, load_gan, load_teacher
-from refine.runs.start import make_trainer
+from benchmarks.speed.steps import seconds, trainer_of_digits
+from benchmarks.studies.demo_settings import COMMON, row, run
 
 FORMS: dict[str, dict[str, Any]] = {
     "two forwards": {"share_forward": False, "share_unet": False},
@@ -35,12 +33,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 def costs(names: list[str], rounds: int) -> dict[str, tuple[float, float]]:
     """CPU seconds of a warm-up step and of a step, by form: medians of steps that take turns."""
-    gan, teacher = load_gan("digits"), load_teacher("edm-digits")
     cpu = torch.device("cpu")
     trainers = {}
     for name in names:
-        config = RunConfig(gan="digits", teacher="edm-digits", **(COMMON | (FORMS | VARIANTS)[name]))
-        trainers[name] = make_trainer(config, gan, teacher, cpu)
+        trainers[name] = trainer_of_digits(cpu, **(COMMON | (FORMS | VARIANTS)[name]))
         trainers[name].warm_up_step()
         trainers[name].step()
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
