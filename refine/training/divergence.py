@@ -49,7 +49,7 @@ def divergence_terms(scores: Scores, distribution: Distribution) -> Tensor:
     sigma = scores.sigma
     low, high = covered_levels(distribution)
     squared = (scores.teacher - scores.fake).square().sum(dim=[1, 2, 3])
-    terms = squared / (sigma**2 * distribution.log_density(sigma))
+    terms = squared / (sigma**2 * distribution.log_sigma_density(sigma))
     return torch.where((sigma >= low) & (sigma <= high), terms, terms * 0)
 
 
