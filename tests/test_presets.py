@@ -121,7 +121,7 @@ def test_nonsense_is_refused_before_anything_is_loaded():
         ({"batch": 0}, "batch must be"),
         ({"preset": "smal"}, "preset must be one of digits, tiny, small"),
         ({"preset": "small", "batch_gpu": 3}, "divide the batch of 128"),
-        ({"sigma": "normal"}, "no distribution of noise levels"),
+        ({"sigma": "normal"}, "'normal'"),
         ({"bach": 3}, "bach: did you mean batch"),
         ({"preset": "digits", "stop_if_worse": 2, "metrics": "none"}, "stop_if_worse"),
     ):
