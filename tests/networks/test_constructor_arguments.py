@@ -155,7 +155,7 @@ def test_any_generator(seed, tmp_path):
         image = G(z, c, noise_mode=noise_mode)
         assert image.shape == (2, arguments["img_channels"], resolution, resolution)
     if G.mapping.w_avg is None:
-        with pytest.raises(UserError, match="0.5"):
+        with pytest.raises(UserError, match=r"0\.5"):
             G(z, c, truncation_psi=0.5)
     else:
         G(z, c, truncation_psi=0.5)
