@@ -231,7 +231,17 @@ def test_every_imported_package_is_a_declared_dependency() -> None:
     assert dependencies
     declared = {re.split(r"[<>=]", line)[0] for line in re.findall(r'"([^"]+)"', dependencies[1])}
     declared |= {"PIL"} if "pillow" in declared else set()
-    optional = {"wandb", "imageio", "imageio_ffmpeg", "yaml", "tensorboard", "safetensors", "onnx", "onnxruntime", "sklearn"}
+    optional = {
+        "wandb",
+        "imageio",
+        "imageio_ffmpeg",
+        "yaml",
+        "tensorboard",
+        "safetensors",
+        "onnx",
+        "onnxruntime",
+        "sklearn",
+    }
     for package in sorted(OURS):
         for path in (ROOT / package).rglob("*.py"):
             tops = {name.split(".")[0] for name in imports(path, ROOT)} - OURS - set(sys.stdlib_module_names)

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from refine.commands import run as cli
 from refine import zoo
+from refine.commands import run as cli
 from refine.config import RunConfig
 from refine.diffusion.noise_levels import parse_schedule
 from refine.digits.digits import read_dataset
@@ -62,7 +62,12 @@ def test_the_content_of_the_teachers_file_decides_and_not_its_spelling(tmp_path,
     shutil.copy(BUILT_IN_TEACHER, "copy.pkl")
     shutil.copy(BUILT_IN_TEACHER.with_name("digits.pkl"), "network-best.pkl")
     expected = RunConfig.from_preset(gan="digits", teacher="edm-digits")
-    assert expected.preset == "digits" and read_dataset(zoo.resolve(expected.data).path).pixels.shape == (400, 1, 16, 16)
+    assert expected.preset == "digits" and read_dataset(zoo.resolve(expected.data).path).pixels.shape == (
+        400,
+        1,
+        16,
+        16,
+    )
     for gan, teacher in (
         ("digits.pkl", "edm-digits.pkl"),
         ("network-best.pkl", "copy.pkl"),

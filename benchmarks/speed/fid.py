@@ -8,15 +8,3 @@ dimensions, in a process of its own; its memory is the growth of the peak reside
 """
 
 from __future__ import annotations
-
-import argparse
-import statistics
-import subprocess
-import sys
-import time
-
-import numpy as np
-import scipy.linalg
-import torch
-
-from benchmarks import ROOT

@@ -6,12 +6,3 @@ Settings are chosen on the selection split; `--split=test` is for what is publis
 """
 
 from __future__ import annotations
-
-import argparse
-import logging
-import tempfile
-import time
-from typing import Any
-
-import torch
-

@@ -8,7 +8,7 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 from refine.config import RunConfig
-from refine.files.address import without_secrets
+from refine.files.addresses import without_secrets
 from refine.presets import PRESETS
 
 ALWAYS = ("gan", "teacher", "preset")

@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from refine.files.address import without_secrets
+from refine.files.addresses import without_secrets
 from refine.report.charts import NUM_COLORS, SMALL, Chart, Line, band_lines, bar_chart, line_chart
 from refine.report.command import command
 from refine.report.measured import Metric, measured

@@ -202,7 +202,7 @@ def test_prefetch_notices_what_asks_the_network_again() -> None:
 
 
 def test_network_off_is_off_and_on_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(download, "FIRST_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(download, "BACKOFF_SECONDS", 0.0)
     before = socket.socket.connect
     with network_off():
         for attempt in (

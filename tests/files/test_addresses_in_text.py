@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from refine.files.address import without_secrets
+from refine.files.addresses import without_secrets
 
 
 @pytest.mark.parametrize(
