@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from refine.errors import UserError
@@ -97,12 +96,6 @@ def images_of(
         with torch.no_grad():
             image = generator(z, c, truncation_psi=truncation_psi, noise_mode=noise_mode)
         yield image.float().cpu()
-
-
-def to_picture(image: Tensor) -> Image.Image:
-    """An image [1, C, H, W] in [-1, 1], C = 1 or 3, as 8-bit pixels: x * 127.5 + 128, clamped, truncated."""
-    pixels: Any = (image[0].permute(1, 2, 0) * 127.5 + 128).clamp(0, 255).to(torch.uint8).numpy()
-    return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
 
 
 def squared_difference(one: Tensor, other: Tensor) -> float:

@@ -64,7 +64,6 @@ def metric_options(config: RunConfig, device: torch.device, *, trust_detector: b
         trust_detector=trust_detector,
         seed=config.metric_seed,
         fid_seeds=config.fid_seeds,
-        every=config.metric_every,
         resample=config.resample,
     )
 

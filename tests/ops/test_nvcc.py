@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import kernel_table
+from benchmarks.speed import kernel_table
 from stylegan_ops import build
 from stylegan_ops.build import nvrtc, toolchain
 
@@ -58,7 +58,7 @@ def test_no_kernel_spills_registers(nvcc: toolchain.Compiler) -> None:
     text = kernel_table.DOCUMENT.read_text(encoding="utf-8")
     if nvcc.version not in text:
         pytest.skip(f"the table of docs/kernels.md is by another compiler than {nvcc.version}")
-    assert table in text, "docs/kernels.md is out of date: run `python benchmarks/kernel_table.py`"
+    assert table in text, "docs/kernels.md is out of date: run `python -m benchmarks.speed.kernel_table`"
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from PIL import Image
 from refine import load_gan, pickles
 from refine.commands import run as cli
 from refine.config import RunConfig
-from refine.errors import UserError
+from refine.errors import OptionError, UserError
 from refine.files.image_grid import layout_of
 from refine.pair.pair import load_pair
 from refine.report.measured import measured
@@ -437,12 +437,12 @@ def test_started_from_the_weights_of_another_run(pair, tmp_path):
 
 
 @pytest.mark.parametrize(("batch", "batch_gpu", "remedy"), [
-    (8, 4, "try --batch-gpu=2"), (9, None, "try --batch-gpu=3"), (15, 3, "try --batch-gpu=1"), (7, 1, "a larger GPU"),
+    (8, 4, "batch_gpu=2"), (9, None, "batch_gpu=3"), (15, 3, "batch_gpu=1"), (7, 1, "precision=bf16"),
 ])  # fmt: skip
 def test_memory_that_does_not_suffice(pair, batch, batch_gpu, remedy):
     options = config(pair, Path("."), batch=batch, batch_gpu=batch_gpu)
     with (
-        pytest.raises(UserError, match=f"{batch_gpu or batch} images per pass: .*{remedy}"),
+        pytest.raises(UserError, match=rf"\b{batch_gpu or batch} images? per pass: .*\b{remedy}\b"),
         memory.memory_advice(options.batch, options.batch_gpu),
     ):
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -483,13 +483,13 @@ def test_wrong_states(pair, tmp_path):
     assert start.resumed_config(state, {"batch": 8, "kimg": 2.0}).kimg == 2.0
     content = run_state.read_state(state)
     trainer_of = lambda: Trainer(load_pair(**pair), config(pair, tmp_path), torch.device("cpu"))  # noqa: E731
-    with pytest.raises(UserError, match="--teacher is not the file"):
+    with pytest.raises(OptionError, match=r"\bteacher\b"):
         run_state.load_state(trainer_of(), content, content["digests"] | {"teacher": "0"})
     torch.save(content | {"version": 0}, tmp_path / "training-state-000000.pt")
     with pytest.raises(UserError, match="another version"):
         run_state.read_state(tmp_path / "training-state-000000.pt")
     state.write_bytes(state.read_bytes()[:1000])
-    with pytest.raises(UserError, match="or damaged: resume from an older one"):
+    with pytest.raises(UserError, match=r"training-state-\d+\.pt .*corrupted"):
         run_state.read_state(state)
     (state.parent / "training_options.json").write_text('{"gan": "g", "teacher": "t", "new": 1}')
     with pytest.raises(UserError, match="entry 'new'"):
@@ -504,7 +504,7 @@ def test_wrong_states(pair, tmp_path):
 
 def test_device_that_is_not_there(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(UserError, match="--device=cuda is not available"):
+    with pytest.raises(UserError, match="device=cuda"):
         device.choose_device("cuda")
     assert device.choose_device("cpu").type == "cpu"
 
