@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import Function
 from torch.nn import functional
 
-from stylegan_ops import library
+from stylegan_ops import autograd
 
 MULTIPLE = 32  # of pixels, that the kernels want
 MAX_CHANNELS = 128  # of a head: the most that were tried
@@ -32,7 +32,7 @@ def attention(qkv: Tensor) -> Tensor:
     if kernels is None:
         query, key, value = qkv.permute(3, 0, 1, 4, 2).contiguous().unbind(0)  # each [N, heads, L, C]
         return functional.scaled_dot_product_attention(query, key, value).transpose(2, 3)
-    if library.needs_grad(qkv):
+    if autograd.needs_grad(qkv):
         return _Attention.apply(qkv, kernels)
     return kernels.attention(qkv, qkv.shape[2] ** -0.5)
 
@@ -43,7 +43,7 @@ def _kernels_for(qkv: Tensor) -> Any:
     channels, length = qkv.shape[2], qkv.shape[4]
     if channels % 8 or channels > MAX_CHANNELS or length % MULTIPLE:
         return None
-    kernels, differentiable = library.route(qkv)
+    kernels, differentiable = autograd.route(qkv)
     if differentiable or not hasattr(kernels, "attention") or torch.is_autocast_enabled(qkv.device.type):
         return None
     return kernels

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stylegan_ops import library
+from stylegan_ops import autograd
 
 MIN_BATCH = 16  # For fewer images, on one thread, PyTorch itself takes the way that is taken here.
 
@@ -24,7 +24,7 @@ def conv1x1(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     Returns:
         [N, out_channels, H, W].
     """
-    _, differentiable = library.route(x, weight, bias)
+    _, differentiable = autograd.route(x, weight, bias)
     # Whatever looks inside an operator sees PyTorch's convolution.
     if differentiable or not x.is_cpu or x.dtype != torch.float32 or x.ndim != 4 or not x.is_contiguous():
         return torch.conv2d(x, weight, bias)

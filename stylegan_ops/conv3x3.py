@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import Function
 from torch.nn.grad import conv2d_input, conv2d_weight
 
-from stylegan_ops import library
+from stylegan_ops import autograd
 
 # Below, PyTorch's own are as quick: transforming pixels and filters takes longer than the products that it saves.
 MIN_CHANNELS = 16
@@ -37,7 +37,7 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     kernels = kernels_for(x, weight, bias)
     if kernels is None:
         return torch.conv2d(x, weight, bias, padding=1)
-    if library.needs_grad(x, weight, bias):
+    if autograd.needs_grad(x, weight, bias):
         return _Conv3x3.apply(x, weight, bias, kernels)
     return kernels.conv3x3(x, weight, bias)
 
@@ -61,7 +61,7 @@ def kernels_for(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
         return None
     if tiles < MIN_TILES or tiles * TILES_PER_FILTER < channels * out_channels:
         return None
-    kernels, differentiable = library.route(x, weight, bias)
+    kernels, differentiable = autograd.route(x, weight, bias)
     # Where PyTorch differentiates or looks inside, it has its own operators. Autocast wants another dtype.
     if differentiable or not hasattr(kernels, "conv3x3") or torch.is_autocast_enabled(x.device.type):
         return None

@@ -17,10 +17,11 @@ from typing import Any
 import click
 import torch
 
-from stylegan_ops import attention, group_norm_silu, plain, reference, select
-from stylegan_ops.abi import ACTS
+from stylegan_ops import attention, dispatch, group_norm_silu, reference
+from stylegan_ops.backends import pytorch
+from stylegan_ops.backends.driver import LIBRARY as DRIVER_LIBRARY
+from stylegan_ops.backends.packing import ACTS
 from stylegan_ops.build import BuildError, cache, nvrtc, toolchain
-from stylegan_ops.driver import LIBRARY as DRIVER_LIBRARY
 
 # Of the largest value. Half precision rounds once, by up to 3.9e-3 and 4.9e-4 of a value; the others at each step.
 TOLERANCES = {torch.float64: 1e-14, torch.float32: 2e-6, torch.bfloat16: 6e-3, torch.float16: 8e-4}
@@ -131,7 +132,7 @@ def survey(driver: DriverState) -> list[Finding]:
     findings = [
         Finding("Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
         Finding("PyTorch", f"{torch.__version__}, {_pytorch_cuda()}"),
-        _finding("mode", select.mode, f"set {select.VARIABLE} to auto, on or off"),
+        _finding("mode", dispatch.mode, f"set {dispatch.VARIABLE} to auto, on or off"),
         _finding("C++ compiler", lambda: _describe(toolchain.host_compiler()), toolchain.install_compiler()),
         _finding("ninja", toolchain.ninja_command, "run `pip install ninja`"),
         Finding("NVIDIA driver", f"for CUDA up to {driver.version}" if driver.version else "none"),
@@ -204,7 +205,7 @@ def examine_cuda(driver: DriverState) -> list[Verdict]:
 def _examine(device: torch.device) -> Verdict:
     start = time.perf_counter()
     try:
-        kernels = select.load(device)
+        kernels = dispatch.load(device)
         assert kernels is not None
         seconds = time.perf_counter() - start
         comparisons = compare(kernels, device)
@@ -218,7 +219,7 @@ def _examine(device: torch.device) -> Verdict:
         worst = max(wrong, key=lambda c: c.error / c.tolerance)
         size = f" by {worst.error:.1e} of the largest value" if worst.error < sys.float_info.max else ""
         problem = f"{worst.operator} in {worst.dtype} is wrong{size}"
-        remedy = f"set {select.VARIABLE}=off and report it"
+        remedy = f"set {dispatch.VARIABLE}=off and report it"
         return Verdict(str(device), True, problem, remedy, seconds, comparisons, speedups)
     return Verdict(str(device), seconds=seconds, comparisons=comparisons, speedups=speedups)
 
@@ -268,7 +269,7 @@ def _bias_act_cases(kernels: ModuleType, device: torch.device, dtype: torch.dtyp
         rest = (1, act, alpha, gain, clamp)
         yield "bias_act", kernels.bias_act(*on_device[2:], *rest), y.detach()
         yield "bias_act_grad", kernels.bias_act_grad(*on_device[1:], *rest), dx.detach()
-        if plain.DERIVATIVES[name].second is not None:
+        if pytorch.DERIVATIVES[name].second is not None:
             (d2x,) = torch.autograd.grad(dx, x, ddx)
             yield "bias_act_grad2", kernels.bias_act_grad2(*on_device, *rest), d2x
 
@@ -323,7 +324,7 @@ def measure(kernels: ModuleType, device: torch.device) -> dict[str, float]:
 
     speedups = {}
     for name, run in timed.items():
-        rounds = [(seconds(run, plain), seconds(run, kernels)) for _ in range(TIMED_ROUNDS + 1)][1:]
+        rounds = [(seconds(run, pytorch), seconds(run, kernels)) for _ in range(TIMED_ROUNDS + 1)][1:]
         slow, fast = zip(*rounds, strict=True)
         speedups[name] = statistics.median(slow) / statistics.median(fast)
     return speedups

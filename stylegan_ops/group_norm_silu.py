@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import Function
 from torch.nn import functional
 
-from stylegan_ops import library
+from stylegan_ops import autograd
 
 MIN_PIXELS = 64  # of a channel; for fewer the kernels are no faster
 
@@ -51,7 +51,7 @@ def group_norm_silu(
         return plain(x, groups, eps, weight, bias, before, scale, shift)
     tensors = (weight, bias, before, scale, shift)
     inputs = tuple(None if t is None else t.contiguous() for t in tensors)
-    if library.needs_grad(x, *tensors):
+    if autograd.needs_grad(x, *tensors):
         return _GroupNormSilu.apply((groups, eps, kernels), x, *inputs)
     return kernels.group_norm_silu(x, groups, eps, inputs)[0]
 
@@ -85,7 +85,7 @@ def kernels_for(
     large = x.numel() >= max(1, n * channels * MIN_PIXELS)
     if not large or not x.is_contiguous() or any(t is not None and t.dtype != torch.float32 for t in tensors):
         return None
-    kernels, differentiable = library.route(*tensors)
+    kernels, differentiable = autograd.route(*tensors)
     if differentiable or not hasattr(kernels, "group_norm_silu") or torch.is_autocast_enabled(x.device.type):
         return None
     return kernels

@@ -8,10 +8,10 @@ from bisect import bisect_right
 import torch
 from torch import Tensor
 
+from stylegan_ops.arguments import NO_PADDING, PaddingLike, check_images, parse_padding
 from stylegan_ops.conv2d_resample import conv2d_resample
 from stylegan_ops.conv3x3 import kernels_for
 from stylegan_ops.fma import fma
-from stylegan_ops.geometry import NO_PADDING, PaddingLike, check_images, parse_padding
 from stylegan_ops.modulated_conv2d_table import BATCHES, FUSED_SPEEDUP
 
 

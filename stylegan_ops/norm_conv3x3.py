@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import Function
 
-from stylegan_ops import conv3x3, group_norm_silu, library
+from stylegan_ops import autograd, conv3x3, group_norm_silu
 
 
 class Norm(NamedTuple):
@@ -46,7 +46,7 @@ def norm_conv3x3(
         ValueError: as `group_norm_silu`.
     """
     tensors = (x, weight, bias, norm.weight, norm.bias, norm.before, norm.scale, norm.shift)
-    if library.needs_grad(*tensors):
+    if autograd.needs_grad(*tensors):
         kernels = conv3x3.kernels_for(x, weight, bias)
         if kernels is not None and group_norm_silu.kernels_for(x, *norm) is kernels:
             return _NormConv3x3.apply((norm.groups, norm.eps, gain, kernels), keep, *tensors)

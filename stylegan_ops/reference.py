@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from stylegan_ops.geometry import Factor, PaddingLike, pad_or_crop, parse_factor, parse_padding
+from stylegan_ops.arguments import Factor, PaddingLike, pad_or_crop, parse_factor, parse_padding
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stylegan_ops import library
-from stylegan_ops.geometry import (
+from stylegan_ops import autograd
+from stylegan_ops.arguments import (
     Factor,
     PaddingLike,
     centred_padding,
@@ -116,7 +116,7 @@ def upfirdn2d(
     check_extent(x, filter_size(f), insert, sides)
     if f is None:
         f = torch.ones([1, 1], device=x.device)
-    return library.upfirdn2d(x, f, *insert, *keep, *sides, flip_filter, gain)
+    return autograd.upfirdn2d(x, f, *insert, *keep, *sides, flip_filter, gain)
 
 
 def filter2d(

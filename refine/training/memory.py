@@ -19,7 +19,7 @@ from refine.config import RunConfig
 from refine.errors import UserError
 from refine.runtime import distributed
 from refine.training.trainer import Trainer
-from stylegan_ops import select
+from stylegan_ops import dispatch
 
 FLOAT = 4  # bytes
 
@@ -73,12 +73,12 @@ def estimate_memory(trainer: Trainer, config: RunConfig, num_processes: int = 1)
     generators = 2 + (config.anchor > 0)
     generator, fake, teacher = (_count(n.parameters()) for n in (trainer.generator, trainer.fake, trainer.teacher))
     trained = _count(p for n in (trainer.generator, trainer.fake) for p in n.parameters() if p.requires_grad)
-    mode = select.mode()
-    select.set_mode("off")  # nothing is to be built for this; kernels keep no more than plain PyTorch
+    mode = dispatch.mode()
+    dispatch.set_mode("off")  # nothing is to be built for this; kernels keep no more than plain PyTorch
     try:
         of_generator, of_fake = _activations(trainer)
     finally:
-        select.set_mode(mode)
+        dispatch.set_mode(mode)
     # The generator's are gone before the fake score has its own, but where one pass of that serves both updates.
     per_image = of_generator + of_fake if config.share_unet else max(of_generator, of_fake)
     images = config.batch_gpu or -(-config.batch // num_processes)

@@ -16,9 +16,9 @@ import pytest
 from PIL import Image
 
 from refine.errors import UserError
+from refine.files import decoding as reading
 from refine.files.dataset import ImageDataset
 from refine.files.decoding import MANY_PIXELS, MOST_WORKERS, read_batches, suitable_workers
-from refine.files import decoding as reading
 
 ROOT = Path(__file__).resolve().parents[2]
 

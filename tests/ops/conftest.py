@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 import torch
 
-from stylegan_ops import build, cpu, cuda
+from stylegan_ops import build
+from stylegan_ops.backends import cpu, cuda
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "ops"
 FIRST_ORDER = {"float16": 5e-3, "float32": 1e-5, "float64": 1e-10}

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stylegan_ops import conv3x3 as module
-from stylegan_ops import select
+from stylegan_ops import dispatch
 from stylegan_ops.conv3x3 import conv3x3, kernels_for
 from stylegan_ops.modulated_conv2d import modulated_conv2d
 
@@ -17,7 +17,7 @@ from stylegan_ops.modulated_conv2d import modulated_conv2d
 def kernels(kernels_named, monkeypatch):
     """The kernels, which serve convolutions of any size here."""
     kernels = kernels_named("cpu")
-    monkeypatch.setattr(select, "implementation_for", lambda x: kernels)
+    monkeypatch.setattr(dispatch, "implementation_for", lambda x: kernels)
     for name in ("MIN_CHANNELS", "MIN_TILES"):
         monkeypatch.setattr(module, name, 1)
     monkeypatch.setattr(module, "TILES_PER_FILTER", 10**9)
@@ -150,7 +150,7 @@ def test_modulated_convolutions_use_them(monkeypatch):
     torch.manual_seed(0)
     x, weight, styles = torch.randn(4, 16, 64, 64), torch.randn(16, 16, 3, 3), torch.randn(4, 16)
     calls = []
-    kernels = select.implementation_for(x)
+    kernels = dispatch.implementation_for(x)
     monkeypatch.setattr(kernels, "conv3x3", lambda *a, plain=kernels.conv3x3, **k: calls.append(1) or plain(*a, **k))
     y = modulated_conv2d(x, weight, styles, padding=1)
     assert calls == [1]

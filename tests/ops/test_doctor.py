@@ -17,7 +17,8 @@ import torch
 from click.testing import CliRunner, Result
 from toolchains import GXX, ROOT
 
-from stylegan_ops import cpu, doctor, plain, select
+from stylegan_ops import dispatch, doctor
+from stylegan_ops.backends import cpu, pytorch
 from stylegan_ops.build import BuildError, nvrtc, toolchain
 from stylegan_ops.doctor import DriverState, Gpu, Verdict
 
@@ -106,13 +107,13 @@ class Exact(ModuleType):
         def operator(*arguments: Any) -> torch.Tensor:
             dtype = arguments[0].dtype
             wide = [a.double() if isinstance(a, torch.Tensor) else a for a in arguments]
-            return getattr(plain, name)(*wide).to(dtype)
+            return getattr(pytorch, name)(*wide).to(dtype)
 
         return operator
 
 
 def examine(kernels: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Verdict:
-    monkeypatch.setattr(select, "load", lambda device: kernels)
+    monkeypatch.setattr(dispatch, "load", lambda device: kernels)
     monkeypatch.setattr(doctor, "measure", lambda kernels, device: {})
     return doctor.examine_cpu()
 
@@ -197,8 +198,8 @@ def test_ratios_are_of_the_times(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return SimpleNamespace(**{name: call(name) for name in OPERATORS})
 
-    slow, fast = costing(3, plain), costing(2, plain)
-    monkeypatch.setattr(doctor, "plain", slow)
+    slow, fast = costing(3, pytorch), costing(2, pytorch)
+    monkeypatch.setattr(doctor, "pytorch", slow)
     monkeypatch.setattr(doctor.time, "perf_counter", lambda: now)
     assert set(doctor.measure(fast, torch.device("cpu")).values()) == {1.5}
 
@@ -298,7 +299,7 @@ def test_gpu_without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(device: torch.device) -> ModuleType:
         raise BuildError("there is neither NVRTC nor nvcc", "install one")
 
-    monkeypatch.setattr(select, "load", refuse)
+    monkeypatch.setattr(dispatch, "load", refuse)
     assert doctor._examine(torch.device("cuda", 0)) == Verdict(
         "cuda:0", problem="there is neither NVRTC nor nvcc", remedy="install one"
     )

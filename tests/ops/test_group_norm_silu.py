@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stylegan_ops import dispatch
 from stylegan_ops import group_norm_silu as module
-from stylegan_ops import select
 from stylegan_ops.group_norm_silu import group_norm_silu, plain
 
 
@@ -16,7 +16,7 @@ from stylegan_ops.group_norm_silu import group_norm_silu, plain
 def kernels(kernels_named, monkeypatch):
     """The kernels, which serve tensors of any size here."""
     kernels = kernels_named("cpu")
-    monkeypatch.setattr(select, "implementation_for", lambda x: kernels)
+    monkeypatch.setattr(dispatch, "implementation_for", lambda x: kernels)
     monkeypatch.setattr(module, "MIN_PIXELS", 1)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stylegan_ops import select
+from stylegan_ops import dispatch
 from stylegan_ops.conv3x3 import conv3x3
 from stylegan_ops.group_norm_silu import group_norm_silu
 from stylegan_ops.norm_conv3x3 import Norm, norm_conv3x3
@@ -16,7 +16,7 @@ SHAPE = (4, 16, 12, 12)
 @pytest.fixture(autouse=True)
 def kernels(kernels_named, monkeypatch):
     kernels = kernels_named("cpu")
-    monkeypatch.setattr(select, "implementation_for", lambda x: kernels)
+    monkeypatch.setattr(dispatch, "implementation_for", lambda x: kernels)
 
 
 def tensors(dtype=torch.float32, shape=SHAPE, out_channels=24):

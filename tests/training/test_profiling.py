@@ -9,10 +9,10 @@ import torch
 from click.testing import CliRunner
 from torch.nn import functional
 
+from refine.commands.profile import main
 from refine.config import RunConfig
 from refine.networks.loading import load_gan, load_teacher
 from refine.runs.start import make_trainer
-from refine.commands.profile import main
 from refine.training.profiling import OTHER, Ceilings, Clock, Counter, Parts, profile
 from stylegan_ops.upfirdn2d import setup_filter, upsample2d
 

@@ -1,7 +1,7 @@
 """Which code computes `bias_act` and `upfirdn2d`, how it is differentiated, and how PyTorch's compilers see it.
 
 The raw operators, without autograd, have one set of signatures: those defined here for PyTorch's dispatcher, as
-`torch.ops.stylegan_ops`. `act` is an index into `abi.ACTS`, `clamp` is negative for none, and f is a float32
+`torch.ops.stylegan_ops`. `act` is an index into `packing.ACTS`, `clamp` is negative for none, and f is a float32
 filter. Their implementations are the kernels that `select` finds for a device, and `plain`.
 
 `bias_act` and `upfirdn2d` of this module, which the public functions call, take one of three ways:
@@ -25,7 +25,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.autograd.function import Function
 
-from stylegan_ops import abi, plain, select
+from stylegan_ops import dispatch
+from stylegan_ops.backends import packing, pytorch
 
 SCHEMAS = (
     "bias_act(Tensor x, Tensor? b, int dim, int act, float alpha, float gain, float clamp) -> Tensor",
@@ -59,13 +60,13 @@ def route(x: Tensor, *others: Tensor | None) -> tuple[Any, bool]:
     if torch.compiler.is_compiling():
         # What ONNX has no operator for, it can only take as a graph of PyTorch's own.
         if torch._C._are_functorch_transforms_active() or torch.onnx.is_in_onnx_export():
-            return plain, True
+            return pytorch, True
         # Finding kernels may build them, which torch.compile must not trace into.
         traced = torch.compiler.is_dynamo_compiling()
         found = _kernels_serve(x.device, x.dtype) if traced else _kernels_for(x) is not None
-        return (REGISTERED if found else plain), True
+        return (REGISTERED if found else pytorch), True
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0 or torch._C._is_tracing():
-        return plain, True
+        return pytorch, True
     for tensor in (x, *others):
         if tensor is not None and not (
             (type(tensor) is Tensor or type(tensor) is torch.nn.Parameter)
@@ -75,17 +76,17 @@ def route(x: Tensor, *others: Tensor | None) -> tuple[Any, bool]:
             and not tensor._is_zerotensor()  # Zeros without memory.
             and not tensor.is_neg()  # Memory that holds the negative values.
         ):
-            return plain, True
+            return pytorch, True
     kernels = _kernels_for(x)
     if kernels is None:
-        return plain, True
+        return pytorch, True
     if torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack():
         return REGISTERED, True
     return kernels, False
 
 
 def _kernels_for(x: Tensor) -> Any:
-    return select.implementation_for(x) if x.dtype in abi.DTYPES else None
+    return dispatch.implementation_for(x) if x.dtype in packing.DTYPES else None
 
 
 def _kernels_serve(device: torch.device, dtype: torch.dtype) -> bool:
@@ -130,7 +131,7 @@ def bias_act_grad2(ddx: Tensor, dy: Tensor, x: Tensor, b: Tensor | None, *option
     """Compute the derivative of sum(ddx * bias_act_grad(dy, x, b, ...)) with respect to x."""
     operators, differentiable = route(x, b, dy, ddx)
     if not differentiable and needs_grad(ddx, dy, x, b):
-        operators = plain  # There are no kernels for third derivatives.
+        operators = pytorch  # There are no kernels for third derivatives.
     return operators.bias_act_grad2(ddx, dy, x, b, *options)
 
 
@@ -138,13 +139,13 @@ def upfirdn2d(x: Tensor, f: Tensor, *options: Any) -> Tensor:
     """Upsample, pad, filter and downsample; `options` are the other arguments of the raw operator."""
     operators, differentiable = route(x, f)
     records = torch.is_grad_enabled()
-    if operators is not plain:
+    if operators is not pytorch:
         # The kernels' filters are constants of single precision.
         if records and f.requires_grad:
-            return plain.upfirdn2d(x, f, *options)
+            return pytorch.upfirdn2d(x, f, *options)
         if f.dtype != torch.float32:
             if f.dtype == torch.float64 == x.dtype:
-                return plain.upfirdn2d(x, f, *options)
+                return pytorch.upfirdn2d(x, f, *options)
             f = f.to(torch.float32)
     if differentiable or not records or not x.requires_grad:
         return operators.upfirdn2d(x, f, *options)
@@ -178,7 +179,7 @@ def _bias_act_grad_derivative(ctx: Any, ddx: Tensor) -> tuple[Tensor | None, ...
     ddy = d2x = d2b = None
     if ctx.needs_input_grad[0]:
         ddy = ctx.operators.bias_act_grad(ddx, x, b, *ctx.options)
-    smooth = plain.DERIVATIVES[abi.ACTS[ctx.options[1]]].second is not None
+    smooth = pytorch.DERIVATIVES[packing.ACTS[ctx.options[1]]].second is not None
     if smooth and (ctx.needs_input_grad[1] or ctx.needs_input_grad[2]):
         d2x = ctx.operators.bias_act_grad2(ddx, dy, x, b, *ctx.options)
         d2b = _sum_to_bias(d2x, ctx.options[0]) if ctx.needs_input_grad[2] else None
@@ -186,14 +187,14 @@ def _bias_act_grad_derivative(ctx: Any, ddx: Tensor) -> tuple[Tensor | None, ...
 
 
 def _bias_act_grad2_derivative(ctx: Any, d3x: Tensor) -> tuple[Tensor | None, ...]:
-    if plain.DERIVATIVES[abi.ACTS[ctx.options[1]]].second is None:
+    if pytorch.DERIVATIVES[packing.ACTS[ctx.options[1]]].second is None:
         return (None,) * 4
     # By plain PyTorch's autograd, in views of the inputs, behind which is whatever these were computed from.
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         inputs: list[Any] = [t.view_as(t) if t is not None and t.requires_grad else t for t in ctx.saved_tensors]
         wanted = [t for t in inputs if t is not None and t.requires_grad]
-        result = plain.bias_act_grad2(*inputs, *ctx.options)
+        result = pytorch.bias_act_grad2(*inputs, *ctx.options)
         grads = iter(torch.autograd.grad(result, wanted, d3x, create_graph=create_graph, allow_unused=True))
     return tuple(next(grads) if t is not None and t.requires_grad else None for t in inputs)
 
@@ -301,7 +302,7 @@ def _remember_upfirdn2d(ctx: Any, arguments: tuple[Any, ...]) -> None:
 
 
 def _memory_format(x: Tensor) -> torch.memory_format:
-    return torch.channels_last if abi.is_channels_last(x) else torch.contiguous_format
+    return torch.channels_last if packing.is_channels_last(x) else torch.contiguous_format
 
 
 def _register(name: str, position: int, derivative: Callable[..., Any], remember: Callable[..., None]) -> None:
@@ -317,7 +318,7 @@ def _register(name: str, position: int, derivative: Callable[..., Any], remember
     def compute(*arguments: Any) -> Tensor:
         x = arguments[position]
         kernels = _kernels_for(x)
-        y = getattr(plain if kernels is None else kernels, name)(*arguments)
+        y = getattr(pytorch if kernels is None else kernels, name)(*arguments)
         # PyTorch's compilers rely on the result being new, and where the prediction says.
         return y.clone() if y is x else y.contiguous(memory_format=_memory_format(x))
 
@@ -353,8 +354,8 @@ def _upfirdn2d_shape(
     flip: bool,
     gain: float,
 ) -> tuple[int, int, int, int]:
-    height = abi.upfirdn2d_size(x.shape[2], f.shape[0], up_y, down_y, pad_y0, pad_y1)
-    width = abi.upfirdn2d_size(x.shape[3], f.shape[-1], up_x, down_x, pad_x0, pad_x1)
+    height = packing.upfirdn2d_size(x.shape[2], f.shape[0], up_y, down_y, pad_y0, pad_y1)
+    width = packing.upfirdn2d_size(x.shape[3], f.shape[-1], up_x, down_x, pad_x0, pad_x1)
     return (x.shape[0], x.shape[1], height, width)
 
 

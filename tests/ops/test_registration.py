@@ -13,10 +13,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from refine.networks.stylegan2 import Generator
 from refine.networks.stylegan2_options import GeneratorOptions, MappingOptions, SynthesisOptions
-from stylegan_ops import library, plain, reference, select
-from stylegan_ops.abi import ACTS
+from stylegan_ops import autograd, dispatch, reference
+from stylegan_ops.backends import pytorch
+from stylegan_ops.backends.packing import ACTS
 from stylegan_ops.bias_act import bias_act
-from stylegan_ops.select import implementation_for
+from stylegan_ops.dispatch import implementation_for
 from stylegan_ops.upfirdn2d import setup_filter, upfirdn2d
 
 REGISTERED = torch.ops.stylegan_ops
@@ -28,26 +29,26 @@ def kernels(kernels_named):
     """Has the CPU library serve the CPU, whatever mode the tests run in."""
     chosen = kernels_named("cpu")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(select, "implementation_for", lambda x: chosen if x.device.type == "cpu" else None)
+        patch.setattr(dispatch, "implementation_for", lambda x: chosen if x.device.type == "cpu" else None)
         yield chosen
 
 
 @pytest.fixture
 def without_kernels(monkeypatch):
-    monkeypatch.setattr(select, "implementation_for", lambda x: None)
+    monkeypatch.setattr(dispatch, "implementation_for", lambda x: None)
 
 
 @pytest.fixture
 def taken(monkeypatch):
-    """The ways that calls took: what `library.route` returned."""
+    """The ways that calls took: what `autograd.route` returned."""
     ways = []
-    route = library.route
+    route = autograd.route
 
     def spy(*tensors):
         ways.append(route(*tensors))
         return ways[-1]
 
-    monkeypatch.setattr(library, "route", spy)
+    monkeypatch.setattr(autograd, "route", spy)
     return ways
 
 
@@ -232,12 +233,12 @@ def test_compilers_see_plain_pytorch_where_there_are_no_kernels(fresh_compiler, 
 
 
 def test_looking_for_kernels_is_not_compiled(fresh_compiler, monkeypatch):
-    monkeypatch.setattr(select, "implementation_for", implementation_for)
-    select.set_mode("on")  # Forgets which kernels there are.
+    monkeypatch.setattr(dispatch, "implementation_for", implementation_for)
+    dispatch.set_mode("on")  # Forgets which kernels there are.
     try:
         assert "stylegan_ops.bias_act.default" in operators_seen_by_the_compiler(layer, *layer_arguments())
     finally:
-        select.set_mode(None)
+        dispatch.set_mode(None)
 
 
 def test_compiled_derivative_in_the_filter(fresh_compiler):
@@ -315,7 +316,7 @@ def test_a_single_addition_goes_to_pytorch(taken):
 def test_operators_get_the_bias_in_the_dtype_of_x(monkeypatch):
     x, b, _ = layer_arguments()
     seen = []
-    monkeypatch.setattr(library, "bias_act", lambda x, b, *options: seen.append((x.dtype, b.dtype)) or x)
+    monkeypatch.setattr(autograd, "bias_act", lambda x, b, *options: seen.append((x.dtype, b.dtype)) or x)
     bias_act(x.half(), b, act="relu")
     assert seen == [(torch.float16, torch.float16)]
 
@@ -348,20 +349,20 @@ def test_tensors_of_two_devices(taken):
     x, b, _ = layer_arguments()
     with pytest.raises(RuntimeError, match="device"):
         bias_act(x, b.to("meta"), act="relu")
-    assert taken == [(plain, True)]
+    assert taken == [(pytorch, True)]
 
 
 def test_other_dtypes(taken):
     with pytest.raises(NotImplementedError):  # Nor does PyTorch calculate with them.
         bias_act(torch.zeros(2).to(torch.float8_e5m2), act="relu", clamp=1)
-    assert taken == [(plain, True)]
+    assert taken == [(pytorch, True)]
 
 
 def test_sparse_tensors(taken):
     x = torch.eye(3).to_sparse()
     result = bias_act(x, act="relu")
     torch.testing.assert_close(result.to_dense(), reference.bias_act(torch.eye(3), act="relu"))
-    assert taken == [(plain, True)]
+    assert taken == [(pytorch, True)]
 
 
 @pytest.mark.parametrize(
@@ -372,21 +373,21 @@ def test_tensors_that_kernels_cannot_read(taken, unusual):
     unusual_x = unusual(x)
     result = bias_act(unusual_x, b, act="swish")
     torch.testing.assert_close(result.as_subclass(torch.Tensor), reference.bias_act(unusual_x + 0, b, act="swish"))
-    assert taken == [(plain, True)]
+    assert taken == [(pytorch, True)]
 
 
 def test_other_devices_take_plain_pytorch(taken):
     y = layer(*(t.to("meta") for t in layer_arguments()))
     assert y.is_meta
     assert y.shape == (2, 3, 8, 10)
-    assert taken == [(plain, True)] * 2
+    assert taken == [(pytorch, True)] * 2
 
 
 def test_without_kernels_all_is_plain_pytorch(without_kernels, taken):
     results, expected = (gradients(op, *layer_arguments(torch.float64)) for op in (layer, definition))
     for result, correct in zip(results, expected, strict=True):
         torch.testing.assert_close(result, correct)
-    assert taken == [(plain, True)] * 2
+    assert taken == [(pytorch, True)] * 2
 
 
 class Recorder(TorchDispatchMode):
@@ -468,7 +469,7 @@ def test_jit_trace():
 @pytest.mark.parametrize("with_kernels", [True, False])
 def test_autocast_leaves_the_dtype_alone(with_kernels, monkeypatch):
     if not with_kernels:
-        monkeypatch.setattr(select, "implementation_for", lambda x: None)
+        monkeypatch.setattr(dispatch, "implementation_for", lambda x: None)
     arguments = layer_arguments()
     expected = gradients(definition, *arguments)
     with torch.autocast("cpu", torch.bfloat16):
@@ -528,7 +529,7 @@ def test_second_order_of_a_generator_is_that_of_the_reference(monkeypatch, taken
     H = copy.deepcopy(G)
     image, slope, grads = second_order_gradients(G, z, direction)
     assert taken.count((kernels, False)) > 30
-    monkeypatch.setattr(select, "implementation_for", lambda x: None)
+    monkeypatch.setattr(dispatch, "implementation_for", lambda x: None)
     expected_image, expected_slope, expected_grads = second_order_gradients(H, z, direction)
     torch.testing.assert_close(image, expected_image, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(slope, expected_slope, rtol=1e-10, atol=1e-10)

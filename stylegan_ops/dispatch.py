@@ -80,11 +80,11 @@ def load(device: torch.device) -> ModuleType | None:
         return None
     try:
         if device.type == "cpu":
-            from stylegan_ops import cpu
+            from stylegan_ops.backends import cpu
 
             cpu.library()
             return cpu
-        from stylegan_ops import cuda
+        from stylegan_ops.backends import cuda
 
         if torch.version.hip:
             raise BuildError("there are kernels for NVIDIA GPUs only", f"set {VARIABLE}=off")

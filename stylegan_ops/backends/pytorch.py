@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from stylegan_ops import reference
-from stylegan_ops.abi import ACTS
-from stylegan_ops.geometry import Padding, Size, conv2d_padded, pad_or_crop
+from stylegan_ops.arguments import Padding, Size, conv2d_padded, pad_or_crop
+from stylegan_ops.backends.packing import ACTS
 from stylegan_ops.reference import filter_kernel
 
 SELU_ALPHA, SELU_SCALE = 1.6732632423543772, 1.0507009873554805  # Klambauer et al., arXiv 1706.02515, equation 14

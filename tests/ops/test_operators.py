@@ -10,8 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stylegan_ops import library, plain, reference, select, upfirdn2d
-from stylegan_ops.abi import ACTS
+from stylegan_ops import autograd, dispatch, reference, upfirdn2d
+from stylegan_ops.backends import pytorch
+from stylegan_ops.backends.packing import ACTS
 from stylegan_ops.bias_act import bias_act
 from stylegan_ops.conv2d_resample import conv2d_resample
 from stylegan_ops.modulated_conv2d import modulated_conv2d
@@ -46,12 +47,12 @@ def calls(request, kernels_named):
     """Has the public functions use an implementation, whose calls it counts; None for plain PyTorch."""
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "reference":
-            patch.setattr(select, "implementation_for", lambda x: None)
+            patch.setattr(dispatch, "implementation_for", lambda x: None)
             yield None
         else:
             counter = Counter()
             kernels = counting(kernels_named(request.param), counter)
-            patch.setattr(select, "implementation_for", lambda x: kernels)
+            patch.setattr(dispatch, "implementation_for", lambda x: kernels)
             yield counter
 
 
@@ -94,7 +95,7 @@ def test_derivatives_of_bias_act(calls, act, clamp):
     assert torch.autograd.gradgradcheck(lambda x: op(x, None), (x,))
     if calls is not None:
         assert calls["bias_act"] and calls["bias_act_grad"]
-        assert bool(calls["bias_act_grad2"]) == (plain.DERIVATIVES[act].second is not None)
+        assert bool(calls["bias_act_grad2"]) == (pytorch.DERIVATIVES[act].second is not None)
 
 
 @pytest.mark.parametrize("act", ["tanh", "sigmoid", "elu", "selu", "softplus", "swish"])
@@ -381,8 +382,8 @@ def test_adjoint():
     torch.manual_seed(0)
     x, f = torch.randn(2, 3, 7, 5, dtype=torch.float64), torch.randn(4, 3)
     options = (2, 3, 5, 4, 7, 11, 6, 13, False, 1.5)
-    y = plain.upfirdn2d(x, f, *options)
+    y = pytorch.upfirdn2d(x, f, *options)
     r = torch.randn_like(y)
-    back = plain.upfirdn2d(r, f, *library.adjoint(x.shape, y.shape, f.shape, *options))
+    back = pytorch.upfirdn2d(r, f, *autograd.adjoint(x.shape, y.shape, f.shape, *options))
     assert back.shape == x.shape
     torch.testing.assert_close((r * y).sum(), (back * x).sum())
