@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from refine.networks.stylegan2 import generator_from_init_kwargs
-from stylegan_ops import autograd, dispatch, reference
+from stylegan_ops import dispatch, reference
 from stylegan_ops.backends import pytorch
 from stylegan_ops.backends.packing import ACTS
 from stylegan_ops.bias_act import bias_act
@@ -48,7 +48,7 @@ REFERENCE = SimpleNamespace(bias_act=pytorch.bias_act, upfirdn2d=_reference_upfi
 @contextmanager
 def operators_of(operators: Any) -> Iterator[None]:
     """Has the public functions use these raw operators, which PyTorch can differentiate."""
-    with mock.patch.object(autograd, "route", lambda x, *others: (operators, True)):
+    with mock.patch.object(dispatch, "route", lambda name, x, *others: (operators, True)):
         yield
 
 
@@ -195,7 +195,7 @@ def compare_overhead(rounds: int, calls: int = 1000) -> None:
                 dispatch.set_mode("on")
                 op(*inputs)
                 seconds["eager"].append(cpu_seconds(many))
-                with operators_of(autograd.REGISTERED):
+                with operators_of(dispatch.registered):
                     seconds["registered"].append(cpu_seconds(many))
             plain_s, eager_s, registered_s = (statistics.median(s[1:]) / calls * 1e6 for s in seconds.values())
             label = f"{name}{', forward and backward' if training else ''}"

@@ -1,21 +1,28 @@
 """The raw operators in plain PyTorch: on every device, under every transform, differentiable by PyTorch itself.
 
-They have the signatures of the kernels (see `library`), and compute whatever no kernel is there for. `bias_act` is
-the reference; its derivatives are written out, since inside a registered operator there is no autograd to ask.
+They have the signatures of the kernels (`registration` lists them), and compute whatever no kernel is there for.
+Derivatives are written out, since inside a registered operator there is no autograd to ask.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional
+from torch.nn.grad import conv2d_weight
 
 from stylegan_ops import reference
 from stylegan_ops.arguments import Padding, Size, conv2d_padded, pad_or_crop
 from stylegan_ops.backends.packing import ACTS
 from stylegan_ops.reference import filter_kernel
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 SELU_ALPHA, SELU_SCALE = 1.6732632423543772, 1.0507009873554805  # Klambauer et al., arXiv 1706.02515, equation 14
 SOFTPLUS_THRESHOLD = 20.0  # Above it PyTorch's softplus is the identity.
@@ -80,20 +87,27 @@ DERIVATIVES: dict[str, Derivatives] = {
 }
 
 
-def _autocast_is_on(x: Tensor) -> bool:
-    # It would change the dtype of what convolutions and some activations return.
-    device = x.device.type
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+def without_autocast(operator: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Decorate an operator that computes in the dtype of its first argument, which autocast would change."""
+
+    @functools.wraps(operator)
+    def exact(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        device = args[0].device.type  # type: ignore[attr-defined]
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            with torch.autocast(device, enabled=False):
+                return operator(*args, **kwargs)
+        return operator(*args, **kwargs)
+
+    return exact
 
 
+@without_autocast
 def bias_act(x: Tensor, b: Tensor | None, dim: int, act: int, alpha: float, gain: float, clamp: float) -> Tensor:
     """Compute clamp(gain * act(x + b))."""
-    if _autocast_is_on(x):
-        with torch.autocast(x.device.type, enabled=False):
-            return bias_act(x, b, dim, act, alpha, gain, clamp)
     return reference.bias_act(x, b, dim, ACTS[act], alpha, gain, None if clamp < 0 else clamp)
 
 
+@without_autocast
 def bias_act_grad(
     dy: Tensor, x: Tensor, b: Tensor | None, dim: int, act: int, alpha: float, gain: float, clamp: float
 ) -> Tensor:
@@ -103,6 +117,7 @@ def bias_act_grad(
     return _zero_where_clamped(dx, biased, act, alpha, gain, clamp)
 
 
+@without_autocast
 def bias_act_grad2(
     ddx: Tensor,
     dy: Tensor,
@@ -129,6 +144,7 @@ def _zero_where_clamped(dx: Tensor, biased: Tensor, act: int, alpha: float, gain
     return torch.where(y.abs() <= clamp, dx, 0)
 
 
+@without_autocast
 def upfirdn2d(
     x: Tensor,
     f: Tensor,
@@ -144,9 +160,6 @@ def upfirdn2d(
     gain: float,
 ) -> Tensor:
     """Upsample, pad, filter and downsample by PyTorch's depthwise convolutions; differentiable in f as well."""
-    if _autocast_is_on(x):
-        with torch.autocast(x.device.type, enabled=False):
-            return upfirdn2d(x, f, up_x, up_y, down_x, down_y, pad_x0, pad_x1, pad_y0, pad_y1, flip, gain)
     channels, taps_x, taps_y = x.shape[1], f.shape[-1], f.shape[0]
     if up_x == 1 and up_y == 1:
         sides = Padding(pad_x0, pad_x1, pad_y0, pad_y1)
@@ -166,3 +179,200 @@ def upfirdn2d(
     )
     y = pad_or_crop(y, Padding(both_x - left, both_x - right, both_y - top, both_y - bottom))
     return y if down_x == 1 and down_y == 1 else y[:, :, ::down_y, ::down_x]
+
+
+# --- convolutions
+
+
+def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Correlate images [N, C, H, W], padded by one pixel of zeros, with filters [out_channels, C, 3, 3]."""
+    return torch.conv2d(x, weight, bias, padding=1)
+
+
+@without_autocast
+def conv3x3_input_grad(dy: Tensor, weight: Tensor) -> Tensor:
+    """Compute the derivative of sum(dy * conv3x3(x, weight, None)) with respect to x."""
+    return torch.conv_transpose2d(dy, weight, padding=1)
+
+
+@without_autocast
+def conv3x3_weight_grad(x: Tensor, dy: Tensor) -> Tensor:
+    """Compute the derivative of sum(dy * conv3x3(x, weight, None)) with respect to the weight."""
+    return conv2d_weight(x, (dy.shape[1], x.shape[1], 3, 3), dy, padding=1)
+
+
+def conv1x1(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Mix the channels of each pixel of images [N, C, H, W] by a weight [out_channels, C, 1, 1]."""
+    return torch.conv2d(x, weight, bias)
+
+
+# --- attention
+
+
+def attention(qkv: Tensor) -> Tensor:
+    """Map queries, keys and values [N, heads, C, 3, L] to weighted sums of values [N, heads, C, L]."""
+    query, key, value = qkv.permute(3, 0, 1, 4, 2).contiguous().unbind(0)  # each [N, heads, L, C]
+    return functional.scaled_dot_product_attention(query, key, value).transpose(2, 3)
+
+
+@without_autocast
+def attention_grad(dy: Tensor, qkv: Tensor) -> Tensor:
+    """Compute the derivative of sum(dy * attention(qkv)) with respect to qkv."""
+    scale = qkv.shape[2] ** -0.5
+    query, key, value = qkv.unbind(3)  # each [N, heads, C, L]
+    weights = (query.transpose(2, 3) @ key * scale).softmax(dim=3)  # [N, heads, L of queries, L of keys]
+    dweights = dy.transpose(2, 3) @ value
+    products = weights * (dweights - (weights * dweights).sum(dim=3, keepdim=True)) * scale
+    return torch.stack([key @ products.transpose(2, 3), query @ products, dy @ weights], dim=3)
+
+
+# --- normalization
+
+
+def silu_of_group_norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    before: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    groups: int,
+    eps: float,
+) -> Tensor:
+    """Compute silu(group_norm(x + before; weight, bias) * (1 + scale) + shift)."""
+    shape = (*x.shape[:2], *[1] * (x.ndim - 2))
+    if before is not None:
+        x = x + before.reshape(shape)
+    y = torch.group_norm(x, groups, weight, bias, eps)
+    if scale is not None:
+        y = y * (1 + scale.reshape(shape))
+    if shift is not None:
+        y = y + shift.reshape(shape)
+    # In its own memory where no gradient needs the values before.
+    return functional.silu(y, inplace=not torch.is_grad_enabled())
+
+
+def group_norm_silu(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    before: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    groups: int,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """Compute `silu_of_group_norm`, and mean and reciprocal deviation [2, N, groups] of the groups of x + before."""
+    y = silu_of_group_norm(x, weight, bias, before, scale, shift, groups, eps)
+    _, mean, inverse = _standardize(x, before, groups, eps)
+    return y, torch.stack([mean, inverse])
+
+
+def _per_channel(t: Tensor, x: Tensor) -> Tensor:
+    return t.reshape(*([1] * (2 - t.ndim)), *t.shape, *[1] * (x.ndim - 2))
+
+
+def _standardize(x: Tensor, before: Tensor | None, groups: int, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Return (x + before - mean) / deviation [N, groups, ...], the mean and the reciprocal deviation [N, groups]."""
+    if before is not None:
+        x = x + _per_channel(before, x)
+    grouped = x.reshape(x.shape[0], groups, -1)
+    variance, mean = torch.var_mean(grouped, dim=2, correction=0)
+    inverse = (variance + eps).rsqrt()
+    return (grouped - mean[..., None]) * inverse[..., None], mean, inverse
+
+
+@without_autocast
+def group_norm_silu_grads(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    before: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    statistics: Tensor,
+    groups: int,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """Compute the derivatives of sum(dy * silu_of_group_norm(...)) with respect to its tensors, None where they are.
+
+    The statistics are computed again, since this is differentiated with respect to x.
+    """
+    pixels = tuple(range(2, x.ndim))
+
+    def over_pixels(t: Tensor) -> Tensor:
+        return t.sum(pixels) if pixels else t
+
+    standard, _, inverse = _standardize(x, before, groups, eps)
+    standard = standard.reshape(x.shape)
+    normalized = standard * _per_channel(weight, x) + _per_channel(bias, x)
+    z = normalized if scale is None else normalized * (1 + _per_channel(scale, x))
+    z = z if shift is None else z + _per_channel(shift, x)
+    dz = dy * _swish_first(z, 0.0)
+    dnormalized = dz if scale is None else dz * (1 + _per_channel(scale, x))
+    dstandard = (dnormalized * _per_channel(weight, x)).reshape(x.shape[0], groups, -1)
+    # Subtracting the mean and dividing by the deviation takes these two directions away.
+    projection = standard.reshape(dstandard.shape)
+    along = projection * (dstandard * projection).mean(dim=2, keepdim=True)
+    dx = ((dstandard - dstandard.mean(dim=2, keepdim=True) - along) * inverse[..., None]).reshape(x.shape)
+    return (
+        dx,
+        over_pixels(dnormalized * standard).sum(0),
+        over_pixels(dnormalized).sum(0),
+        None if before is None else over_pixels(dx),
+        None if scale is None else over_pixels(dz * normalized),
+        None if shift is None else over_pixels(dz),
+    )
+
+
+def norm_conv3x3(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    before: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    keep: Tensor | None,
+    groups: int,
+    eps: float,
+    gain: float,
+) -> tuple[Tensor, Tensor]:
+    """Compute conv3x3(group_norm_silu(x, ...) * keep * gain, weight, bias), and the statistics of `group_norm_silu`."""
+    h, statistics = group_norm_silu(x, norm_weight, norm_bias, before, scale, shift, groups, eps)
+    return conv3x3(h if keep is None else h * keep * gain, weight, bias), statistics
+
+
+@without_autocast
+def norm_conv3x3_grads(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    before: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    keep: Tensor | None,
+    statistics: Tensor,
+    groups: int,
+    eps: float,
+    gain: float,
+    filters: bool,
+) -> tuple[Tensor | None, ...]:
+    """Compute the derivatives of sum(dy * norm_conv3x3(...)) with respect to its tensors but the bias and `keep`.
+
+    Args:
+        filters: Whether the gradient of the weight is wanted; None otherwise.
+    """
+    norm = (norm_weight, norm_bias, before, scale, shift)
+    dw = None
+    if filters:
+        h = silu_of_group_norm(x, *norm, groups, eps)
+        dw = conv3x3_weight_grad(h if keep is None else h * keep * gain, dy)
+    dh = conv3x3_input_grad(dy, weight)
+    dh = dh if keep is None else dh * keep * gain
+    dx, *grads = group_norm_silu_grads(dh, x, *norm, statistics, groups, eps)
+    return (dx, dw, *grads)

@@ -366,7 +366,7 @@ def test_sanitizers_notice(tmp_path):
     assert source.count("out[i] = z /") == 1
     path.write_text(source.replace("out[i] = z /", "out[i + 1] = z /"), encoding="utf-8")
     library = build.cpu_library(tmp_path / "csrc", sanitizers.FLAGS)
-    code = "c = torch.ones(4); cpu.group_norm_silu(torch.ones(1, 4, 8, 8), 2, 1e-5, (c, c, None, None, None))"
+    code = "c = torch.ones(4); cpu.group_norm_silu(torch.ones(1, 4, 8, 8), c, c, None, None, None, 2, 1e-5)"
     result = run_sanitized(library, code)
     assert result.returncode != 0
     assert "heap-buffer-overflow" in result.stderr
