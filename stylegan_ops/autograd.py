@@ -228,15 +228,19 @@ def _attention(ctx: Any, dy: Tensor) -> Gradients:
 # --- group_norm_silu and norm_conv3x3
 
 
-def _group_norm_silu(ctx: Any, dy: Tensor, _: None) -> Gradients:
+def _group_norm_silu(ctx: Any, dy: Tensor | None, _: None) -> Gradients:
     *tensors, statistics = ctx.saved_tensors
+    if dy is None:
+        return (None,) * len(tensors)
     grads = ctx.operators.group_norm_silu_grads(dy, *tensors, statistics, *ctx.options)
     # Registered operators return an empty tensor as the gradient of something that was left out.
     return tuple(None if t is None else grad for t, grad in zip(tensors, grads, strict=True))
 
 
-def _norm_conv3x3(ctx: Any, dy: Tensor, _: None) -> Gradients:
+def _norm_conv3x3(ctx: Any, dy: Tensor | None, _: None) -> Gradients:
     x, weight, _bias, *norm, keep, statistics = ctx.saved_tensors
+    if dy is None:
+        return (None,) * 9
     dx, dw, *grads = ctx.operators.norm_conv3x3_grads(
         dy, x, weight, *norm, keep, statistics, *ctx.options, ctx.needs_input_grad[1]
     )

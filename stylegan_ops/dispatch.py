@@ -83,15 +83,22 @@ def route(name: str, x: Tensor, *others: Tensor | None) -> Route:
     return REGISTERED if hooks.observed() else (kernels, False)
 
 
+def kernels_for(name: str, x: Tensor, *others: Tensor | None) -> Any:
+    """Return the module whose kernel computes a raw operator of these tensors fastest, or None for plain PyTorch."""
+    kernels = implementation_for(x)
+    if not hasattr(kernels, name) or x.dtype not in packing.DTYPES:
+        return None
+    return kernels if name not in cpu.REQUIREMENTS or cpu.REQUIREMENTS[name](True, x, *others) else None
+
+
 def _route_of_compilers(name: str, x: Tensor, others: tuple[Tensor | None, ...]) -> Route:
     hooks = internals.hooks
     # If ONNX has no operator for something, it can only take a graph of PyTorch's own operators.
     if hooks.transforms_active() or torch.onnx.is_in_onnx_export():
         return PLAIN
-    if not torch.compiler.is_dynamo_compiling():
-        return PLAIN if kernels_for(name, x, *others) is None else REGISTERED
     # Finding kernels may build them, which torch.compile must not trace into.
-    if hooks.marks_constants and not _has_kernels(name, x.device, x.dtype):
+    traced = torch.compiler.is_dynamo_compiling() and not hooks.marks_constants
+    if not traced and not _has_kernels(name, x.device, x.dtype):
         return PLAIN
     # Sizes may be symbols; the operator looks at them when it runs.
     served = name not in cpu.REQUIREMENTS or cpu.REQUIREMENTS[name](False, x, *others)
@@ -101,14 +108,6 @@ def _route_of_compilers(name: str, x: Tensor, others: tuple[Tensor | None, ...])
 @internals.run_while_compiling
 def _has_kernels(name: str, device: torch.device, dtype: torch.dtype) -> bool:
     return dtype in packing.DTYPES and hasattr(implementation_for(torch.empty(0, device=device)), name)
-
-
-def kernels_for(name: str, x: Tensor, *others: Tensor | None) -> Any:
-    """Return the module whose kernel computes a raw operator of these tensors fastest, or None for plain PyTorch."""
-    kernels = implementation_for(x)
-    if not hasattr(kernels, name) or x.dtype not in packing.DTYPES:
-        return None
-    return kernels if name not in cpu.REQUIREMENTS or cpu.REQUIREMENTS[name](True, x, *others) else None
 
 
 # --- the kernels of a device
