@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import ROOT
-from stylegan_ops import abi, build, cuda
+from stylegan_ops import build
+from stylegan_ops.backends import cuda, packing
 from stylegan_ops.build import toolchain
 
 DOCUMENT = ROOT / "docs" / "kernels.md"
@@ -73,8 +74,8 @@ def nvcc_usage(nvcc: toolchain.Compiler) -> dict[str, dict[str, Usage]]:
 def planned_kernels() -> dict[str, int]:
     """The kernels that can be planned, and the bytes of dynamic shared memory that they are given."""
     plans = []
-    for dtype in abi.DTYPES:
-        plans += [cuda.plan_bias_act(order, dtype, 1) for order in (abi.VALUE, abi.GRAD, abi.GRAD2)]
+    for dtype in packing.DTYPES:
+        plans += [cuda.plan_bias_act(order, dtype, 1) for order in (packing.VALUE, packing.GRAD, packing.GRAD2)]
         plans.append(cuda.plan_upfirdn2d(dtype, False, 1, 1, 8, 8, 8, 8, 1, 1, 1, 1, 1, 1, 0, 0))
         for (up, down, taps), tiles in cuda.TILES.items():
             plans += [cuda.plan_tiles(dtype, tile, up, down, taps, 1, 8, 8, 0, 0).launch for tile in tiles]

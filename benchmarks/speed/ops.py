@@ -24,8 +24,9 @@ import torch
 from torch import Tensor
 
 from refine.networks.stylegan2 import generator_from_init_kwargs
-from stylegan_ops import library, plain, reference, select
-from stylegan_ops.abi import ACTS
+from stylegan_ops import dispatch, reference
+from stylegan_ops.backends import pytorch
+from stylegan_ops.backends.packing import ACTS
 from stylegan_ops.bias_act import bias_act
 from stylegan_ops.upfirdn2d import setup_filter, upfirdn2d, upsample2d
 
@@ -41,13 +42,13 @@ def _reference_upfirdn2d(x: Tensor, f: Tensor, *options: Any) -> Tensor:
 
 
 # Its bias_act is the reference's.
-REFERENCE = SimpleNamespace(bias_act=plain.bias_act, upfirdn2d=_reference_upfirdn2d)
+REFERENCE = SimpleNamespace(bias_act=pytorch.bias_act, upfirdn2d=_reference_upfirdn2d)
 
 
 @contextmanager
 def operators_of(operators: Any) -> Iterator[None]:
     """Has the public functions use these raw operators, which PyTorch can differentiate."""
-    with mock.patch.object(library, "route", lambda x, *others: (operators, True)):
+    with mock.patch.object(dispatch, "route", lambda name, x, *others: (operators, True)):
         yield
 
 
@@ -188,13 +189,13 @@ def compare_overhead(rounds: int, calls: int = 1000) -> None:
 
             seconds: dict[str, list[float]] = {"plain": [], "eager": [], "registered": []}
             for _ in range(rounds + 1):
-                select.set_mode("off")
+                dispatch.set_mode("off")
                 op(*inputs)
                 seconds["plain"].append(cpu_seconds(many))
-                select.set_mode("on")
+                dispatch.set_mode("on")
                 op(*inputs)
                 seconds["eager"].append(cpu_seconds(many))
-                with operators_of(library.REGISTERED):
+                with operators_of(dispatch.registered):
                     seconds["registered"].append(cpu_seconds(many))
             plain_s, eager_s, registered_s = (statistics.median(s[1:]) / calls * 1e6 for s in seconds.values())
             label = f"{name}{', forward and backward' if training else ''}"
@@ -231,7 +232,7 @@ def main() -> None:
     parser.add_argument("--generator-rounds", type=int, default=5, help="times the whole generator is run in both ways")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    select.set_mode("on")
+    dispatch.set_mode("on")
     for name, part in PARTS.items():
         if options.only in (None, name):
             part(options.generator_rounds if name == "generator" else options.rounds)

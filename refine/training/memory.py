@@ -18,7 +18,7 @@ from refine.errors import OptionError
 from refine.runtime import distributed
 from refine.runtime.text import counted, format_bytes
 from refine.training.trainer import Trainer
-from stylegan_ops import select
+from stylegan_ops import dispatch
 
 FLOAT = 4  # bytes
 
@@ -75,12 +75,12 @@ def estimate_memory(trainer: Trainer, num_processes: int = 1) -> Memory:
     frozen = [trainer.teacher.module, *([trainer.generator_start.module] if trainer.generator_start else [])]
     num_trained = _count(p for module in trained for p in module.parameters() if p.requires_grad)
     saved = _count(p for module in [*trained, *averages] for p in module.parameters())
-    mode = select.mode()
-    select.set_mode("off")  # avoids building kernels, which save no more for the backward pass than plain PyTorch
+    mode = dispatch.mode()
+    dispatch.set_mode("off")  # avoids building kernels, which save no more for the backward pass than plain PyTorch
     try:
         of_generator, of_fake = _activations(trainer)
     finally:
-        select.set_mode(mode)
+        dispatch.set_mode(mode)
     # The generator's activations are freed before the fake score saves its own, except if both updates share a pass.
     per_image = of_generator + of_fake if trainer.sharing.shares_noise else max(of_generator, of_fake)
     images = options.batch_gpu or -(-options.batch // num_processes)

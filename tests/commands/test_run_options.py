@@ -157,20 +157,20 @@ def test_help_does_not_wait_for_torch():
 
 
 def test_custom_ops(fixture_path, monkeypatch):
-    from stylegan_ops import select
+    from stylegan_ops import dispatch
     from stylegan_ops.build import BuildError
 
     pair = ("--gan", fixture_path("sg2ada/b_cond16.pkl"), "--teacher", fixture_path("edm/s4_sid_ddpmpp_cond16.pkl"))
-    before = select.mode()
+    before = dispatch.mode()
     try:
-        assert run(*pair, "-n", "--custom-ops=off").exit_code == 0 and select.mode() == "off"
+        assert run(*pair, "-n", "--custom-ops=off").exit_code == 0 and dispatch.mode() == "off"
         assert run(*pair, "-n", "--custom-ops=maybe").exit_code == 2
 
         def fail(device):
             raise BuildError("There is no compiler", "install one")
 
-        monkeypatch.setattr(select, "load", fail)
+        monkeypatch.setattr(dispatch, "load", fail)
         result = run(*pair, "-n", "--custom-ops=on", "--device=cpu")
         assert result.exit_code == 2 and result.stderr.count("\n") == 1 and "There is no compiler" in result.stderr
     finally:
-        select.set_mode(before)
+        dispatch.set_mode(before)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.setting import DeviceClock, Setting, copy_bandwidth, wall
-from stylegan_ops import filtered_lrelu, select
+from stylegan_ops import dispatch, filtered_lrelu
 from stylegan_ops.bias_act import bias_act
 from stylegan_ops.upfirdn2d import downsample2d, setup_filter, upfirdn2d, upsample2d
 
@@ -90,18 +90,18 @@ def error_of(layer: Layer, inputs: list[Tensor], dy: Tensor) -> float:
         return [y.detach(), *torch.autograd.grad(y, tensors[:1], gradient)]
 
     found = results(small, dy[:1])
-    select.set_mode("off")
+    dispatch.set_mode("off")
     try:
         expected = results([t.double() for t in small], dy[:1].double())
     finally:
-        select.set_mode("on")
+        dispatch.set_mode("on")
     return max(float((a.double() - b).abs().max() / b.abs().max()) for a, b in zip(found, expected, strict=True))
 
 
 def measure(layer: Layer, dtype_name: str, setting: Setting, clock: DeviceClock, copy: float, rounds: int) -> None:
     """Record a layer, forward and forward and backward."""
     inputs = inputs_of(layer, DTYPES[dtype_name], setting.device)
-    select.set_mode("on")
+    dispatch.set_mode("on")
     y = layer.op(*inputs).detach()
     dy = torch.randn_like(y)
     x_bytes, y_bytes = inputs[0].nbytes, y.nbytes
@@ -120,7 +120,7 @@ def measure(layer: Layer, dtype_name: str, setting: Setting, clock: DeviceClock,
     for name, run in (("forward", forward), ("both", both)):
         seconds = {}
         for mode in ("on", "off"):
-            select.set_mode(mode)
+            dispatch.set_mode(mode)
             seconds[mode] = clock.median(run, rounds)
         row[name] = {"kernel": seconds["on"], "plain": seconds["off"], "bytes": sizes[name]}
     setting.emit("kernel", **row)
@@ -138,7 +138,7 @@ def calls(setting: Setting) -> None:
     for name, run in runs.items():
         seconds = {}
         for mode in ("on", "off"):
-            select.set_mode(mode)
+            dispatch.set_mode(mode)
             wall(run, device, 10)
             seconds[mode] = wall(run, device, 10 if setting.rehearse else CALLS)
         setting.emit("call", op=name, kernel=seconds["on"], plain=seconds["off"])

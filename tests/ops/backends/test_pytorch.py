@@ -3,8 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stylegan_ops import plain, reference
-from stylegan_ops.abi import ACTS
+from stylegan_ops import reference
+from stylegan_ops.backends import pytorch
+from stylegan_ops.backends.packing import ACTS
 
 # With both sides of every kink and threshold, and the kinks themselves.
 X = torch.tensor([-30.0, -3, -0.5, 0, 0.25, 2, 19.875, 20, 20.125, 40], dtype=torch.float64)
@@ -29,9 +30,9 @@ def test_derivatives_are_those_of_the_reference(act, clamp, has_bias):
     dy, ddx = torch.randn(2, *x.shape, dtype=torch.float64)
     options = (1, ACTS.index(act), 0.3, -1.5, -1.0 if clamp is None else clamp)
     first, second = by_autograd(x, b, act, clamp, dy, ddx)
-    torch.testing.assert_close(plain.bias_act_grad(dy, x, b, *options), first, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(pytorch.bias_act_grad(dy, x, b, *options), first, rtol=1e-12, atol=1e-14)
     # Above its threshold PyTorch's softplus has the slope of a line, but still the curvature of the softplus.
-    torch.testing.assert_close(plain.bias_act_grad2(ddx, dy, x, b, *options), second, rtol=1e-12, atol=2e-8)
+    torch.testing.assert_close(pytorch.bias_act_grad2(ddx, dy, x, b, *options), second, rtol=1e-12, atol=2e-8)
 
 
 @pytest.mark.parametrize("act", ACTS)
@@ -40,7 +41,7 @@ def test_the_clamp_lets_pass_what_is_equal_to_it(act):
     limit = reference.bias_act(x, act=act, alpha=0.3, gain=-1.5).abs().item()
     expected, _ = by_autograd(x, None, act, limit, x, x)
     assert expected.item() != 0
-    result = plain.bias_act_grad(x, x, None, 1, ACTS.index(act), 0.3, -1.5, limit)
+    result = pytorch.bias_act_grad(x, x, None, 1, ACTS.index(act), 0.3, -1.5, limit)
     torch.testing.assert_close(result, expected)
 
 
@@ -49,8 +50,8 @@ def test_derivatives_do_not_overflow(act):
     x = torch.tensor([[-1e4, -100.0, 100.0, 1e4]], requires_grad=True)
     one = torch.ones_like(x)
     for result in (
-        plain.bias_act_grad(one, x, None, 0, ACTS.index(act), 0.3, 1.0, -1.0),
-        plain.bias_act_grad2(one, one, x, None, 0, ACTS.index(act), 0.3, 1.0, -1.0),
+        pytorch.bias_act_grad(one, x, None, 0, ACTS.index(act), 0.3, 1.0, -1.0),
+        pytorch.bias_act_grad2(one, one, x, None, 0, ACTS.index(act), 0.3, 1.0, -1.0),
     ):
         assert result.isfinite().all()
         if result.requires_grad:
@@ -62,5 +63,5 @@ def test_derivatives_do_not_overflow(act):
 def test_derivatives_have_the_dtype_of_x(act, dtype):
     x = torch.ones(2, 3, dtype=dtype)
     options = (1, ACTS.index(act), 0.3, 1.5, 1.0)
-    assert plain.bias_act_grad(x, x, None, *options).dtype == dtype
-    assert plain.bias_act_grad2(x, x, x, None, *options).dtype == dtype
+    assert pytorch.bias_act_grad(x, x, None, *options).dtype == dtype
+    assert pytorch.bias_act_grad2(x, x, x, None, *options).dtype == dtype

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from stylegan_ops import abi, build, cuda, reference
+from stylegan_ops import build, reference
+from stylegan_ops.backends import cuda, packing
+from stylegan_ops.backends.simulator import Simulator, SimulatorError
 from stylegan_ops.build import toolchain
-from stylegan_ops.simulator import Simulator, SimulatorError
 from tests.support import sanitizers
 
 
@@ -88,7 +89,7 @@ def test_threads_run_in_random_order(changed_library) -> None:
     for simulator in (Simulator(library), Simulator(library)):
         for _ in range(2):
             out = torch.full([2 * 3 * 2, 2, 24], -1, dtype=torch.int32)
-            args = bytes(abi.BiasActArgs(out=out.data_ptr()))
+            args = bytes(packing.BiasActArgs(out=out.data_ptr()))
             simulator.launch("note_order", (2, 3, 2), (2, 4, 3), 4, args)
             assert torch.equal(out.sort(dim=2).values, torch.arange(24, dtype=torch.int32).expand(12, 2, 24))
             orders.append(out.flatten(0, 1))
@@ -123,7 +124,7 @@ def run_sanitized(compiler: str) -> Callable[[Path, str], subprocess.CompletedPr
 @pytest.mark.slow
 def test_all_kernels_under_sanitizers(run_sanitized) -> None:
     """No access out of bounds or misaligned, no overflow, nothing else that C++ leaves undefined."""
-    tests = str(Path(__file__).with_name("test_cuda_sim.py"))
+    tests = str(Path(__file__).with_name("test_cuda.py"))
     arguments = [tests, "-q", "-m", "not slow and not cuda", "-p", "no:cacheprovider"]
     library = build.sim_library(extra_flags=sanitizers.FLAGS)
     result = run_sanitized(library, f"import pytest; sys.exit(pytest.main({arguments!r}))")

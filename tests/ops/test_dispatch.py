@@ -14,9 +14,10 @@ import pytest
 import torch
 from toolchains import ROOT
 
-from stylegan_ops import cpu, cuda, select
+from stylegan_ops import dispatch
+from stylegan_ops.backends import cpu, cuda
+from stylegan_ops.backends.driver import DriverError
 from stylegan_ops.build import BuildError
-from stylegan_ops.driver import DriverError
 
 X = torch.zeros(3)
 ON_CUDA: Any = SimpleNamespace(is_cpu=False, is_cuda=True, device=torch.device("cuda", 0))
@@ -25,9 +26,9 @@ ON_CUDA: Any = SimpleNamespace(is_cpu=False, is_cuda=True, device=torch.device("
 @pytest.fixture(autouse=True)
 def as_at_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Nothing is chosen yet, and nothing has been built anywhere."""
-    monkeypatch.setattr(select, "_mode", None)
-    monkeypatch.setattr(select, "_chosen", {})
-    monkeypatch.setattr(select, "_warnings", set())
+    monkeypatch.setattr(dispatch, "_mode", None)
+    monkeypatch.setattr(dispatch, "_chosen", {})
+    monkeypatch.setattr(dispatch, "_warnings", set())
     monkeypatch.setattr(cpu, "library", cpu.library.__wrapped__)
     monkeypatch.setenv("STYLEGAN_OPS_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("STYLEGAN_OPS", raising=False)
@@ -49,51 +50,51 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[torch.device]:
 
 
 def test_kernels_are_loaded_once(loads: list[torch.device]) -> None:
-    assert [select.implementation_for(X) for _ in range(3)] == [cpu] * 3
+    assert [dispatch.implementation_for(X) for _ in range(3)] == [cpu] * 3
     assert loads == [torch.device("cpu")]
-    assert [select.implementation_for(ON_CUDA) for _ in range(3)] == [cuda] * 3
+    assert [dispatch.implementation_for(ON_CUDA) for _ in range(3)] == [cuda] * 3
     assert loads == [torch.device("cpu"), torch.device("cuda", 0)]
 
 
 def test_off_loads_nothing(loads: list[torch.device], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STYLEGAN_OPS", "off")
-    assert select.implementation_for(X) is None and select.implementation_for(ON_CUDA) is None
+    assert dispatch.implementation_for(X) is None and dispatch.implementation_for(ON_CUDA) is None
     assert loads == []
 
 
 def test_devices_without_kernels(loads: list[torch.device], caplog: pytest.LogCaptureFixture) -> None:
-    select.set_mode("on")
-    assert select.implementation_for(X.to("meta")) is None
+    dispatch.set_mode("on")
+    assert dispatch.implementation_for(X.to("meta")) is None
     assert loads == [] and not caplog.records
 
 
 def test_mode_of_the_process_goes_before_the_environment(
     loads: list[torch.device], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert select.mode() == "auto"
+    assert dispatch.mode() == "auto"
     monkeypatch.setenv("STYLEGAN_OPS", "off")
-    assert select.mode() == "off"
-    select.set_mode("on")
-    assert select.mode() == "on" and select.implementation_for(X) is cpu
-    select.set_mode("off")
-    assert select.implementation_for(X) is None
-    select.set_mode(None)
-    assert select.mode() == "off"
+    assert dispatch.mode() == "off"
+    dispatch.set_mode("on")
+    assert dispatch.mode() == "on" and dispatch.implementation_for(X) is cpu
+    dispatch.set_mode("off")
+    assert dispatch.implementation_for(X) is None
+    dispatch.set_mode(None)
+    assert dispatch.mode() == "off"
 
 
 def test_modes_that_do_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="must be auto, on or off, not 'fast'"):
-        select.set_mode("fast")
+        dispatch.set_mode("fast")
     monkeypatch.setenv("STYLEGAN_OPS", "yes")
     with pytest.raises(ValueError, match="STYLEGAN_OPS must be auto, on or off, not 'yes'"):
-        select.implementation_for(X)
+        dispatch.implementation_for(X)
 
 
 @pytest.mark.usefixtures("no_compiler")
 def test_auto_falls_back_with_one_line(caplog: pytest.LogCaptureFixture) -> None:
     for _ in range(3):
-        assert select.implementation_for(X) is None
-        select._chosen.clear()  # As if it were chosen for another device.
+        assert dispatch.implementation_for(X) is None
+        dispatch._chosen.clear()  # As if it were chosen for another device.
     (record,) = caplog.records
     assert record.name == "stylegan_ops" and record.levelno == logging.WARNING
     line = record.getMessage()
@@ -103,10 +104,10 @@ def test_auto_falls_back_with_one_line(caplog: pytest.LogCaptureFixture) -> None
 
 @pytest.mark.usefixtures("no_compiler")
 def test_on_raises() -> None:
-    select.set_mode("on")
+    dispatch.set_mode("on")
     for _ in range(2):
         with pytest.raises(BuildError, match="no working C"):
-            select.implementation_for(X)
+            dispatch.implementation_for(X)
 
 
 @pytest.mark.parametrize("error", [DriverError("the driver is too old"), OSError("undefined symbol")])
@@ -117,13 +118,13 @@ def test_kernels_that_do_not_load(
         raise error
 
     monkeypatch.setattr(cuda, "load", refuse)
-    assert select.implementation_for(ON_CUDA) is None
+    assert dispatch.implementation_for(ON_CUDA) is None
     (record,) = caplog.records
     assert "plain PyTorch on cuda" in record.getMessage() and str(error) in record.getMessage()
     assert "python -m stylegan_ops.doctor" in record.getMessage()
-    select.set_mode("on")
+    dispatch.set_mode("on")
     with pytest.raises(BuildError, match=str(error)):
-        select.implementation_for(ON_CUDA)
+        dispatch.implementation_for(ON_CUDA)
 
 
 def test_another_cause_is_another_line(
@@ -135,8 +136,8 @@ def test_another_cause_is_another_line(
             raise BuildError(cause, "mend it")
 
         monkeypatch.setattr(cpu, "library", refuse)
-        select.set_mode("auto")
-        assert select.implementation_for(X) is None
+        dispatch.set_mode("auto")
+        assert dispatch.implementation_for(X) is None
     assert [record.getMessage()[-15:] for record in caplog.records] == ["first: mend it.", "econd: mend it."]
 
 
@@ -144,7 +145,7 @@ def test_gpus_of_others(
     loads: list[torch.device], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.version, "hip", "6.4")
-    assert select.implementation_for(ON_CUDA) is None
+    assert dispatch.implementation_for(ON_CUDA) is None
     assert loads == [] and "NVIDIA GPUs only" in caplog.records[0].getMessage()
 
 
@@ -156,10 +157,10 @@ def test_what_failed_is_tried_again_in_a_new_mode(loads: list[torch.device], mon
             raise BuildError("broken", "mend it")
 
         patch.setattr(cpu, "library", refuse)
-        assert select.implementation_for(X) is None
-    assert cpu.library is library and select.implementation_for(X) is None
-    select.set_mode("auto")
-    assert select.implementation_for(X) is cpu
+        assert dispatch.implementation_for(X) is None
+    assert cpu.library is library and dispatch.implementation_for(X) is None
+    dispatch.set_mode("auto")
+    assert dispatch.implementation_for(X) is cpu
 
 
 @pytest.mark.parametrize("operators", ["off", "auto"])

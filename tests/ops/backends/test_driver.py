@@ -13,9 +13,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from stylegan_ops import build, cuda, reference
+from stylegan_ops import build, reference
+from stylegan_ops.backends import cuda
+from stylegan_ops.backends.driver import Driver, DriverError
 from stylegan_ops.build import toolchain
-from stylegan_ops.driver import Driver, DriverError
 
 IMAGE = b"\0image\0of kernels"
 STREAM = 2**40 + 8  # The handle of a stream is a pointer.

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from stylegan_ops import abi, build, cpu, reference
+from stylegan_ops import build, reference
+from stylegan_ops.backends import cpu, packing
 from tests.support import sanitizers
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -58,7 +59,7 @@ def test_library_builds_where_there_is_a_compiler():
 @pytest.mark.skipif(COMPILER is None, reason="there is no C++ compiler")
 def test_structs_are_laid_out_as_in_the_header(tmp_path):
     lines, expected = [], []
-    for structure in (abi.BiasActArgs, abi.Upfirdn2dArgs):
+    for structure in (packing.BiasActArgs, packing.Upfirdn2dArgs):
         name = structure.__name__
         lines.append(f'printf("{name} %zu\\n", sizeof({name}));')
         expected.append(f"{name} {ctypes.sizeof(structure)}")
@@ -77,17 +78,17 @@ def test_structs_are_laid_out_as_in_the_header(tmp_path):
 def test_header_and_python_number_things_alike():
     header = (build.CSRC / "abi.h").read_text()
     numbers = {name: int(value) for name, value in re.findall(r"SGO_(\w+) = (\d+)", header)}
-    assert {name.upper(): i for i, name in enumerate(abi.ACTS)}.items() <= numbers.items()
-    assert {str(dtype).partition(".")[2].upper(): i for dtype, i in abi.DTYPES.items()}.items() <= numbers.items()
-    assert (numbers["VALUE"], numbers["GRAD"], numbers["GRAD2"]) == (abi.VALUE, abi.GRAD, abi.GRAD2)
-    assert f"ABI_VERSION {abi.ABI_VERSION}\n" in header
+    assert {name.upper(): i for i, name in enumerate(packing.ACTS)}.items() <= numbers.items()
+    assert {str(dtype).partition(".")[2].upper(): i for dtype, i in packing.DTYPES.items()}.items() <= numbers.items()
+    assert (numbers["VALUE"], numbers["GRAD"], numbers["GRAD2"]) == (packing.VALUE, packing.GRAD, packing.GRAD2)
+    assert f"ABI_VERSION {packing.ABI_VERSION}\n" in header
 
 
 def test_packed_bytes_are_the_structs():
     x, b = torch.zeros(2, 3, 4, 5), torch.zeros(3)
     out = torch.empty_like(x)
-    packed = abi.bias_act_args(abi.GRAD2, out, x, b, x, out, 1, 6, 0.25, 1.5, -1.0, 7, b)
-    s = abi.BiasActArgs.from_buffer_copy(packed)
+    packed = packing.bias_act_args(packing.GRAD2, out, x, b, x, out, 1, 6, 0.25, 1.5, -1.0, 7, b)
+    s = packing.BiasActArgs.from_buffer_copy(packed)
     assert len(packed) == ctypes.sizeof(s)
     assert (s.x, s.b, s.dy, s.ddx, s.out, s.db) == tuple(t.data_ptr() for t in (x, b, x, out, out, b))
     assert (s.numel, s.bias_size, s.bias_step, s.alpha, s.gain, s.clamp) == (120, 3, 20, 0.25, 1.5, -1.0)
@@ -96,8 +97,8 @@ def test_packed_bytes_are_the_structs():
     x = x.half().to(memory_format=torch.channels_last)
     y = torch.empty(2, 3, 8, 15, dtype=torch.half).to(memory_format=torch.channels_last)
     f = torch.zeros(6, 7)
-    packed = abi.upfirdn2d_args(y, x, f, 3, 2, 4, 5, -6, 8, True, 0.5, 9)
-    u = abi.Upfirdn2dArgs.from_buffer_copy(packed)
+    packed = packing.upfirdn2d_args(y, x, f, 3, 2, 4, 5, -6, 8, True, 0.5, 9)
+    u = packing.Upfirdn2dArgs.from_buffer_copy(packed)
     assert len(packed) == ctypes.sizeof(u)
     assert (u.x, u.filter, u.y) == (x.data_ptr(), f.data_ptr(), y.data_ptr())
     assert (u.batch, u.channels, u.x_height, u.x_width, u.y_height, u.y_width) == (2, 3, 4, 5, 8, 15)
@@ -110,9 +111,9 @@ def test_packed_bytes_are_the_structs():
 def test_library_refuses_what_it_does_not_know():
     x = torch.zeros(4)
     with pytest.raises(ValueError, match="activation 9"):
-        cpu.bias_act(x, None, 0, len(abi.ACTS), 0.0, 1.0, -1.0)
-    packed = bytearray(abi.upfirdn2d_args(*[torch.zeros(1, 1, 1, 1)] * 3, 1, 1, 1, 1, 0, 0, False, 1.0))
-    packed[abi.Upfirdn2dArgs.dtype.offset] = 4
+        cpu.bias_act(x, None, 0, len(packing.ACTS), 0.0, 1.0, -1.0)
+    packed = bytearray(packing.upfirdn2d_args(*[torch.zeros(1, 1, 1, 1)] * 3, 1, 1, 1, 1, 0, 0, False, 1.0))
+    packed[packing.Upfirdn2dArgs.dtype.offset] = 4
     assert cpu.library().stylegan_ops_upfirdn2d(bytes(packed)) == 1
 
 
@@ -124,7 +125,7 @@ def test_library_refuses_what_it_does_not_know():
 def test_16_bit_conversions_of_every_value(dtype, gain):
     """Loading and rounding, subnormal and infinite values included, against PyTorch's conversions."""
     x = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
-    y = cpu.bias_act(x, None, 0, abi.ACTS.index("linear"), 0.0, gain, -1.0)
+    y = cpu.bias_act(x, None, 0, packing.ACTS.index("linear"), 0.0, gain, -1.0)
     expected = (x.float() * torch.tensor(gain)).to(dtype)
     nan = expected.isnan()
     assert torch.equal(y.isnan(), nan)
@@ -137,7 +138,7 @@ def test_activations_are_accurate_everywhere(act, dtype, tolerance):
     """Relative to each single value, however small: nothing may cancel."""
     small = torch.logspace(-30, 0, 5000, dtype=torch.float64)
     x = torch.cat([torch.linspace(-85, 85, 20001, dtype=torch.float64), small, -small]).to(dtype)
-    y = cpu.bias_act(x, None, 0, abi.ACTS.index(act), 0.0, 1.0, -1.0)
+    y = cpu.bias_act(x, None, 0, packing.ACTS.index(act), 0.0, 1.0, -1.0)
     expected = reference.bias_act(x.double(), act=act, gain=1)
     torch.testing.assert_close(y.double(), expected, rtol=tolerance, atol=1e-37)
 
@@ -160,7 +161,7 @@ def check_bias_act_grads(dy, x, b, options):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("act", abi.ACTS)
+@pytest.mark.parametrize("act", packing.ACTS)
 def test_bias_act_and_derivatives(act, dtype):
     generator = random.Random(f"{act} {dtype}")
     torch.manual_seed(0)
@@ -183,7 +184,7 @@ def test_bias_act_and_derivatives(act, dtype):
         b = torch.randn(shape[dim]).to(dtype) if shape and generator.random() < 0.8 else None
         dy, ddx = torch.randn_like(x), torch.randn_like(x)
         for clamp in (-1.0, 2.5):
-            options = (dim, abi.ACTS.index(act), 0.3, -1.7, clamp)
+            options = (dim, packing.ACTS.index(act), 0.3, -1.7, clamp)
             x64, dy64 = x.double().requires_grad_(), dy.double().requires_grad_()
             y64 = reference.bias_act(
                 x64, None if b is None else b.double(), dim, act, 0.3, -1.7, None if clamp < 0 else clamp
@@ -206,10 +207,10 @@ def test_bias_act_and_derivatives(act, dtype):
                 assert_rounded(result.masked_fill(near, 0), correct.detach().masked_fill(near, 0))
 
 
-@pytest.mark.parametrize("act", abi.ACTS)
+@pytest.mark.parametrize("act", packing.ACTS)
 def test_kinks_and_ties_as_in_autograd(act):
     """Derivatives exactly at zero, at softplus's threshold and at the clamp."""
-    index = abi.ACTS.index(act)
+    index = packing.ACTS.index(act)
     x = torch.tensor([0.0, -0.0, 20.0, 3.0], dtype=torch.float64, requires_grad=True)
     # Only of piecewise linear functions both sides compute the very same value.
     exact = act in ("linear", "relu", "lrelu")
@@ -231,7 +232,7 @@ def test_bias_act_makes_other_layouts_contiguous(dim):
     x = torch.randn(5, 4, 3, 2).permute(3, 1, 2, 0)
     b = torch.randn(2 * x.shape[dim])[::2]
     dy = torch.randn(2, 4, 3, 5).to(memory_format=torch.channels_last)
-    options = (dim, abi.ACTS.index("swish"), 0.0, 1.0, -1.0)
+    options = (dim, packing.ACTS.index("swish"), 0.0, 1.0, -1.0)
     expected = [
         cpu.bias_act(x.contiguous(), b, *options),
         cpu.bias_act_grad(dy.contiguous(), x.contiguous(), b, *options),
@@ -287,8 +288,8 @@ def test_upfirdn2d_of_random_images(dtype):
         flip, gain = generator.random() < 0.5, generator.choice([1.0, 4.0, -0.3])
         y = cpu.upfirdn2d(x, f, up_x, up_y, down_x, down_y, *sides, flip, gain)
         assert y.dtype == dtype
-        assert abi.is_channels_last(y) <= abi.is_channels_last(x)
-        format = torch.channels_last if abi.is_channels_last(x) else torch.contiguous_format
+        assert packing.is_channels_last(y) <= packing.is_channels_last(x)
+        format = torch.channels_last if packing.is_channels_last(x) else torch.contiguous_format
         assert y.is_contiguous(memory_format=format)
         expected = reference.upfirdn2d(x.double(), f, (up_x, up_y), (down_x, down_y), sides, flip, gain)
         assert_rounded(y, expected)
@@ -365,7 +366,7 @@ def test_sanitizers_notice(tmp_path):
     assert source.count("out[i] = z /") == 1
     path.write_text(source.replace("out[i] = z /", "out[i + 1] = z /"), encoding="utf-8")
     library = build.cpu_library(tmp_path / "csrc", sanitizers.FLAGS)
-    code = "c = torch.ones(4); cpu.group_norm_silu(torch.ones(1, 4, 8, 8), 2, 1e-5, (c, c, None, None, None))"
+    code = "c = torch.ones(4); cpu.group_norm_silu(torch.ones(1, 4, 8, 8), c, c, None, None, None, 2, 1e-5)"
     result = run_sanitized(library, code)
     assert result.returncode != 0
     assert "heap-buffer-overflow" in result.stderr
@@ -383,7 +384,7 @@ def test_results_do_not_depend_on_the_number_of_threads(threads, dtype, format):
     tiny = torch.randn(600, 33, 5, 5, dtype=dtype).to(memory_format=format)
     b, dy = torch.randn(33, dtype=dtype), torch.randn_like(x)
     taps = torch.tensor([1.0, 3, 3, 1])
-    options = (1, abi.ACTS.index("swish"), 0.0, 1.4, 2.0)
+    options = (1, packing.ACTS.index("swish"), 0.0, 1.4, 2.0)
 
     def results():
         return [

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stylegan_ops import abi, build
-from stylegan_ops.driver import DeviceKernels, Driver
-from stylegan_ops.simulator import Simulator
+from stylegan_ops import build
+from stylegan_ops.backends import packing
+from stylegan_ops.backends.driver import DeviceKernels, Driver
+from stylegan_ops.backends.simulator import Simulator
 
 BLOCK = 256  # Threads; csrc/cuda/common.cuh has the same number.
 MAX_BLOCKS = 2**31 - 1
@@ -24,7 +25,7 @@ ACCESS_BYTES = 16
 TWO_PASS_TAPS = 8  # From here on a filter for both axes is applied in two passes.
 
 _DTYPE_NAMES = {torch.float64: "f64", torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
-_ORDER_NAMES = {abi.VALUE: "bias_act", abi.GRAD: "bias_act_grad", abi.GRAD2: "bias_act_grad2"}
+_ORDER_NAMES = {packing.VALUE: "bias_act", packing.GRAD: "bias_act_grad", packing.GRAD2: "bias_act_grad2"}
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def plan_bias_act(order: int, dtype: torch.dtype, numel: int) -> Launch:
     """Plan `bias_act` (order VALUE), `bias_act_grad` (GRAD) or `bias_act_grad2` (GRAD2) of a tensor.
 
     Args:
-        order: of `abi`.
+        order: of `packing`.
         dtype: of all tensors.
         numel: number of elements, at least 1 and below 2^63.
     """
@@ -242,27 +243,27 @@ def _bias_act(
     gain: float,
     clamp: float,
 ) -> Tensor:
-    x = abi.dense(x)
-    dy = None if dy is None else abi.dense_like(dy, x)
-    ddx = None if ddx is None else abi.dense_like(ddx, x)
+    x = packing.dense(x)
+    dy = None if dy is None else packing.dense_like(dy, x)
+    ddx = None if ddx is None else packing.dense_like(ddx, x)
     b = None if b is None else b.to(x.dtype).contiguous()
     out = torch.empty_like(x)
     if x.numel():
-        args = abi.bias_act_args(order, out, x, b, dy, ddx, dim, act, alpha, gain, clamp)
+        args = packing.bias_act_args(order, out, x, b, dy, ddx, dim, act, alpha, gain, clamp)
         launch(plan_bias_act(order, x.dtype, x.numel()), args, x.device)
     return out
 
 
 def bias_act(x: Tensor, b: Tensor | None, dim: int, act: int, alpha: float, gain: float, clamp: float) -> Tensor:
-    """Compute clamp(gain * act(x + b)); `act` is an index into `abi.ACTS`, a negative clamp is none."""
-    return _bias_act(abi.VALUE, None, None, x, b, dim, act, alpha, gain, clamp)
+    """Compute clamp(gain * act(x + b)); `act` is an index into `packing.ACTS`, a negative clamp is none."""
+    return _bias_act(packing.VALUE, None, None, x, b, dim, act, alpha, gain, clamp)
 
 
 def bias_act_grad(
     dy: Tensor, x: Tensor, b: Tensor | None, dim: int, act: int, alpha: float, gain: float, clamp: float
 ) -> Tensor:
     """Compute dy * gain * act'(x + b), zero where the clamp holds."""
-    return _bias_act(abi.GRAD, None, dy, x, b, dim, act, alpha, gain, clamp)
+    return _bias_act(packing.GRAD, None, dy, x, b, dim, act, alpha, gain, clamp)
 
 
 def bias_act_grad2(
@@ -277,7 +278,7 @@ def bias_act_grad2(
     clamp: float,
 ) -> Tensor:
     """Compute ddx * dy * gain * act''(x + b), zero where the clamp holds."""
-    return _bias_act(abi.GRAD2, ddx, dy, x, b, dim, act, alpha, gain, clamp)
+    return _bias_act(packing.GRAD2, ddx, dy, x, b, dim, act, alpha, gain, clamp)
 
 
 def upfirdn2d(
@@ -303,12 +304,12 @@ def upfirdn2d(
         else:
             x = upfirdn2d(x, f[None, :], up_x, 1, down_x, 1, pad_x0, pad_x1, 0, 0, flip, 1.0)
             return upfirdn2d(x, f[:, None], 1, up_y, 1, down_y, 0, 0, pad_y0, pad_y1, flip, gain)
-    x = abi.dense(x)
+    x = packing.dense(x)
     f = f.to(x.device, torch.float32).contiguous()
     (batch, channels, x_height, x_width), (taps_y, taps_x) = x.shape, f.shape
-    y_height = abi.upfirdn2d_size(x_height, taps_y, up_y, down_y, pad_y0, pad_y1)
-    y_width = abi.upfirdn2d_size(x_width, taps_x, up_x, down_x, pad_x0, pad_x1)
-    channels_last = abi.is_channels_last(x)
+    y_height = packing.upfirdn2d_size(x_height, taps_y, up_y, down_y, pad_y0, pad_y1)
+    y_width = packing.upfirdn2d_size(x_width, taps_x, up_x, down_x, pad_x0, pad_x1)
+    channels_last = packing.is_channels_last(x)
     y = torch.empty(
         (batch, channels, y_height, y_width),
         dtype=x.dtype,
@@ -334,6 +335,6 @@ def upfirdn2d(
             pad_x0,
             pad_y0,
         )
-        args = abi.upfirdn2d_args(y, x, f, up_x, up_y, down_x, down_y, pad_x0, pad_y0, flip, gain)
+        args = packing.upfirdn2d_args(y, x, f, up_x, up_y, down_x, down_y, pad_x0, pad_y0, flip, gain)
         launch(plan, args, x.device)
     return y

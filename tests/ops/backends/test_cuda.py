@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from stylegan_ops import abi, build, cuda, reference
+from stylegan_ops import build, reference
+from stylegan_ops.backends import cuda, packing
 from stylegan_ops.build import toolchain
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -92,7 +93,7 @@ def check_upfirdn2d(
     y = cuda.upfirdn2d(x, f, *up, *down, *padding, flip, gain)
     expected = reference.upfirdn2d(x.double(), f.double(), up, down, padding, flip, gain)
     assert_near(y, expected, x.dtype)
-    kept = torch.channels_last if abi.is_channels_last(x) else torch.contiguous_format
+    kept = torch.channels_last if packing.is_channels_last(x) else torch.contiguous_format
     assert y.is_contiguous(memory_format=kept)
     return y
 
@@ -185,7 +186,9 @@ def test_upfirdn2d_beyond_two_to_the_31(variant: str | None, device: str) -> Non
             ctypes.memmove(address + 2 * apart * plane, x[plane].contiguous().data_ptr(), 40)
         f = torch.randn(4, 4)
         y = torch.zeros(1, 2, 4, 5, dtype=torch.float16)
-        args = abi.Upfirdn2dArgs.from_buffer_copy(abi.upfirdn2d_args(y, x[None], f, 1, 1, 1, 1, 2, 2, False, 1.0))
+        args = packing.Upfirdn2dArgs.from_buffer_copy(
+            packing.upfirdn2d_args(y, x[None], f, 1, 1, 1, 1, 2, 2, False, 1.0)
+        )
         args.x = address
         # The kernel for channels_last steps from image to image, the others from channel to channel.
         args.batch, args.channels = (2, 1) if variant == "nhwc" else (1, 2)
@@ -218,8 +221,10 @@ def test_plans() -> None:
     assert plan(up_x=1) == cuda.Launch("upfirdn2d_f32", (64, 1, 1), (256, 1, 1), 0)
     assert plan(batch=2**30).kernel == "upfirdn2d_f32"  # More tiles than a launch can have blocks.
     assert plan(batch=2**30).grid == (2**20, 1, 1)
-    assert cuda.plan_bias_act(abi.VALUE, torch.float16, 2049) == cuda.Launch("bias_act_f16", (2, 1, 1), (256, 1, 1), 0)
-    assert cuda.plan_bias_act(abi.GRAD2, torch.float64, 2**40).grid == (2**20, 1, 1)
+    assert cuda.plan_bias_act(packing.VALUE, torch.float16, 2049) == cuda.Launch(
+        "bias_act_f16", (2, 1, 1), (256, 1, 1), 0
+    )
+    assert cuda.plan_bias_act(packing.GRAD2, torch.float64, 2**40).grid == (2**20, 1, 1)
 
 
 @pytest.mark.parametrize(
@@ -256,14 +261,14 @@ def check_bias_act(
     clamp: float | None = None,
 ) -> None:
     dy, ddx = torch.randn_like(x), torch.randn_like(x)
-    arguments = (b, dim, abi.ACTS.index(act), alpha, gain, -1.0 if clamp is None else clamp)
+    arguments = (b, dim, packing.ACTS.index(act), alpha, gain, -1.0 if clamp is None else clamp)
     y = cuda.bias_act(x, *arguments)
     dx = cuda.bias_act_grad(dy, x, *arguments)
     d2x = cuda.bias_act_grad2(ddx, dy, x, *arguments)
     expected = bias_act_derivatives(x, b, dy, ddx, dim=dim, act=act, alpha=alpha, gain=gain, clamp=clamp)
     for result, wanted in zip((y, dx, d2x), expected, strict=True):
         assert_near(result, wanted, x.dtype)
-        if abi.is_channels_last(x):
+        if packing.is_channels_last(x):
             assert result.is_contiguous(memory_format=torch.channels_last)
 
 
@@ -310,13 +315,13 @@ def test_one_block_covers_any_number_of_elements(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     x, b = torch.randn(2, 5, 40, 51).to(dtype), torch.randn(5).to(dtype)
     y = torch.empty_like(x)
-    args = abi.bias_act_args(abi.VALUE, y, x, b, None, None, 1, abi.ACTS.index("lrelu"), 0.2, 1.0, -1.0)
-    full = cuda.plan_bias_act(abi.VALUE, dtype, x.numel())
+    args = packing.bias_act_args(packing.VALUE, y, x, b, None, None, 1, packing.ACTS.index("lrelu"), 0.2, 1.0, -1.0)
+    full = cuda.plan_bias_act(packing.VALUE, dtype, x.numel())
     assert full.grid[0] > 1
     cuda.launch(cuda.Launch(full.kernel, (1, 1, 1), full.block, 0), args, x.device)
     assert_near(y, reference.bias_act(x.double(), b.double(), act="lrelu", gain=1.0), dtype)
     f, y = torch.randn(4, 4), torch.empty(2, 5, 37, 48).to(dtype)
-    args = abi.upfirdn2d_args(y, x, f, 1, 1, 1, 1, 0, 0, False, 1.0)
+    args = packing.upfirdn2d_args(y, x, f, 1, 1, 1, 1, 0, 0, False, 1.0)
     name = f"upfirdn2d_{cuda._DTYPE_NAMES[dtype]}"
     cuda.launch(cuda.Launch(name, (1, 1, 1), full.block, 0), args, x.device)
     assert_near(y, reference.upfirdn2d(x.double(), f.double()), dtype)
@@ -324,11 +329,11 @@ def test_one_block_covers_any_number_of_elements(dtype: torch.dtype) -> None:
 
 def test_bias_index_in_64_bits() -> None:
     x, b, y = torch.zeros(100), torch.tensor([3.0, 4.0, 5.0]), torch.empty(100)
-    args = abi.BiasActArgs.from_buffer_copy(
-        abi.bias_act_args(abi.VALUE, y, x, b, None, None, 0, abi.ACTS.index("linear"), 0.0, 1.0, -1.0)
+    args = packing.BiasActArgs.from_buffer_copy(
+        packing.bias_act_args(packing.VALUE, y, x, b, None, None, 0, packing.ACTS.index("linear"), 0.0, 1.0, -1.0)
     )
     args.bias_step, args.bias_size = 2**32 + 1, 3  # 32 bits take the step for 1.
-    cuda.launch(cuda.plan_bias_act(abi.VALUE, torch.float32, 100), bytes(args), x.device)
+    cuda.launch(cuda.plan_bias_act(packing.VALUE, torch.float32, 100), bytes(args), x.device)
     assert torch.equal(y, torch.full([100], 3.0))
 
 
@@ -337,7 +342,7 @@ def test_kinks_ties_and_nan_are_treated_as_by_autograd(act: str) -> None:
     x = torch.tensor([0.0, -0.0, 1.0, -1.0, 2.0, -2.0, 20.0, 20.5, 100.0, -100.0, math.nan])
     one = torch.ones_like(x)
     for clamp in (None, 1.0, 2.0):
-        arguments = (None, 0, abi.ACTS.index(act), 0.2, 1.0, -1.0 if clamp is None else clamp)
+        arguments = (None, 0, packing.ACTS.index(act), 0.2, 1.0, -1.0 if clamp is None else clamp)
         results = (
             cuda.bias_act(x, *arguments),
             cuda.bias_act_grad(one, x, *arguments),
@@ -353,7 +358,7 @@ def test_kinks_ties_and_nan_are_treated_as_by_autograd(act: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_converted_as_by_pytorch(dtype: torch.dtype) -> None:
     x = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype)
-    linear = (None, 0, abi.ACTS.index("linear"), 0.0)
+    linear = (None, 0, packing.ACTS.index("linear"), 0.0)
     same = cuda.bias_act(x, *linear, 1.0, -1.0)
     assert torch.equal(same.isnan(), x.isnan())
     numbers = ~x.isnan()
