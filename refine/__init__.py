@@ -3,34 +3,62 @@
 The public names are imported on first use, so that commands which need no torch start at once.
 """
 
-from __future__ import annotations
+import importlib as _importlib
+import typing as _typing
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
+if _typing.TYPE_CHECKING:
     from refine.config import RunConfig
+    from refine.contracts import Denoiser, Generator
+    from refine.errors import UserError
     from refine.metrics.evaluation import evaluate
-    from refine.networks.loading import LoadedNetwork, load_gan, load_teacher
+    from refine.networks.loading import LoadedNetwork, load_generator, load_teacher, save
+    from refine.networks.sampling import generate
+    from refine.objectives import Objective
     from refine.runs.start import run
+    from refine.training.trainer import Trainer
 
-__version__ = "0.1.0"
+    __version__: str
 
-__all__ = ["LoadedNetwork", "RunConfig", "evaluate", "load_gan", "load_teacher", "run"]
+__all__ = [
+    "Denoiser",
+    "Generator",
+    "LoadedNetwork",
+    "Objective",
+    "RunConfig",
+    "Trainer",
+    "UserError",
+    "evaluate",
+    "generate",
+    "load_generator",
+    "load_teacher",
+    "run",
+    "save",
+]
 
 _MODULES = {
+    "Denoiser": "contracts",
+    "Generator": "contracts",
     "LoadedNetwork": "networks.loading",
+    "Objective": "objectives",
     "RunConfig": "config",
+    "Trainer": "training.trainer",
+    "UserError": "errors",
     "evaluate": "metrics.evaluation",
-    "load_gan": "networks.loading",
+    "generate": "networks.sampling",
+    "load_generator": "networks.loading",
     "load_teacher": "networks.loading",
     "run": "runs.start",
+    "save": "networks.loading",
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> _typing.Any:
     if name == "__version__":
-        return importlib.import_module("refine.version").version()
+        return _importlib.import_module("refine.version").version()
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"refine.{_MODULES[name]}"), name)
+    return getattr(_importlib.import_module(f"refine.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

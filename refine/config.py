@@ -423,13 +423,13 @@ def _teacher_facts(gan: str, teacher: str, trust: bool) -> tuple[int, bool, Path
     Raises:
         UserError: The teacher cannot be had or read. If the same goes for the generator, both are named.
     """
-    from refine.networks.loading import load_gan, load_teacher
+    from refine.networks.loading import load_generator, load_teacher
 
     try:
         loaded = load_teacher(teacher, trust=trust)
     except UserError as error:
         try:
-            load_gan(gan, trust=trust)
+            load_generator(gan, trust=trust)
         except UserError as first:
             raise UserError(f"{first} {error}") from error
         raise

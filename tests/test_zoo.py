@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import pytest
 from click.testing import CliRunner, Result
 
-from refine import load_gan, load_teacher, zoo
+from refine import load_generator, load_teacher, zoo
 from refine.commands import zoo as command
 from refine.errors import UserError
 from refine.files import download
@@ -269,9 +269,9 @@ def test_list(cache: Path):
 def test_column_of_what_is_refined_is_true(fixture_path: Callable[[str], Path]):
     """By a golden network of each family: "yes" opens as it is, all others do not."""
     for family, load, name in (
-        ("stylegan2", load_gan, "sg2ada/d_gray16.pkl"),
+        ("stylegan2", load_generator, "sg2ada/d_gray16.pkl"),
         ("edm", load_teacher, "edm/s6_iddpm_adm_uncond16.pkl"),
-        ("stylegan3", load_gan, "sg3/s2_stylegan3t_uncond32.pkl"),
+        ("stylegan3", load_generator, "sg3/s2_stylegan3t_uncond32.pkl"),
     ):
         (refines,) = {entry.refines for entry in ENTRIES if entry.family == family and entry.refines != "-"}
         try:
@@ -464,7 +464,7 @@ def test_file_that_is_whole_but_hostile_is_not_downloaded_again(cache: Path):
     path = put_into_cache(cache, url, b"\x80\x04cos\nsystem\n\x8c\x04true\x85R.")
     assert resolve(url).path == path
     with pytest.raises(UserError, match=r"os\.system"):
-        load_gan(url)
+        load_generator(url)
 
 
 def test_files_of_a_pair_are_named_together(cache: Path):

@@ -4,7 +4,7 @@
 
 Every run is a process of its own, so that peaks of memory are its own; the two ways take turns, and medians are
 compared. Memory is the growth of the peak resident set over that of the process with everything imported.
-`load_gan` scans the file, reads it, builds Refine's generator and gives it the weights.
+`load_generator` scans the file, reads it, builds Refine's generator and gives it the weights.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def measure(way: str, path: Path) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.perf_counter()
     if way == "refine":
-        result: Any = refine.networks.loading.load_gan(str(path)).network.state_dict()
+        result: Any = refine.networks.loading.load_generator(str(path)).network.state_dict()
     else:
         with path.open("rb") as file:
             result = pickle.load(file)
@@ -122,7 +122,7 @@ def main() -> None:
         way: {key: statistics.median(run[key] for run in runs) for key in ("seconds", "bytes")}
         for way, runs in results.items()
     }
-    for way, title in (("plain", "pickle.load of the tensors"), ("refine", "refine.load_gan")):
+    for way, title in (("plain", "pickle.load of the tensors"), ("refine", "refine.load_generator")):
         print(f"{title:<27} {medians[way]['seconds']:6.2f} s   peak memory +{medians[way]['bytes'] / 1e6:.0f} MB")
     ratios = {key: medians["refine"][key] / medians["plain"][key] for key in ("seconds", "bytes")}
     print(f"{'ratio':<27} {ratios['seconds']:6.2f}     {ratios['bytes']:.2f}")

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from refine import RunConfig, load_gan, load_teacher, run
+from refine import RunConfig, load_generator, load_teacher, run
 from refine.digits.digits import Images, shipped_detector, shipped_split
 from refine.digits.figures import Figures, figures, generator_sampler, sample, teacher_sampler
 from refine.digits.judge import first_images
@@ -106,7 +106,7 @@ class Judge:
     def of_generator(self, path: str) -> dict[str, float]:
         """The figures of a snapshot's moving average, for the same latents each time."""
         torch.manual_seed(0)
-        return self.of_images(*sample(generator_sampler(load_gan(path).network), self.count))
+        return self.of_images(*sample(generator_sampler(load_generator(path).network), self.count))
 
     def of_images(self, pixels: Tensor, classes: Tensor) -> dict[str, float]:
         """The figures of images [N, 1, 16, 16] uint8."""

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from refine import RunConfig, load_gan, load_teacher, run
+from refine import RunConfig, load_generator, load_teacher, run
 from refine.digits.digits import Images, shipped_detector, shipped_split
 from refine.digits.figures import NEAREST, Figures, Sampler, figures, generator_sampler, sample, teacher_sampler
 from refine.digits.make.__main__ import save_gan, save_teacher
@@ -105,12 +105,12 @@ def main() -> None:
     print(f"Digit-CNN features, not Inception; {args.samples} images, k = {NEAREST}; classes in percent, 0 to 9")
     print("| | FID | precision | recall | coverage | class entropy | rarest class | classes |")
     print("|---|---|---|---|---|---|---|---|", flush=True)
-    start = load_gan(str(gan)).network
+    start = load_generator(str(gan)).network
     print(row("the generator as it is", judged(generator_sampler(start), reals, args.samples)), flush=True)
     for sigma in SIGMAS:
         changes = {"sigma": sigma, "fake_sigma": sigma, "kimg": args.kimg, "seed": args.seed}
         config = RunConfig(gan=str(gan), teacher=str(teacher), outdir=str(args.outdir), **(COMMON | changes))
-        refined = load_gan(str(run(config))).network
+        refined = load_generator(str(run(config))).network
         print(row(f"refined at {sigma}", judged(generator_sampler(refined), reals, args.samples)), flush=True)
     denoiser: Any = load_teacher(str(teacher)).network
     print(row("the teacher", judged(teacher_sampler(denoiser), reals, min(args.samples, 2000))), flush=True)

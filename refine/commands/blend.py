@@ -95,7 +95,7 @@ def main(
     numbers, where = parse_seeds(seeds), choose_device(device)
     ends = [pickles.load(zoo.resolve(spec).path, trust=trust_pickle) for spec in (origin, refined)]
     weights = blendable(ends[0], ends[1])
-    generator = loading.load_gan(str(ends[1].path), trust=trust_pickle)
+    generator = loading.load_generator(str(ends[1].path), trust=trust_pickle)
     if generator.key not in weights:
         raise UserError(
             f"{ends[0].path} has no {generator.key}, which is the generator of {ends[1].path}: give a pickle with both."

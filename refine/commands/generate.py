@@ -122,7 +122,7 @@ def main(
     numbers = parse_seeds(seeds) if seeds is not None else None
     where = choose_device(device)
     specs = [network_file(spec) for spec in (network, compare) if spec is not None]
-    loaded = [loading.load_gan(spec, trust=trust_pickle) for spec in specs]
+    loaded = [loading.load_generator(spec, trust=trust_pickle) for spec in specs]
     generators: list[Any] = [each.network.to(where) for each in loaded]
     _require_same_shape(generators)
     c = _labels(generators[0], classes, label, needs_one=projected_w is None)

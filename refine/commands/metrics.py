@@ -157,14 +157,14 @@ def _measure(given: dict[str, Any], options: Any, device: Any) -> None:
     from refine.metrics.reference import Teacher
     from refine.metrics.resolve import warn_of_recorded_data
     from refine.metrics.suite import Suite
-    from refine.networks.loading import load_gan, load_teacher
+    from refine.networks.loading import load_generator, load_teacher
     from refine.runs.folder import RunFolder
     from refine.runtime import distributed
 
     trust = given["trust_pickle"]
 
     def get() -> tuple[Suite, list[Any]]:
-        networks = [load_gan(spec, trust=trust) for spec in snapshots(given["network"])]
+        networks = [load_generator(spec, trust=trust) for spec in snapshots(given["network"])]
         teacher = None
         if given["teacher"]:
             loaded = load_teacher(given["teacher"], trust=trust)
@@ -212,11 +212,13 @@ def _export(given: dict[str, Any], suite: Any) -> None:
 
 def _pictures(given: dict[str, Any], suite: Any, generator: Any, device: Any) -> None:
     from refine.metrics import contact_sheet
-    from refine.networks.loading import load_gan
+    from refine.networks.loading import load_generator
     from refine.runtime import distributed
 
     if given["contact_sheet"]:
         contact_sheet.write_sheet(given["contact_sheet"], suite, generator)
     if given["grid"] and distributed.is_first():
-        before = load_gan(given["before"], trust=given["trust_pickle"]).network.to(device) if given["before"] else None
+        before = (
+            load_generator(given["before"], trust=given["trust_pickle"]).network.to(device) if given["before"] else None
+        )
         contact_sheet.write_grid(given["grid"], suite, generator, before)

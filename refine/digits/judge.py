@@ -32,7 +32,7 @@ from refine.metrics.moments import Moments
 from refine.metrics.options import MetricOptions
 from refine.metrics.precision_recall import precision_recall
 from refine.metrics.suite import make_measure
-from refine.networks.loading import load_gan, load_teacher
+from refine.networks.loading import load_generator, load_teacher
 from refine.networks.preconditioned import as_denoiser
 from refine.report import write_report
 from refine.report.read import YARDSTICKS, Run, mapping, read_run
@@ -146,7 +146,7 @@ def suite_names(count: int) -> tuple[str, ...]:
 
 
 def _digits_generator(path: Path) -> torch.nn.Module:
-    network: Any = load_gan(str(path)).network
+    network: Any = load_generator(str(path)).network
     if (network.img_resolution, network.img_channels, network.c_dim) != (RESOLUTION, 1, 10):
         raise UserError(
             f"{path} does not draw 16x16 gray images of ten classes: the judge knows runs on the digits pair only."

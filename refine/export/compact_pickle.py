@@ -9,7 +9,7 @@ from typing import BinaryIO
 from torch import Tensor
 
 from refine.export.agreement import Probe, images_of_network
-from refine.networks.loading import LoadedNetwork, load_gan
+from refine.networks.loading import LoadedNetwork, load_generator
 from refine.pickles import writer
 
 
@@ -21,4 +21,4 @@ def write(loaded: LoadedNetwork, file: BinaryIO) -> None:
 
 def images(path: Path, loaded: LoadedNetwork, probe: Probe) -> Tensor:
     """What the network computes that the written pickle describes."""
-    return probe.images(images_of_network(load_gan(str(path), trust=loaded.pickle.trusted).network))
+    return probe.images(images_of_network(load_generator(str(path), trust=loaded.pickle.trusted).network))

@@ -14,7 +14,7 @@ from refine.errors import UserError
 from refine.export.agreement import Probe, agreement, images_of_network
 from refine.export.formats import FORMATS, module_of
 from refine.files.atomic import atomic_write
-from refine.networks.loading import load_gan
+from refine.networks.loading import load_generator
 from refine.pickles import PersistentObject, writer
 from refine.pickles.finite import require_finite
 
@@ -46,7 +46,7 @@ def export(network: str, kind: str, out: Path, *, trust: bool = False) -> Export
             does not make the same images.
     """
     module = module_of(kind)
-    loaded = load_gan(network, trust=trust)
+    loaded = load_generator(network, trust=trust)
     probe = Probe.of(loaded.network)
     expected = probe.images(images_of_network(loaded.network))
     if not expected.isfinite().all():
@@ -76,7 +76,7 @@ def bring_back(weights: Path, like: str, out: Path, *, trust: bool = False) -> E
     if weights.suffix not in kinds:
         raise UserError(f"{weights} cannot be brought back: give a {' or '.join(kinds)} file as --network.")
     module = module_of(kinds[weights.suffix])
-    loaded = load_gan(like, trust=trust)
+    loaded = load_generator(like, trust=trust)
     ours = loaded.network.state_dict()
     state = module.read(weights, ours)
     for name in [*(n for n in ours if n not in state), *(n for n in state if n not in ours)]:
@@ -94,7 +94,7 @@ def bring_back(weights: Path, like: str, out: Path, *, trust: bool = False) -> E
     with atomic_write(out) as file:
         writer.write(loaded.pickle, file, dict.fromkeys(entries, state))
         file.flush()
-        written = load_gan(file.name, trust=trust).network
+        written = load_generator(file.name, trust=trust).network
         difference = agreement(expected, probe.images(images_of_network(written)), str(out))
     writer.warn_of_code(loaded.pickle, out)
     note = f"{' and '.join(entries)} hold its weights, the rest is as in {loaded.pickle.path}"

@@ -20,7 +20,7 @@ from refine.metrics.metric import parse_metrics
 from refine.metrics.options import MetricOptions
 from refine.metrics.reference import Teacher
 from refine.metrics.suite import Suite
-from refine.networks.loading import LoadedNetwork, load_gan, load_teacher
+from refine.networks.loading import LoadedNetwork, load_generator, load_teacher
 from refine.runtime.device import choose_device
 
 ATTRIBUTES = ("z_dim", "c_dim", "img_resolution", "img_channels")
@@ -108,7 +108,7 @@ def _snapshots(generator: Any) -> list[Any]:
 def _network(snapshot: Any, trust: bool) -> tuple[Any, str]:
     """A generator and its name in rows."""
     if isinstance(snapshot, (str, os.PathLike)):
-        snapshot = load_gan(os.fspath(snapshot), trust=trust)
+        snapshot = load_generator(os.fspath(snapshot), trust=trust)
     if isinstance(snapshot, LoadedNetwork):
         return snapshot.network, snapshot.pickle.path.name
     if not callable(snapshot):

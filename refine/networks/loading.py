@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -52,7 +54,7 @@ class LoadedNetwork:
         return not type(self.network).__module__.startswith("refine.")
 
 
-def load_gan(spec: str, *, trust: bool = False) -> LoadedNetwork:
+def load_generator(spec: str, *, trust: bool = False) -> LoadedNetwork:
     """Opens a StyleGAN pickle and rebuilds its generator, `G_ema` if there is one.
 
     Args:
@@ -71,12 +73,27 @@ def load_teacher(spec: str, *, trust: bool = False) -> LoadedNetwork:
 
     Args:
         spec: Path, http(s) URL or zoo name.
-        trust: Permission to run the source embedded in the pickle; see `load_gan`.
+        trust: Permission to run the source embedded in the pickle; see `load_generator`.
 
     Raises:
         UserError: the file cannot be had, is not a network pickle, or holds no denoiser with finite weights.
     """
     return denoiser_of(pickles.load(zoo.resolve(spec).path, trust=trust))
+
+
+def save(loaded: LoadedNetwork, path: str | os.PathLike[str]) -> None:
+    """Writes the pickle that a network came in, with the weights that the network has now.
+
+    Everything else in the pickle stays as it was, so that the repositories that opened the original open the new one.
+
+    Args:
+        loaded: Result of `load_generator` or `load_teacher`.
+        path: File to write; it appears complete or not at all.
+
+    Raises:
+        UserError: The file cannot be written, or a weight is not finite.
+    """
+    pickles.save(loaded.pickle, Path(path), {loaded.key: loaded.network.state_dict()})
 
 
 def generator_of(network_pickle: NetworkPickle, keys: Sequence[str] = _GENERATOR_KEYS) -> LoadedNetwork:

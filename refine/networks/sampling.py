@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from refine.errors import UserError
+
+if TYPE_CHECKING:
+    from refine.networks.loading import LoadedNetwork
 
 MAX_SEED = 2**32 - 1
 MAX_SEEDS = 1_000_000
@@ -96,6 +99,38 @@ def images_of(
         with torch.no_grad():
             image = generator(z, c, truncation_psi=truncation_psi, noise_mode=noise_mode)
         yield image.float().cpu()
+
+
+def generate(
+    generator: LoadedNetwork | torch.nn.Module,
+    seeds: Sequence[int],
+    *,
+    class_index: int | None = None,
+    truncation_psi: float = 1.0,
+    noise_mode: str = "const",
+) -> Tensor:
+    """Images by seed, as StyleGAN's own scripts draw them.
+
+    Args:
+        generator: Result of `load_generator`, or its network, on any device.
+        seeds: Seeds of the latents, 0 to 2^32 - 1; with `noise_mode="random"` also of the noise.
+        class_index: Class of all images; needed for a generator with classes, and for no other.
+        truncation_psi: 1 for the full distribution, 0 for the average image.
+        noise_mode: `const`, `random` or `none`.
+
+    Returns:
+        [N, C, R, R] in float32 on the CPU, nominally in [-1, 1], not clamped.
+
+    Raises:
+        UserError: The class is missing or unknown, or an image is not finite.
+    """
+    network: Any = getattr(generator, "network", generator)
+    device = next(network.parameters()).device
+    class_index = class_of(network, class_index)
+    images = torch.cat(list(images_of(network, seeds, class_index, truncation_psi, noise_mode, device)))
+    if not images.isfinite().all():
+        raise UserError("The generator draws images that are not finite: take an earlier snapshot.")
+    return images
 
 
 def squared_difference(one: Tensor, other: Tensor) -> float:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from refine import pickles
 from refine.contracts import Denoiser, Generator
-from refine.networks.loading import LoadedNetwork, load_gan, load_teacher
+from refine.networks.loading import LoadedNetwork, load_generator, load_teacher
 from refine.networks.preconditioned import as_denoiser
 from refine.networks.style_based import as_generator
 from refine.pair.bridge import Bridge, make_bridge
@@ -85,7 +85,7 @@ def load_pair(
     Raises:
         UserError: A file cannot be downloaded or read, or the two networks do not fit together.
     """
-    gan_file, teacher_file = load_gan(gan, trust=trust), load_teacher(teacher, trust=trust)
+    gan_file, teacher_file = load_generator(gan, trust=trust), load_teacher(teacher, trust=trust)
     return pair_of(gan_file, teacher_file, resample=resample, class_map=class_map)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from refine import load_gan, pickles
+from refine import load_generator, pickles
 from refine.commands import blend
 from refine.networks.sampling import images_of
 
@@ -55,7 +55,7 @@ def test_weights_are_interpolated_and_images_measured(pair, tmp_path):
 
     images = []
     for path in (*pair, tmp_path / "out.pkl"):
-        G = load_gan(str(path)).network
+        G = load_generator(str(path)).network
         images.append([next(images_of(G, [seed], seed % G.c_dim)) for seed in range(6)])
     numbers = [float(n) for n in re.search(r"0\.25 +([\d.]+) +([\d.]+)", done.stdout).groups()]
     assert numbers == pytest.approx([rms(images[2], images[0]), rms(images[2], images[1])], abs=0.006)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from refine import load_gan, load_teacher, networks, pickles, zoo
+from refine import load_generator, load_teacher, networks, pickles, zoo
 from refine.diffusion.sampler import heun_sample
 from refine.digits.digits import shipped_detector, shipped_split
 from refine.pickles.known_sources import KNOWN_SOURCES
@@ -44,7 +44,7 @@ def test_together_they_are_small():
 
 
 def test_they_load_without_trust():
-    gan, teacher = load_gan("digits"), load_teacher("edm-digits")
+    gan, teacher = load_generator("digits"), load_teacher("edm-digits")
     assert gan.architecture.name == "StyleGAN2 generator (stylegan2-ada-pytorch)"
     assert (gan.network.c_dim, gan.network.img_resolution, gan.network.img_channels) == (10, 16, 1)
     assert teacher.architecture.name == "EDM denoiser (EDMPrecond over SongUNet)"
@@ -92,7 +92,7 @@ torch.save(outputs, sys.argv[4])
 @pytest.fixture(scope="module")
 def inputs():
     generator = torch.Generator().manual_seed(0)
-    z = torch.randn(8, load_gan("digits").network.z_dim, generator=generator)
+    z = torch.randn(8, load_generator("digits").network.z_dim, generator=generator)
     x = torch.randn(8, 1, 16, 16, generator=generator)
     sigma = torch.tensor([0.002, 0.02, 0.1, 0.5, 1, 5, 20, 80])
     return {"z": z, "c": torch.eye(10)[:8], "x": x, "sigma": sigma}
@@ -109,7 +109,7 @@ def test_plain_pickle_opens_them_and_computes_the_same(inputs, tmp_path):
     subprocess.run([*command, tmp_path / "inputs.pt", *paths, tmp_path / "out.pt"], check=True, timeout=300)
     plain = torch.load(tmp_path / "out.pt")
 
-    G, D_T = load_gan("digits").network, load_teacher("edm-digits").network
+    G, D_T = load_generator("digits").network, load_teacher("edm-digits").network
     z, c, x = inputs["z"], inputs["c"], inputs["x"]
     torch.manual_seed(1)
     ours = {
@@ -175,6 +175,6 @@ def test_the_generator_is_bad_and_the_teacher_good(detector):
     classes = torch.arange(100) % 10
     labels = torch.eye(10)[classes]
     torch.manual_seed(0)
-    G, D_T = load_gan("digits").network, load_teacher("edm-digits").network
+    G, D_T = load_generator("digits").network, load_teacher("edm-digits").network
     assert recognized(detector, G(torch.randn(100, G.z_dim), labels), classes) < 0.7
     assert recognized(detector, heun_sample(D_T, torch.randn(100, 1, 16, 16), labels), classes) > 0.9

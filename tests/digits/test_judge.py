@@ -24,7 +24,7 @@ from refine.digits.judge import (
 )
 from refine.errors import UserError
 from refine.files.image_grid import save_grid
-from refine.networks.loading import load_gan, load_teacher
+from refine.networks.loading import load_generator, load_teacher
 from refine.runs.start import run
 
 SIZES = {"batch": 4, "kimg": 0.004, "warmup_kimg": 0.004, "tick_kimg": 0.004, "preflight": False}
@@ -150,13 +150,15 @@ def test_yardsticks_of_a_thousand_samples():
 def test_the_teacher_is_judged_better_than_the_generator():
     measure = digits_measure("selection", 100)
     teacher = TeacherAsGenerator(load_teacher("edm-digits").network)
-    bad, good = (measure(n, "network-snapshot-000000.pkl")[0]["results"] for n in (load_gan("digits").network, teacher))
+    bad, good = (
+        measure(n, "network-snapshot-000000.pkl")[0]["results"] for n in (load_generator("digits").network, teacher)
+    )
     assert good["digits100_selection_agreement"] > 0.9 > 0.5 > bad["digits100_selection_agreement"]
     assert good["digits100_selection_rarest"] > bad["digits100_selection_rarest"]
 
 
 def test_measuring_leaves_the_random_numbers_alone():
-    measure, G = digits_measure("selection", 100), load_gan("digits").network
+    measure, G = digits_measure("selection", 100), load_generator("digits").network
     torch.manual_seed(5)
     expected = torch.randn(3)
     torch.manual_seed(5)

@@ -13,7 +13,7 @@ import torch
 from click.testing import CliRunner
 
 from benchmarks.studies import unconditional
-from refine import load_gan, load_teacher, zoo
+from refine import load_generator, load_teacher, zoo
 from refine.digits import digits, figures
 from refine.digits.make import data
 from refine.digits.make.__main__ import main
@@ -91,7 +91,7 @@ def test_networks_without_labels(splits, tmp_path):
     made = [path.stat().st_mtime_ns for path in paths]
     assert unconditional.make_pair(tmp_path, *tiny) == paths
     assert [path.stat().st_mtime_ns for path in paths] == made
-    gan, teacher = load_gan(str(paths[0])), load_teacher(str(paths[1]))
+    gan, teacher = load_generator(str(paths[0])), load_teacher(str(paths[1]))
     assert (gan.network.c_dim, teacher.network.label_dim) == (0, 0)
     assert gan.pickle["training_set_kwargs"]["use_labels"] is teacher.pickle["dataset_kwargs"]["use_labels"] is False
     found = unconditional.judged(figures.generator_sampler(gan.network), splits["test"], 30)
@@ -184,7 +184,7 @@ def test_the_whole_command(splits, tmp_path):
     result = CliRunner().invoke(main, [f"--outdir={tmp_path}", *tiny])
     assert result.exit_code == 0, result.output
     assert "Digit-CNN features, not Inception; 20 generated images" in result.output
-    assert load_gan(str(tmp_path / "digits.pkl")).network.c_dim == 10
+    assert load_generator(str(tmp_path / "digits.pkl")).network.c_dim == 10
     assert load_teacher(str(tmp_path / "edm-digits.pkl")).network.label_dim == 10
     made = {path.name for path in tmp_path.iterdir()}
     shipped = {entry.path.name for entry in zoo.ENTRIES if entry.path}

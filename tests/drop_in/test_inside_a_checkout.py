@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from public_names import NAMES, REPOSITORIES, write_stand_ins
 
 import dnnlib
-from refine import load_gan, pickles
+from refine import load_generator, pickles
 from torch_utils import persistence
 
 ROOT = Path(__file__).parents[2]
@@ -128,7 +128,10 @@ def assert_opens_with_plain_pickle(snapshot: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(persistence, "_import_hooks", [give_source])
     with snapshot.open("rb") as file:
         plain = pickle.load(file)
-    refined, original = load_gan(str(snapshot)).network, load_gan(str(snapshot.parents[2] / "network.pkl")).network
+    refined, original = (
+        load_generator(str(snapshot)).network,
+        load_generator(str(snapshot.parents[2] / "network.pkl")).network,
+    )
     z = torch.from_numpy(np.random.RandomState(0).randn(3, refined.z_dim).astype(np.float32))
     c = torch.eye(refined.c_dim)[:3]
     expected = refined(z, c, truncation_psi=0.7, noise_mode="const")

@@ -13,7 +13,7 @@ import torch
 from click.testing import CliRunner
 from rosinality_generator import Generator
 
-from refine import load_gan, pickles
+from refine import load_generator, pickles
 from refine.commands import export
 from refine.export import agreement, rosinality
 from torch_utils import persistence
@@ -77,7 +77,7 @@ def checkpoint(fixture_path, tmp_path):
     """The rosinality checkpoint of a golden generator, and the generator."""
     said = written(fixture_path, "a_uncond32", "rosinality", tmp_path / "g.pt")
     assert "Generator(32, 64, 2), in whose source the table of channels has to become {4: 32, 8: 32, 16: 32" in said
-    return tmp_path / "g.pt", load_gan(str(fixture_path("sg2ada/a_uncond32.pkl"))).network
+    return tmp_path / "g.pt", load_generator(str(fixture_path("sg2ada/a_uncond32.pkl"))).network
 
 
 def test_rosinality_computes_the_same(checkpoint, golden):
@@ -97,7 +97,7 @@ def test_rosinality_computes_the_same(checkpoint, golden):
     "name", ["convs.2.conv.weight", "to_rgbs.1.bias", "noises.noise_4", "style.2.bias", "latent_avg"]
 )
 def test_comparison_notices_a_wrong_tensor(checkpoint, fixture_path, name):
-    loaded = load_gan(str(fixture_path("sg2ada/a_uncond32.pkl")))
+    loaded = load_generator(str(fixture_path("sg2ada/a_uncond32.pkl")))
     content = torch.load(checkpoint[0], weights_only=True)
     tensor = content["latent_avg"] if name == "latent_avg" else content["g_ema"][name]
     tensor.copy_(tensor.flip(-2 if name.endswith("weight") else -1) + 0.01)
@@ -177,7 +177,7 @@ def test_compact_pickle_opens_everywhere(fixture_path, tmp_path, golden, monkeyp
     data = persistence.pickle.loads(path.read_bytes())
     assert all(isinstance(data[key], torch.nn.Module) for key in ("G", "D", "G_ema"))
     assert data["G"] is data["G_ema"] and not list(data["D"].state_dict())
-    for network in (data["G_ema"], load_gan(str(path)).network):
+    for network in (data["G_ema"], load_generator(str(path)).network):
         image = network(z, c, truncation_psi=0.7, noise_mode="const")
         assert np.abs(image.numpy() - arrays["G_call_const_psi0.7"]).max() < 1e-4
     # And it can be refined again: the two names get weights of their own.
@@ -249,7 +249,7 @@ def test_nothing_is_overwritten_and_an_input_never(fixture_path, tmp_path, monke
     assert done.exit_code == 2 and "there.pkl" in done.stderr and "--force" in done.stderr
     assert Path("in.pkl").read_bytes() == content and Path("there.pkl").read_text() == "mine"
     assert run("--network=in.pkl", "--format=pkl-ema", "--out=there.pkl", "--force").exit_code == 0
-    assert load_gan("there.pkl").key == "G_ema" and Path("in.pkl").read_bytes() == content
+    assert load_generator("there.pkl").key == "G_ema" and Path("in.pkl").read_bytes() == content
     done = run("--network=in.pkl", "--format=onnx", "--out=x.pkl")
     assert done.exit_code == 2 and ".onnx" in done.stderr and "x.pkl" in done.stderr
     done = run("--network=in.pkl", "--format=pkl-ema", "--out=nowhere/x.pkl")

@@ -7,7 +7,7 @@ import re
 import pytest
 from forge import dumped
 
-from refine import load_gan, load_teacher, pickles
+from refine import load_generator, load_teacher, pickles
 from refine.pickles.tree import named_tensors, submodules
 
 
@@ -35,7 +35,7 @@ def test_constructor_arguments_of_a_generator(argument, value, check, fixture_pa
     pkl = pickles.load(fixture_path("sg2ada/d_gray16.pkl"))
     pkl["G_ema"].attributes["_init_kwargs"]["mapping_kwargs"][argument] = value
     assert check(dumped({"G_ema": pkl["G_ema"]}))  # inspect says that it is not rebuilt, and why
-    assert_refused(load_gan, dumped({"G_ema": pkl["G_ema"]}), tmp_path / "gan.pkl")
+    assert_refused(load_generator, dumped({"G_ema": pkl["G_ema"]}), tmp_path / "gan.pkl")
 
 
 @pytest.mark.parametrize("argument", ["z_dim", "w_dim", "c_dim", "img_resolution", "img_channels"])
@@ -45,7 +45,7 @@ def test_sizes_of_a_generator(argument, value, fixture_path, tmp_path):
     if value == pkl["G_ema"].init_kwargs[argument]:  # 0 classes, 1 channel (True)
         value = 2
     pkl["G_ema"].attributes["_init_kwargs"][argument] = value
-    assert_refused(load_gan, dumped({"G_ema": pkl["G_ema"]}), tmp_path / "gan.pkl")
+    assert_refused(load_generator, dumped({"G_ema": pkl["G_ema"]}), tmp_path / "gan.pkl")
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import torch
 import refine
 from refine.errors import UserError
 from refine.metrics import Teacher, evaluate
-from refine.networks.loading import load_gan, load_teacher
+from refine.networks.loading import load_generator, load_teacher
 
 FindPath = Callable[[str], Path]
 NAMES = "fid60_full,is60"
@@ -47,7 +47,7 @@ def test_every_spelling_of_a_generator(
 ) -> None:
     expected = results(evaluate(str(pickle_path), NAMES, data, device="cpu", **detectors))
     assert [list(values) for values in expected] == [["fid60_full"], ["is60_mean", "is60_std"]]
-    for given in (pickle_path, load_gan(str(pickle_path)), generator):
+    for given in (pickle_path, load_generator(str(pickle_path)), generator):
         rows = evaluate(given, NAMES.split(","), Path(data), device="cpu", **detectors)
         assert results(rows) == expected and json.loads(json.dumps(rows)) == rows
     run = tmp_path / "00000-run"

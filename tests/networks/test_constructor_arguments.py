@@ -12,7 +12,7 @@ import pytest
 import torch
 from forge import Persistent
 
-from refine import load_gan, load_teacher, pickles
+from refine import load_generator, load_teacher, pickles
 from refine.errors import UserError
 from refine.pickles.tree import named_tensors
 
@@ -143,7 +143,7 @@ def test_any_generator(seed, tmp_path):
     shapes = original_shapes.stylegan2(arguments, dialect)
     path = tmp_path / "g.pkl"
     path.write_bytes(pickle.dumps({"G_ema": record_of("Generator", shapes, args, kwargs, **marks)}))
-    loaded = load_gan(str(path))
+    loaded = load_generator(str(path))
     stored = {name: tensor.read() for name, tensor in named_tensors(loaded.record).items()}
     state = loaded.network.state_dict()
     assert state.keys() == stored.keys()

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 import refine
-from refine import load_gan, load_teacher, pickles
+from refine import load_generator, load_teacher, pickles
 
 
 def test_generator(fixture_path, golden):
-    loaded = load_gan(str(fixture_path("sg2ada/b_cond16.pkl")))
+    loaded = load_generator(str(fixture_path("sg2ada/b_cond16.pkl")))
     assert loaded.key == "G_ema" and loaded.architecture.role == "generator"
     network = loaded.network
     assert not network.training and not any(p.requires_grad for p in network.parameters())
@@ -40,17 +40,17 @@ def test_pickle_without_moving_average(fixture_path, tmp_path):
     pkl = pickles.load(fixture_path("sg2ada/d_gray16.pkl"))
     del pkl.root["G_ema"]
     pickles.save(pkl, tmp_path / "g.pkl")
-    assert load_gan(str(tmp_path / "g.pkl")).key == "G"
+    assert load_generator(str(tmp_path / "g.pkl")).key == "G"
 
 
 def test_pickle_of_something_else(fixture_path, tmp_path):
     pkl = pickles.load(fixture_path("sg2ada/d_gray16.pkl"))
     pickles.save(pickles.NetworkPickle({"D": pkl["D"]}, 4, pkl.path), tmp_path / "d.pkl")
     with pytest.raises(pickles.PickleError, match=r"d\.pkl: it holds no generator; its entries are 'D'"):
-        load_gan(str(tmp_path / "d.pkl"))
+        load_generator(str(tmp_path / "d.pkl"))
     pickles.save(pickles.NetworkPickle({"G_ema": pkl["D"]}, 4, pkl.path), tmp_path / "d.pkl")
     with pytest.raises(pickles.PickleError, match="it holds a discriminator as 'G_ema', where a generator is expected"):
-        load_gan(str(tmp_path / "d.pkl"))
+        load_generator(str(tmp_path / "d.pkl"))
 
 
 def test_half_precision_weights_become_float32(fixture_path, tmp_path):
@@ -69,7 +69,7 @@ def test_half_precision_weights_become_float32(fixture_path, tmp_path):
     assert data.count(old) == 1
     data = data.replace(old, b"B" + len(archive).to_bytes(4, "little") + archive)
     path.write_bytes(unframed(data))
-    network = load_gan(str(path)).network
+    network = load_generator(str(path)).network
     weight = network.state_dict()[name]
     assert weight.dtype == torch.float32 and torch.equal(weight.flatten(), values.float())
 
@@ -93,7 +93,7 @@ def test_loading_does_not_import_the_compiler(fixture_path):
     teachers = [str(fixture_path(f"edm/{name}.pkl")) for name in names]
     code = f"""
 import sys, refine
-for path in {gans!r}: refine.load_gan(path)
+for path in {gans!r}: refine.load_generator(path)
 for path in {teachers!r}: refine.load_teacher(path)
 print(sorted({{"torch._dynamo", "sympy"}} & set(sys.modules)))
 """
@@ -102,7 +102,7 @@ print(sorted({{"torch._dynamo", "sympy"}} & set(sys.modules)))
 
 
 def test_public_names():
-    assert refine.load_gan is load_gan
+    assert refine.load_generator is load_generator
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = refine.nonsense
     code = "import sys, refine; print('torch' in sys.modules)"

@@ -9,7 +9,7 @@ import pytest
 import torch
 from trainers import golden_pair, trainer_of
 
-from refine import load_gan
+from refine import load_generator
 from refine.networks.style_based import as_generator
 from refine.pair.bridge import Bridge
 from refine.pair.high_frequency import anchor_loss, high_pass
@@ -72,7 +72,7 @@ def test_anchor_holds_detail(drifts):
 
 
 def test_probe(fixture_path):
-    gan = load_gan(str(fixture_path("sg2ada/b_cond16.pkl"))).network
+    gan = load_generator(str(fixture_path("sg2ada/b_cond16.pkl"))).network
     probe = DriftProbe(as_generator(gan), Bridge(16, 5), 0)
     before = probe.measure(as_generator(gan))
     assert before["Drift/parameters"] == before["Drift/image"] == 0 and "Drift/detail" not in before

@@ -9,7 +9,7 @@ import torch
 from gaussian import GaussianDenoiser
 from gaussian_scenes import SceneDenoiser, SceneGenerator, scenes
 
-from refine import RunConfig, load_gan, load_teacher, run
+from refine import RunConfig, load_generator, load_teacher, run
 from refine.diffusion.sampler import heun_sample
 from refine.networks.style_based import as_generator
 from refine.pair.bridge import Bridge
@@ -145,7 +145,7 @@ def test_labels_tell_a_bad_generator_from_an_alien_one(seed):
 
 def test_built_in_pair():
     """The generator was stopped early: its images are hard to denoise, but it draws the teacher's digits."""
-    generator, teacher = load_gan("digits").network, load_teacher("edm-digits").network
+    generator, teacher = load_generator("digits").network, load_teacher("edm-digits").network
     report = measured(generator, teacher, Bridge(16, 10))
     assert report.recognized and report.warnings == () and report.generator_loss[0] > 3 * report.teacher_loss[0]
     wrong = Bridge(16, 10, class_map=tuple(range(1, 10)) + (0,))
@@ -181,7 +181,7 @@ def test_golden_edm_network(spoil, findings, fixture_path):
 
 def test_golden_pair(fixture_path):
     """Of untrained networks nothing is to be found out, but the same is found out twice."""
-    generator = load_gan(str(fixture_path("sg2ada/b_cond16.pkl"))).network
+    generator = load_generator(str(fixture_path("sg2ada/b_cond16.pkl"))).network
     teacher = load_teacher(str(fixture_path("edm/s4_sid_ddpmpp_cond16.pkl"))).network
     report = measured(generator, teacher, Bridge(16, 5), num_images=16)
     assert report.num_images == 16 and all(0 < a < 10 for a in (*report.generator_loss, *report.teacher_loss))

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import refine
-from refine import load_gan, load_teacher, networks, pickles
+from refine import load_generator, load_teacher, networks, pickles
 from refine.errors import UserError
 from refine.pair.pair import load_pair
 from refine.pickles import PickleError
@@ -61,7 +61,7 @@ def test_refused_without_the_word(foreign_pickle, capsys):
     path, _ = foreign_pickle
     capsys.readouterr()
     with pytest.raises(PickleError, match=r"collections\.Counter, which no network .* needs.*--trust"):
-        load_gan(str(path))
+        load_generator(str(path))
     assert capsys.readouterr().out == ""
 
 
@@ -79,7 +79,7 @@ def test_trusted_source_runs_says_so_and_is_written_back(foreign_pickle, capsys,
     path, original = foreign_pickle
     capsys.readouterr()
     with caplog.at_level(logging.WARNING, "refine"):
-        loaded = load_gan(str(path), trust=True)
+        loaded = load_generator(str(path), trust=True)
     assert capsys.readouterr().out == "embedded source ran\n"
     before, after = [record.getMessage() for record in caplog.records]
     assert "TinyGenerator" in before and loaded.record.source_sha256[:16] in before
@@ -113,11 +113,13 @@ def test_known_architecture_runs_its_source_with_trust_only(fixture_path, tmp_pa
     path = tmp_path / "known.pkl"
     pickles.save(pkl, path)
     with caplog.at_level(logging.INFO, "refine"):
-        assert not load_gan(str(path)).is_embedded
+        assert not load_generator(str(path)).is_embedded
     assert capsys.readouterr().out == "" and pkl["G_ema"].source_sha256[:16] in caplog.records[-1].getMessage()
-    assert not load_gan(str(path), trust=True).is_embedded  # the source does not run, and Refine's network is there
+    assert not load_generator(
+        str(path), trust=True
+    ).is_embedded  # the source does not run, and Refine's network is there
     assert capsys.readouterr().out == "embedded source ran\n"
-    load_gan(str(fixture_path("sg2ada/d_gray16.pkl")), trust=True)
+    load_generator(str(fixture_path("sg2ada/d_gray16.pkl")), trust=True)
     assert capsys.readouterr().out == ""
 
 
@@ -131,9 +133,9 @@ def test_fork_with_the_same_tensors(change, is_embedded, fixture_path, tmp_path,
     path = tmp_path / "fork.pkl"
     pickles.save(pkl, path)
     with caplog.at_level(logging.INFO, "refine"):
-        original = load_gan(str(path))
+        original = load_generator(str(path))
         assert not original.is_embedded and pkl["G_ema"].source_sha256[:16] in caplog.text
-        loaded = load_gan(str(path), trust=True)
+        loaded = load_generator(str(path), trust=True)
     assert loaded.is_embedded == is_embedded
     expected = "the network that the pickle brings" if is_embedded else "Refine's own network"
     assert expected in caplog.records[-1].getMessage()
@@ -165,12 +167,12 @@ def test_fork_with_another_layer_or_argument(fixture_path, tmp_path, caplog):
         path = tmp_path / f"{key}.pkl"
         pickles.save(pkl, path)
         with pytest.raises(PickleError, match="--trust-pickle") as caught:
-            load_gan(str(path))
+            load_generator(str(path))
         assert str(path) in str(caught.value)
         with caplog.at_level(logging.WARNING, "refine"):
-            loaded = load_gan(str(path), trust=True)
+            loaded = load_generator(str(path), trust=True)
         assert loaded.is_embedded and "the network that the pickle brings" in caplog.records[-1].getMessage()
-        original = load_gan(str(fixture_path("sg2ada/b_cond16.pkl"))).network
+        original = load_generator(str(fixture_path("sg2ada/b_cond16.pkl"))).network
         z, c = torch.randn(2, 32), torch.eye(5)[:2]
         assert (loaded.network(z, c, noise_mode="const") - original(z, c, noise_mode="const")).abs().max() < 1e-4
 
@@ -180,14 +182,14 @@ def test_module_that_setuptools_dropped(fixture_path, tmp_path):
     pkl = with_source(pickles.load(fixture_path("sg3/s2_stylegan3t_uncond32.pkl")), "import pkg_resources.nothing\n")
     pickles.save(pkl, tmp_path / "sg3.pkl")
     with pytest.raises(PickleError, match=r"sg3\.pkl.*pkg_resources.*docs/drop-in\.md"):
-        load_gan(str(tmp_path / "sg3.pkl"), trust=True)
+        load_generator(str(tmp_path / "sg3.pkl"), trust=True)
 
 
 def test_source_that_does_not_run(fixture_path, tmp_path):
     pkl = pickles.load(fixture_path("sg3/s2_stylegan3t_uncond32.pkl"))  # its source is a comment
     pickles.save(pkl, tmp_path / "sg3.pkl")
     with pytest.raises(PickleError, match=r"sg3\.pkl: .*Generator does not run here"):
-        load_gan(str(tmp_path / "sg3.pkl"), trust=True)
+        load_generator(str(tmp_path / "sg3.pkl"), trust=True)
 
 
 def test_trusted_object_that_is_no_generator(foreign_pickle, tmp_path):
@@ -195,7 +197,7 @@ def test_trusted_object_that_is_no_generator(foreign_pickle, tmp_path):
     del network.num_ws
     path.write_bytes(pickle.dumps({"G_ema": network}))
     with pytest.raises(PickleError, match="TinyGenerator has no num_ws"):
-        load_gan(str(path), trust=True)
+        load_generator(str(path), trust=True)
 
 
 def test_trusted_generator_that_cannot_be_refined(foreign_pickle, fixture_path):

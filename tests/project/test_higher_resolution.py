@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from benchmarks.studies import higher_resolution
-from refine import load_gan, pickles
+from refine import load_generator, pickles
 from refine.commands import run as cli
 from refine.digits.digits import FOLDER
 from refine.digits.judge import first_images
@@ -65,7 +65,7 @@ def test_frozen_layers_by_the_command_line(teacher: Path, tmp_path: Path, monkey
         fixed = {name for name in trained if name.endswith((".noise_const", ".resample_filter"))}
         assert moved == trained - fixed, key
 
-    network = load_gan(str(snapshot)).network
+    network = load_generator(str(snapshot)).network
     assert network(torch.randn(3, network.z_dim), torch.eye(10)[:3]).shape == (3, 1, 16, 16)
     assert Image.open(folder / "fakes000000_012.png").size == (10 * 16, 6 * 16)
     rows = [json.loads(line) for line in (folder / "stats.jsonl").read_text().splitlines()]

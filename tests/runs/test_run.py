@@ -15,7 +15,7 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from refine import load_gan, pickles
+from refine import load_generator, pickles
 from refine.commands import run as cli
 from refine.config import RunConfig
 from refine.errors import OptionError, UserError
@@ -149,7 +149,7 @@ def test_snapshot_is_the_pickle_that_came_in(pair, tmp_path):
     )
     both = weights(snapshot)
     assert not torch.equal(both["G"]["synthesis.b8.conv0.weight"], both["G_ema"]["synthesis.b8.conv0.weight"])
-    assert load_gan(str(snapshot)).network.img_resolution == 16
+    assert load_generator(str(snapshot)).network.img_resolution == 16
 
 
 def test_stopping_and_going_on_changes_nothing(pair, tmp_path):

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from refine.config import TrainingOptions
-from refine.networks.loading import load_gan, load_teacher
+from refine.networks.loading import load_generator, load_teacher
 from refine.networks.preconditioned import as_denoiser
 from refine.networks.style_based import as_generator
 from refine.pair.bridge import make_bridge
@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 
 def golden_pair(gan=GAN, teacher=TEACHER, *, double=False):
     """Conditional 16-pixel networks, or others; on request in float64."""
-    files = load_gan(str(FIXTURES / gan)), load_teacher(str(FIXTURES / teacher))
+    files = load_generator(str(FIXTURES / gan)), load_teacher(str(FIXTURES / teacher))
     if double:
         for file in files:
             file.network.double()

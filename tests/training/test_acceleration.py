@@ -10,7 +10,7 @@ import torch
 from trainers import GAN, TEACHER, golden_pair, trainer_of
 
 from refine.networks.edm_layers import dropout
-from refine.networks.loading import load_gan, load_teacher
+from refine.networks.loading import load_generator, load_teacher
 from refine.networks.preconditioned import as_denoiser
 from refine.networks.style_based import as_generator
 from refine.training import trainer as trainer_module
@@ -24,7 +24,7 @@ def blocks_of(network):
 
 @pytest.fixture(scope="module")
 def networks():
-    networks = {"generator": load_gan(GAN).network, "denoiser": load_teacher(TEACHER).network.train()}
+    networks = {"generator": load_generator(GAN).network, "denoiser": load_teacher(TEACHER).network.train()}
     for network in networks.values():
         for name, parameter in network.named_parameters():
             parameter.requires_grad_("map_augment" not in name)  # which these tests leave out

@@ -10,7 +10,7 @@ import torch
 from gaussian import NUM_PIXELS, GaussianDenoiser, GaussianGenerator
 from trainers import golden_pair, gradients_of_move, modules, pair_of_modules, trainer_of, weights
 
-from refine import load_gan
+from refine import load_generator
 from refine.errors import UserError
 from refine.networks.style_based import as_generator
 from refine.objectives import OBJECTIVES, Objective
@@ -173,7 +173,7 @@ def test_layers_above_the_teacher_are_frozen():
 
 
 def test_layers_by_resolution(fixture_path):
-    generator = as_generator(load_gan(str(fixture_path("sg2ada/a_uncond32.pkl"))).network)
+    generator = as_generator(load_generator(str(fixture_path("sg2ada/a_uncond32.pkl"))).network)
     names = select_layers(generator, "8,32", 16)
     assert {name.split(".")[1] for name in names} == {"b8", "b32"}
     assert [name for name, p in generator.module.named_parameters() if p.requires_grad] == names
@@ -320,7 +320,7 @@ def test_a_run_of_gradients_that_are_not_finite_ends(monkeypatch):
 
 
 def test_nothing_left_to_train(fixture_path):
-    generator = as_generator(load_gan(str(fixture_path("sg2ada/a_uncond32.pkl"))).network)
+    generator = as_generator(load_generator(str(fixture_path("sg2ada/a_uncond32.pkl"))).network)
     with pytest.raises(UserError, match="train_layers="):
         select_layers(generator, "auto", 2)
 

@@ -19,7 +19,7 @@ import torch
 from benchmarks.gpu.setting import Setting
 from refine.commands import run as cli
 from refine.digits.figures import figures_of
-from refine.networks.loading import load_gan
+from refine.networks.loading import load_generator
 
 PAIR = ("--gan=digits", "--teacher=edm-digits")
 SECONDS_OF_A_RUN = 60.0  # that have to be left for another seed
@@ -42,7 +42,7 @@ def only_run_in(outdir: Path) -> Path:
 
 def figures(snapshot: Path, count: int) -> dict[str, Any]:
     """What the judge of the demo measures: on the CPU, of the moving average, against the test images."""
-    return asdict(figures_of(load_gan(str(snapshot)).network, "test", count))
+    return asdict(figures_of(load_generator(str(snapshot)).network, "test", count))
 
 
 def demo(setting: Setting, outdir: Path, seed: int) -> None:
@@ -70,7 +70,7 @@ def demo(setting: Setting, outdir: Path, seed: int) -> None:
 def newest_weights(folder: Path) -> torch.Tensor:
     """Of a run's last snapshot, all in one."""
     snapshot = sorted(folder.glob("network-snapshot-*.pkl"))[-1]
-    return torch.cat([p.detach().flatten() for p in load_gan(str(snapshot)).network.parameters()])
+    return torch.cat([p.detach().flatten() for p in load_generator(str(snapshot)).network.parameters()])
 
 
 def resume(setting: Setting, temporary: Path) -> None:
@@ -83,7 +83,7 @@ def resume(setting: Setting, temporary: Path) -> None:
     refined(setting, f"--resume={stopped}", f"--kimg={whole}")
     refined(setting, *common, f"--outdir={temporary / 'through'}", f"--kimg={whole}")
     resumed, through = newest_weights(stopped), newest_weights(only_run_in(temporary / "through"))
-    start = torch.cat([p.detach().flatten() for p in load_gan("digits").network.parameters()])
+    start = torch.cat([p.detach().flatten() for p in load_generator("digits").network.parameters()])
     setting.emit(
         "resume",
         moved=float((through - start).norm()),

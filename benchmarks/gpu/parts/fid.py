@@ -70,10 +70,10 @@ def measure_by_command(paths: dict[str, Path], count: int, device: torch.device)
 
 def alone(paths: dict[str, Path], batch: int, setting: Setting) -> dict[str, float]:
     """Images per second of generator and detector by themselves."""
-    from refine.networks.loading import load_gan
+    from refine.networks.loading import load_generator
 
     device = setting.device
-    generator: Any = load_gan(str(paths["network"])).network.to(device)
+    generator: Any = load_generator(str(paths["network"])).network.to(device)
     detector = torch.jit.load(str(paths["detector"]), map_location=device)
     z = torch.randn(batch, generator.z_dim, device=device)
     images = torch.randint(0, 256, (batch, 3, *[generator.img_resolution] * 2), dtype=torch.uint8, device=device)
