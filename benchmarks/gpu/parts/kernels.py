@@ -148,6 +148,7 @@ def calls(setting: Setting) -> None:
 
 def fused(setting: Setting) -> None:
     """Record how much faster modulated convolutions are with weights of each sample than with scaled images."""
+    torch.backends.cudnn.benchmark = True  # as a run has it
     resolutions, batches = ((8,), (2,)) if setting.rehearse else ((8, 32, 128), (1, 8, 64))
     for training, kind, resolution, batch in itertools.product((False, True), KINDS, resolutions, batches):
         with setting.section(f"modulated_conv2d {kind}, {resolution} pixels, {batch} images"):
