@@ -148,6 +148,13 @@ def kernels(report: Report) -> str:
     if calls:
         text += "\nA call on a tensor of 32 elements:\n\n"
         text += table(["Operator", "Kernel, microseconds", "Plain PyTorch"], calls)
+    ratios = [
+        [*(row["mode"], row["layer"], str(row["resolution"]), str(row["batch"])), f"{row['ratio']:.2f}x"]
+        for row in report.newest("fused", "mode", "layer", "resolution", "batch")
+    ]
+    if ratios:
+        text += "\nA modulated convolution in fp32, the time with scaled images / with weights of each sample:\n\n"
+        text += table(["Mode", "Layer", "Pixels", "Images", "Ratio"], ratios)
     return text + (
         "\nBoth is forward and backward. Bytes are every input and result once, and what lies in the cache of the GPU "
         "is written over before each call. Errors are against plain PyTorch in float64, of the largest number.\n"

@@ -10,7 +10,6 @@ import click
 from click.core import ParameterSource
 
 from refine.commands.base import is_first_process
-from refine.commands.config_file import read_config
 from refine.commands.options import GroupedCommand, GroupedOption, field_option
 from refine.config import RunConfig
 from refine.errors import OptionError, UserError
@@ -86,6 +85,8 @@ def main(
         if config_file is not None:
             raise OptionError("{resume} continues a run with its own options: leave out {config}.")
     elif config_file is not None:
+        from refine.commands.config_file import read_config  # needs a package that nothing else does
+
         changes = read_config(Path(config_file).expanduser()) | changes
     _check_gpus(gpus)
     if resume is None:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-MAX_VARIANTS = 256  # compiled variants of one kind of block: by shape, and with and without gradients
+MAX_VARIANTS = 4096  # of all blocks: by network, shape and type, with and without gradients
 
 
 def checkpoint_blocks(blocks: Sequence[nn.Module]) -> None:
@@ -64,7 +64,8 @@ def compile_blocks(blocks: Sequence[nn.Module], backend: str = "inductor") -> No
     import torch._dynamo
     import torch._inductor.config
 
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_VARIANTS)
+    for limit in ("recompile_limit", "accumulated_recompile_limit"):  # beyond either, fullgraph=True is an error
+        setattr(torch._dynamo.config, limit, max(getattr(torch._dynamo.config, limit), MAX_VARIANTS))
     torch._inductor.config.fallback_random = True  # the random numbers of eager PyTorch
     for block in blocks:
         block.forward = torch.compile(block.forward, fullgraph=True, dynamic=False, backend=backend)

@@ -58,9 +58,12 @@ class CudaGraphs:
                 run()
         current.wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        # Other threads (NCCL's, and the writer of snapshots) may use CUDA at the same time.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            output = run()
+        try:
+            # Other threads (NCCL's, and the writer of snapshots) may use CUDA at the same time.
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                output = run()
+        finally:
+            torch.cuda.set_stream(current)  # a capture that fails to end leaves its own stream behind
         self._pool = graph.pool()
         return output, graph.replay
 

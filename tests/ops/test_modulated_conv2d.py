@@ -136,9 +136,15 @@ def test_form_from_the_table(monkeypatch, layer, speedup, faster):
         assert fused_is_faster(x, weight, styles, up, down) is (faster != training)
 
 
-def test_other_devices_fuse():
+def test_other_devices_fuse_unless_training_or_in_half_precision():
     x = torch.zeros(2, 1, 4, 4, device="meta")
     assert fused_is_faster(x, x[:1], x[:, :, 0, 0], 1, 1)
+    assert not fused_is_faster(x.half(), x[:1].half(), x[:, :, 0, 0].half(), 1, 1)
+    assert fused_is_faster(x[:1].half(), x[:1].half(), x[:1, :, 0, 0].half(), 1, 1)
+    x.requires_grad_()
+    assert not fused_is_faster(x, x[:1], x[:, :, 0, 0], 1, 1)
+    with torch.no_grad():
+        assert fused_is_faster(x, x[:1], x[:, :, 0, 0], 1, 1)
 
 
 @pytest.mark.parametrize(

@@ -127,9 +127,8 @@ def test_results_become_tables(
     assert written.keys() == tables.FILES.keys()
     for text in written.values():
         assert text.startswith("# ") and "no figure here means anything" in text and "None" not in text
-        for line in text.splitlines():
-            if line.startswith("|"):
-                assert line.count("|") == text[: text.index(line)].rpartition("\n\n|")[2].split("\n")[0].count("|") or 1
+        for lines in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+            assert len({line.count("|") for line in lines.splitlines()}) == 1, lines
     assert all(f"| {name} |" in written["gpu-step"] for name in step.VARIANTS)
     (copied,) = (tmp_path / "results").glob("gpu_*.jsonl")
     assert tables.newest_report(tmp_path / "results").rows == setting.read(rehearsal[0]) and copied.stat().st_size
@@ -256,6 +255,7 @@ def test_tests_that_need_a_gpu_are_found() -> None:
     assert {"test_cuda_sim.py", "test_cuda_graphs.py", "test_background.py"} <= found and len(found) < 30
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_detector_is_as_large_as_inception() -> None:
     """5.7 billion multiplications and additions for 299 pixels, 23.8 million parameters, 2048 features."""
     detector = InceptionLike().eval()

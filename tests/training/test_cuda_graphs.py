@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -202,6 +203,57 @@ def test_a_capture_that_fails_is_said_once(net, caplog, monkeypatch):
         assert torch.equal(net(x, sigma), plain(x, sigma))
     assert len(caplog.records) == 1 and "not permitted when stream is capturing" in caplog.text
     assert "and more" not in caplog.text and torch.is_autocast_cache_enabled() == cached
+
+
+class Streams:
+    """As much of `torch.cuda` as a capture uses; one that fails to end leaves its stream behind, as PyTorch's does."""
+
+    def __init__(self, fails):
+        self.now, self.fails = "of the run", fails
+
+    def current_stream(self):
+        streams = self
+
+        class Stream:
+            name = streams.now
+
+            def wait_stream(self, other):
+                pass
+
+        return Stream()
+
+    Stream = current_stream
+
+    @contextmanager
+    def stream(self, stream):
+        yield
+
+    def set_stream(self, stream):
+        self.now = stream.name
+
+    class CUDAGraph:
+        def pool(self):
+            return 1
+
+        def replay(self):
+            pass
+
+    @contextmanager
+    def graph(self, graph, pool=None, capture_error_mode="global"):
+        before, self.now = self.now, "of the capture"
+        yield
+        if self.fails:
+            raise RuntimeError("operation failed due to a previous error during capture")
+        self.now = before
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_stream_is_the_runs_again_behind_a_capture(monkeypatch, fails):
+    streams = Streams(fails)
+    monkeypatch.setattr(cuda_graphs.torch, "cuda", streams)
+    with pytest.raises(RuntimeError) if fails else nullcontext():
+        assert CudaGraphs().capture(lambda: torch.ones(1))[0] == 1
+    assert streams.now == "of the run"
 
 
 def test_casts_of_weights_are_not_kept(net):

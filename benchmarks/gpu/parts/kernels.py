@@ -6,6 +6,7 @@ x's gradient backward. Their rate is compared with that of a copy. Errors are th
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.setting import DeviceClock, Setting, copy_bandwidth, wall
+from benchmarks.speed.modulated_conv import KINDS, fused_speedup
 from stylegan_ops import dispatch, filtered_lrelu
 from stylegan_ops.bias_act import bias_act
 from stylegan_ops.upfirdn2d import downsample2d, setup_filter, upfirdn2d, upsample2d
@@ -144,6 +146,18 @@ def calls(setting: Setting) -> None:
         setting.emit("call", op=name, kernel=seconds["on"], plain=seconds["off"])
 
 
+def fused(setting: Setting) -> None:
+    """Record how much faster modulated convolutions are with weights of each sample than with scaled images."""
+    torch.backends.cudnn.benchmark = True  # as a run has it
+    resolutions, batches = ((8,), (2,)) if setting.rehearse else ((8, 32, 128), (1, 8, 64))
+    for training, kind, resolution, batch in itertools.product((False, True), KINDS, resolutions, batches):
+        with setting.section(f"modulated_conv2d {kind}, {resolution} pixels, {batch} images"):
+            rounds = 1 if setting.rehearse else 3
+            ratio = fused_speedup(setting.device.type, training, kind, resolution, batch, rounds)
+            mode = "training" if training else "inference"
+            setting.emit("fused", mode=mode, layer=kind, resolution=resolution, batch=batch, ratio=ratio)
+
+
 def main() -> None:
     setting, _ = Setting.from_arguments()
     sizes, rounds = (REHEARSED_SIZES, 1) if setting.rehearse else (SIZES, 10)
@@ -156,6 +170,8 @@ def main() -> None:
                     measure(layer, dtype, setting, clock, copy, rounds)
         with setting.section("calls"):
             calls(setting)
+    dispatch.set_mode("on")
+    fused(setting)
 
 
 if __name__ == "__main__":
