@@ -28,6 +28,7 @@ from refine.runs.run import preflight_of
 from refine.runs.start import pair_for, run_name
 from refine.runtime.device import choose_device
 from refine.runtime.text import format_bytes, format_time
+from refine.training.cost import step_cost
 from refine.training.memory import Memory, estimate_memory
 from refine.training.state import load_weights, read_state
 from refine.training.trained import Progress
@@ -76,6 +77,7 @@ def describe_run(
         *memory.lines(),
         *_memory_warnings(memory, device),
         *_plan_lines(config, pair, memory, device, progress),
+        f"          {step_cost(trainer)}",
         *_time_lines(config, pair, device, progress, num_processes),
         *_disk_lines(config, pair, memory, folder),
     ]
@@ -177,10 +179,11 @@ def _time_lines(
 def seconds_per_image(config: RunConfig, pair: Pair, device: torch.device) -> tuple[float, float]:
     """Seconds per image of the warm-up and of the refinement, from one step each after one that is not timed."""
     images = min(TIMED_IMAGES, config.batch_gpu or config.batch)
-    options = replace(config.section(TrainingOptions), batch=images, batch_gpu=None, compile=False)
-    trainer = Trainer(pair, options, device)
+    options = config.section(TrainingOptions)
+    options = replace(options, batch=images, batch_gpu=None, compile=False, ratio_samples=2)
+    trainer = Trainer(replace(pair, digests={}), options, device)  # without digests no samples are kept
     measured = []
-    for step in (trainer.warm_up_step, trainer.step) if trainer.objective.needs_fake else (trainer.step,):
+    for step in (trainer.warm_up_step, trainer.step) if trainer.needs_warm_up else (trainer.step,):
         step()
         _synchronize(device)
         start = time.perf_counter()

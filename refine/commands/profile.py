@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -12,7 +13,7 @@ from refine.commands.options import Whole, field_options, trust_option
 
 @click.command(cls=Command)
 @field_options(
-    "gan", "teacher", "batch", "batch_gpu", "precision", "device",
+    "gan", "teacher", "objective", "gan_weight", "batch", "batch_gpu", "precision", "device",
     batch={"default": "8"}, gan={"help": "StyleGAN pickle."}, teacher={"help": "EDM pickle."},
 )  # fmt: skip
 @click.option("--threads", type=Whole(1, 4096), metavar="N", help="Threads of the CPU.")
@@ -41,8 +42,8 @@ def main(threads: int | None, rounds: int, operators: int, trust_pickle: bool, *
 
     if threads is not None:
         torch.set_num_threads(threads)
-    config = RunConfig(**given)
-    pair = load_pair(config.gan, config.teacher, trust=trust_pickle)
+    config = RunConfig(**given, ratio_samples=2)
+    pair = replace(load_pair(config.gan, config.teacher, trust=trust_pickle), digests={})  # which keeps no samples
     trainer = Trainer(pair, config.section(TrainingOptions), choose_device(config.device))
     for line in lines(profile(trainer, rounds), config.batch, operators):
         click.echo(line)

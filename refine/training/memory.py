@@ -1,8 +1,9 @@
 """Estimate of a run's memory: counted from the networks, except for activations, which are measured.
 
 Weights, gradients, Adam moments and the moving average are counted. Activations are measured by passing one image
-through the generator and one through the fake score, on the CPU in float32, with a hook on the tensors that PyTorch
-saves for the backward pass; the result is multiplied by the number of images per pass.
+through an update of the generator, with every network that it differentiates, and one through an update of the fake
+score, on the CPU in float32, with a hook on the tensors that PyTorch saves for the backward pass; the result is
+multiplied by the number of images per pass.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from torch import Tensor
 from refine.errors import OptionError
 from refine.runtime import distributed
 from refine.runtime.text import counted, format_bytes
-from refine.training.trainer import Trainer
+from refine.training.statistics import RunningMeans
+from refine.training.trainer import Trainer, frozen
 from stylegan_ops import dispatch
 
 FLOAT = 4  # bytes
@@ -78,11 +80,9 @@ def estimate_memory(trainer: Trainer, num_processes: int = 1) -> Memory:
     mode = dispatch.mode()
     dispatch.set_mode("off")  # avoids building kernels, which save no more for the backward pass than plain PyTorch
     try:
-        of_generator, of_fake = _activations(trainer)
+        per_image = _activations(trainer)
     finally:
         dispatch.set_mode(mode)
-    # The generator's activations are freed before the fake score saves its own, except if both updates share a pass.
-    per_image = of_generator + of_fake if trainer.sharing.shares_noise else max(of_generator, of_fake)
     images = options.batch_gpu or -(-options.batch // num_processes)
     return Memory(
         parameters=FLOAT * (saved + _count(p for module in frozen for p in module.parameters())),
@@ -98,30 +98,33 @@ def _count(parameters: Iterable[Tensor]) -> int:
     return sum(p.numel() for p in parameters)
 
 
-def _activations(trainer: Trainer) -> tuple[int, int]:
-    """Bytes saved for the backward pass of one image: by the generator with the bridge, and by the fake score."""
-    generator, bridge = trainer.generator.network, trainer.bridge
-    z, c = torch.zeros(1, *generator.z_shape), torch.zeros(1, generator.c_dim)
-
-    def draw() -> Tensor:
-        return bridge.images(generator(z, c, noise_mode=trainer.options.noise_mode).images)
-
-    of_generator, images = saved_bytes(draw, generator.module)
+def _activations(trainer: Trainer) -> int:
+    """Bytes saved for the backward pass of one image, at the fullest moment of a step."""
+    inputs = next(trainer.inputs("generator", 0)).part(slice(0, 1))
+    modules = [trainer.teacher.module, *(trained.module for trained in trainer.networks)]
+    statistics, trainer.statistics = trainer.statistics, RunningMeans()
+    with frozen(trainer.passed_modules()):
+        of_move, _ = saved_bytes(lambda: trainer.generator_loss(inputs).loss, *modules)
+    trainer.statistics = statistics
+    for trained in trainer.networks:
+        trained.optimizer.zero_grad()  # one pass of the fake score for both updates has left a gradient
     if not trainer.objective.needs_fake:
-        return of_generator, 0
-    x, fake = images.detach(), trainer.fake_score.network
-    of_fake, _ = saved_bytes(lambda: fake(x, torch.ones(1), bridge.labels(c)), fake.module)
-    return of_generator, of_fake
+        return of_move
+    # The generator's activations are freed before the fake score saves its own, except if both updates share a pass.
+    images, fake = torch.zeros_like(inputs.noise), trainer.fake_score.network
+    labels = trainer.bridge.labels(inputs.c)
+    of_fake, _ = saved_bytes(lambda: fake(images, inputs.sigma, labels), fake.module)
+    return max(of_move, of_fake)
 
 
-def saved_bytes(forward: Callable[[], Tensor], network: torch.nn.Module) -> tuple[int, Tensor]:
+def saved_bytes(forward: Callable[[], Tensor], *networks: torch.nn.Module) -> tuple[int, Tensor]:
     """Bytes that PyTorch saves for the backward pass of a computation, without parameters, and its result.
 
     Args:
         forward: Computation.
-        network: Network whose parameters are not counted.
+        *networks: Networks whose parameters are not counted.
     """
-    parameters = {p.untyped_storage().data_ptr() for p in network.parameters()}
+    parameters = {p.untyped_storage().data_ptr() for network in networks for p in network.parameters()}
     storages: dict[int, torch.UntypedStorage] = {}  # kept alive, so that no address is reused
 
     def keep(tensor: Tensor) -> Tensor:

@@ -53,6 +53,18 @@ class View(NamedTuple):
     w: Tensor | None
 
 
+class GeneratorLoss(NamedTuple):
+    """Loss of the generator on a micro-batch.
+
+    Attributes:
+        view: Its images.
+        loss: Scalar, summed over images; differentiable.
+    """
+
+    view: View
+    loss: Tensor
+
+
 class Trainer:
     """Generator, teacher and fake score, and the steps that move them.
 
@@ -171,17 +183,21 @@ class Trainer:
         """Updates the generator once, and whatever shares passes with this update."""
         w_sums = []
         for inputs in self.inputs("generator", self.progress.step):
-            view = self.view(inputs)
-            with frozen(self._passed_modules()):
-                scores = self.score(view.x0, inputs)
-                loss = self.objective.loss(scores).sum() + self.anchor(view.images, inputs)
-                loss = loss + self.ratio.adversarial_loss(scores, self.statistics)
+            with frozen(self.passed_modules()):
+                view, loss = self.generator_loss(inputs)
                 self.generator.backward(loss / self.options.batch)
             self.sharing.after_backward(self, view.x0, inputs)
             w_sums += [] if view.w is None else [view.w.detach().sum(0)]
         self.sharing.finish(self)
         self.generator.apply(self.progress, self.statistics)
         self.generator.network.after_step(self._mean_over_processes(w_sums))
+
+    def generator_loss(self, inputs: StepInputs) -> GeneratorLoss:
+        """Images of a micro-batch and their loss."""
+        view = self.view(inputs)
+        scores = self.score(view.x0, inputs)
+        loss = self.objective.loss(scores).sum() + self.anchor(view.images, inputs)
+        return GeneratorLoss(view, loss + self.ratio.adversarial_loss(scores, self.statistics))
 
     # -- parts of a step ------------------------------------------------------------------------------
 
@@ -298,7 +314,7 @@ class Trainer:
         """Position of the run, from 0 (start) to 1 (end)."""
         return min(self.progress.cur_nimg / (self.options.kimg * 1000), 1.0)
 
-    def _passed_modules(self) -> list[torch.nn.Module]:
+    def passed_modules(self) -> list[torch.nn.Module]:
         """Trained networks that the generator's gradient passes through."""
         fake_score = [self.fake_score] if self.through_fake_score else []
         return [trained.module for trained in (*fake_score, *(self.ratio.trained if self.ratio.differentiable else ()))]

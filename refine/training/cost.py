@@ -1,0 +1,54 @@
+"""Cost of a step in U-Net units: how much work the passes of teacher and fake score are, per image of the batch.
+
+A forward pass is 1 unit. So is each of the two parts of a backward pass, the gradient of the input and that of the
+weights. Fitting the fake score takes 3; a pass that the generator's gradient goes through, with the network's weights
+constant, takes 2. Recomputed activations (`--checkpoint`) add 1 to each pass that is differentiated. The generator, the
+head of the density ratio and optimizers are not counted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from refine.training.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """U-Net units of a step.
+
+    Attributes:
+        generator: Of the generator's update: estimates of teacher and fake score, and gradients through them.
+        fake_score: Of all updates of the fake score.
+        ratio: Of the density ratio's update: features of generated images and of the teacher's samples.
+    """
+
+    generator: int
+    fake_score: int
+    ratio: int
+
+    @property
+    def total(self) -> int:
+        """Units of the whole step."""
+        return self.generator + self.fake_score + self.ratio
+
+    def __str__(self) -> str:
+        parts = {"generator": self.generator, "fake score": self.fake_score, "density ratio": self.ratio}
+        listed = ", ".join(f"{name} {units}" for name, units in parts.items() if units)
+        return f"{self.total} U-Net units per step ({listed}; a forward pass is 1, forward and backward are 3)"
+
+
+def step_cost(trainer: Trainer) -> StepCost:
+    """Units of a trainer's step."""
+    options = trainer.options
+    recomputed = int(options.checkpoint)
+
+    def estimate(through: bool) -> int:
+        return 2 + recomputed if through else 1
+
+    own_estimate = trainer.objective.needs_fake and not trainer.sharing.shares_noise
+    return StepCost(
+        generator=estimate(trainer.through_teacher) + (estimate(trainer.through_fake_score) if own_estimate else 0),
+        fake_score=options.fake_steps * (3 + recomputed) if trainer.objective.needs_fake else 0,
+        ratio=2 if trainer.ratio.trained else 0,
+    )
