@@ -90,7 +90,7 @@ def evaluation_for(config: RunConfig, pair: Pair, trainer: Trainer, *, trust_det
         if config.metrics.auto:
             _say("No metrics: on a CPU, ask for them, for example with --metrics=fid5k_full")
         return None
-    if options.data is None and options.ref == "auto" and distributed.is_first() and pair.gan_file is not None:
+    if options.data is None and options.ref == "auto" and distributed.is_rank0() and pair.gan_file is not None:
         warn_of_recorded_data(pair.gan_file.pickle)
     assert trainer.generator.average is not None
     generator = trainer.generator.average.network.module
@@ -206,5 +206,5 @@ def rising(values: Sequence[float], patience: int) -> bool:
 
 
 def _say(line: str, level: int = logging.INFO) -> None:
-    if distributed.is_first():
+    if distributed.is_rank0():
         log.log(level, line)

@@ -135,7 +135,7 @@ class Run:
         has_snapshot = finished and self.snapshot_path().exists()
         self.saved_nimg = trainer.progress.cur_nimg if has_snapshot else None
         self.stopping = self.ending = False
-        self.trackers = Trackers(self._choose_trackers() if distributed.is_first() else [])
+        self.trackers = Trackers(self._choose_trackers() if distributed.is_rank0() else [])
 
     def go(self) -> Path:
         """Runs the warm-up, then the refinement until `kimg`.
@@ -259,7 +259,7 @@ class Run:
 
     def try_pair(self) -> None:
         """Runs the preflight, so that a pair that cannot work is noticed at once."""
-        if self.config.preflight and distributed.is_first():
+        if self.config.preflight and distributed.is_rank0():
             found = preflight_of(self.pair, self.trainer)
             write_preflight(self.folder.path, found)
             for line in found.lines():
@@ -311,7 +311,7 @@ class Run:
         with distributed.phase("the statistics of a tick"):
             values = self.trainer.statistics.means()
         end, problem = False, None
-        if distributed.is_first():
+        if distributed.is_rank0():
             problem = self.gradient_problem(values)
             values |= self.drift.measure(self.trainer.generator.network) | resources(self.trainer.device)
             row = tick_row(tick, values, progress.num_nonfinite)
@@ -354,7 +354,7 @@ class Run:
 
     def add_row(self, row: dict[str, Any]) -> None:
         """Writes a row of statistics to `stats.jsonl` and to the trackers."""
-        if distributed.is_first():
+        if distributed.is_rank0():
             self.folder.add_stats(row | {"timestamp": time.time()})
             self.trackers.add_numbers(row, row["Progress/cur_nimg"], time.time())
 
@@ -369,7 +369,7 @@ class Run:
 
     def progress_bar(self, phase: Phase) -> Any:
         """Progress bar of a phase, shown only on rank 0 and at a terminal."""
-        silent = None if distributed.is_first() else True  # None: shown only at a terminal
+        silent = None if distributed.is_rank0() else True  # None: shown only at a terminal
         total, done = int(phase.total_nimg), phase.nimg()
         return tqdm(
             total=total, initial=done, desc=phase.title, unit="img", unit_scale=True, leave=False, disable=silent
@@ -377,7 +377,7 @@ class Run:
 
     def say(self, line: str) -> None:
         """Logs a line, also to `log.txt`."""
-        if distributed.is_first():
+        if distributed.is_rank0():
             log.info(line)
             self.folder.log(line)
 
@@ -398,7 +398,7 @@ class Run:
         self.saved_nimg = self.trainer.progress.cur_nimg
         self.evaluate()
         self.report()
-        if self.callbacks.on_snapshot is not None and distributed.is_first():
+        if self.callbacks.on_snapshot is not None and distributed.is_rank0():
             self.writer.wait()
             self.callbacks.on_snapshot(self.snapshot_path())
 
@@ -434,7 +434,7 @@ class Run:
 
     def save_reals(self) -> None:
         """Saves a grid of the data set, if the run has one, with the same classes in its columns as the fakes."""
-        if self.config.data is None or not distributed.is_first():
+        if self.config.data is None or not distributed.is_rank0():
             return
         (columns, rows), num_classes = self.grid_shape(), self.averaged_generator().c_dim
         classes = [place % columns % num_classes if num_classes else None for place in range(columns * rows)]
@@ -449,7 +449,7 @@ class Run:
         Returns:
             Images, [N, C, R, R], on the CPU; None except on rank 0.
         """
-        if not distributed.is_first():
+        if not distributed.is_rank0():
             return None
         generator, device = self.averaged_generator(), self.trainer.device
         columns, rows = self.grid_shape()
@@ -472,7 +472,7 @@ class Run:
 
     def report(self) -> None:
         """Writes the report on the run so far."""
-        if distributed.is_first():
+        if distributed.is_rank0():
             self.writer.wait()
             try_write_report(self.folder.path)
 
@@ -494,7 +494,7 @@ class Run:
         self.writer.wait()  # the measured snapshot exists, even if the measurement fails
         path = self.snapshot_path()
         # With several processes, none can leave alone; everything is saved, so the launcher may end them.
-        self.stop.urgent = distributed.size() == 1
+        self.stop.urgent = distributed.world_size() == 1
         try:
             with distributed.phase(f"metrics of {path.name}"):
                 rows = evaluate(self.averaged_generator().module, path.name)
@@ -503,11 +503,11 @@ class Run:
             return
         finally:
             self.stop.urgent = False
-        for row in rows if distributed.is_first() else ():
+        for row in rows if distributed.is_rank0() else ():
             self.say(" ".join(f"{name} {value:.6g}" for name, value in row["results"].items()))
             results = {f"Metrics/{name}": value for name, value in row["results"].items()}
             self.trackers.add_numbers(results, self.trainer.progress.cur_nimg, time.time())
-        worse = record(self.folder, rows, self.config.stop_if_worse) if distributed.is_first() else None
+        worse = record(self.folder, rows, self.config.stop_if_worse) if distributed.is_rank0() else None
         if worse is not None:
             self.say(worse)
         self.ending |= distributed.broadcast(worse is not None)

@@ -74,15 +74,15 @@ def run(
         require_wandb()
     backend = "nccl" if would_use_cuda(config.device) else "gloo"
     with _log_shown(), distributed.processes(backend) as place:
-        device = choose_device(config.device, place.local_rank if place.size > 1 else None)
-        if place.size > config.batch:
+        device = choose_device(config.device, place.local_rank if place.world_size > 1 else None)
+        if place.world_size > config.batch:
             raise OptionError(
-                f"{{batch={config.batch}}} is less than the {place.size} processes: use {{batch={place.size}}} or more."
+                f"{{batch={config.batch}}} is less than the {place.world_size} processes: use {{batch={place.world_size}}} or more."
             )
         pair = pair_for(config, trust=trust)
         config = with_lasting_paths(config)
         trainer = Trainer(pair, config.section(TrainingOptions), device)
-        for note in pair.notes if resume is None and distributed.is_first() else ():
+        for note in pair.notes if resume is None and distributed.is_rank0() else ():
             log.info(note)
         if evaluate is None:
             evaluate = evaluation_for(config, pair, trainer, trust_detector=trust_detector)
@@ -143,9 +143,9 @@ def _resumed_run(config: RunConfig, pair: Pair, trainer: Trainer, callbacks: Cal
     done = trainer.progress.cur_nimg / 1000
     if config.kimg < done - config.batch / 1000:
         raise OptionError(f"{{kimg={config.kimg:g}}} is less than the {done:g} kimg done so far: use a larger value.")
-    if done >= config.kimg and distributed.is_first():
+    if done >= config.kimg and distributed.is_rank0():
         log.info(f"The run is complete at {config.kimg:g} kimg; a larger --kimg continues it.")
-    if distributed.is_first():
+    if distributed.is_rank0():
         folder.write_options(config.to_json())
         folder.cut_rows(position(config, trainer))
         folder.set_aside(trainer.progress.cur_nimg)
@@ -155,13 +155,13 @@ def _resumed_run(config: RunConfig, pair: Pair, trainer: Trainer, callbacks: Cal
 
 def _record_session(folder: RunFolder, pair: Pair, trainer: Trainer, cur_nimg: int) -> None:
     """Records program, machine and date in the run's folder."""
-    if distributed.is_first():
-        add_session(folder.path, session(trainer.device, distributed.size(), pair.digests, cur_nimg))
+    if distributed.is_rank0():
+        add_session(folder.path, session(trainer.device, distributed.world_size(), pair.digests, cur_nimg))
 
 
 def _new_folder(config: RunConfig, pair: Pair) -> Path | None:
     """Makes the run's folder, with its options in it, on rank 0; None on other ranks."""
-    if not distributed.is_first():
+    if not distributed.is_rank0():
         return None
     folder = RunFolder.create(config.outdir, run_name(config, pair))
     folder.write_options(config.to_json())

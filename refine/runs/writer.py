@@ -64,7 +64,7 @@ class Writer(Background):
             content = state_of(self.trainer, self.origin.digests, self.origin.start)
         else:
             content = {"networks": {"generator": self.trainer.generator.weights()}}
-        if not distributed.is_first():
+        if not distributed.is_rank0():
             return
         self.wait()  # before making the copy, so that there are never two
         self.start(self._work(content, nimg, snapshot=snapshot, state=state))
