@@ -1,4 +1,4 @@
-"""Grids of a run's pictures: fakes at the same latents in each, and real images of the same classes beside them."""
+"""Grids of a run's pictures: fakes at fixed latents, and real images of the same classes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from refine.files.image_grid import grid_shape, save_grid
 from refine.files.matched_images import matching_images
 from refine.metrics.resolve import dataset_path
 
-MOST_ON_CPU = 240  # images of a grid where drawing them takes seconds
+MOST_ON_CPU = 240  # largest number of images in a grid on a CPU, where generating is slow
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,9 @@ class PictureGrid:
     """Grid of a run's pictures.
 
     Attributes:
-        columns, rows: Images across and down.
-        num_classes: Classes that take turns from column to column; 0: There are none.
+        columns: Images per row.
+        rows: Images per column.
+        num_classes: Number of classes, which cycle through the columns; 0 for none.
     """
 
     columns: int
@@ -32,12 +33,12 @@ class PictureGrid:
 
     @classmethod
     def of(cls, resolution: int, num_classes: int, device: torch.device) -> PictureGrid:
-        """The grid of the StyleGAN suite, or a smaller one on a CPU.
+        """Grid of the StyleGAN suite's size, or smaller on a CPU.
 
         Args:
-            resolution: Pixels along either axis of the generator's images.
-            num_classes: Width of its labels.
-            device: Device that draws.
+            resolution: Height and width of an image in pixels.
+            num_classes: Number of the generator's classes; 0 for none.
+            device: Device of the generator.
         """
         columns, rows = grid_shape(resolution, num_classes, MOST_ON_CPU if device.type == "cpu" else None)
         return cls(columns, rows, num_classes)
@@ -49,11 +50,11 @@ class PictureGrid:
 
     @property
     def column_names(self) -> list[str]:
-        """The class of each column, as `labels_in_turn(count, num_classes, columns)` has it."""
+        """Class of each column, as in `labels_in_turn(count, num_classes, columns)`."""
         return [str(column % self.num_classes) for column in range(self.columns)] if self.num_classes > 1 else []
 
     def classes(self) -> list[int | None]:
-        """The class in each place, row by row; None without classes."""
+        """Class at each place, row by row; None without classes."""
         in_row = [column % self.num_classes if self.num_classes else None for column in range(self.columns)]
         return in_row * self.rows
 
@@ -61,8 +62,8 @@ class PictureGrid:
         """Writes images as a captioned PNG.
 
         Args:
-            path: PNG file.
-            images: uint8 [N, C, R, R], or floating point in [-1, 1]; row by row.
+            path: PNG file to write.
+            images: Images row by row, [N, C, R, R], uint8 or floating point in [-1, 1].
             title: Caption.
 
         Raises:
@@ -74,13 +75,11 @@ class PictureGrid:
 
 
 def real_images(data: str, classes: Sequence[int | None], seed: int = 0) -> Tensor:
-    """Random real images, uint8 [N, C, R, R], each of the class that is wanted in its place.
-
-    Places whose class the data set lacks are white.
+    """Random real images of given classes, uint8 [N, C, R, R]; white if the data set lacks the class.
 
     Args:
-        data: Data set: path or zoo name.
-        classes: Wanted classes, as `PictureGrid.classes` lists them.
+        data: Path or zoo name of the data set.
+        classes: Class at each place, as in `PictureGrid.classes`.
         seed: Seed of the choice.
 
     Raises:
