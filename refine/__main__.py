@@ -20,7 +20,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "report": ("refine.commands.report", "Make an HTML page of one or more runs."),
     "profile": ("refine.commands.profile", "Show where the time and memory of a step go."),
     "doctor": ("refine.commands.doctor", "Check compilers and compiled operators."),
-    "demo": ("refine.commands.demo", "Refine the built-in digits generator on a CPU and judge the result."),
+    "demo": ("refine.digits.demo", "Refine the built-in digits generator on a CPU and judge the result."),
 }
 
 

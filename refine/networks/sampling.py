@@ -99,6 +99,12 @@ def images_of(
         yield image.float().cpu()
 
 
+def image_of_ws(generator: Any, ws: Tensor, noise_mode: str = "const") -> Tensor:
+    """The image [N, C, H, W] of intermediate latents [N, num_ws, w_dim], of a generator of the StyleGAN family."""
+    image: Tensor = generator.synthesis(ws, noise_mode=noise_mode)
+    return image
+
+
 def to_picture(image: Tensor) -> Image.Image:
     """An image [1, C, H, W] in [-1, 1], C = 1 or 3, as 8-bit pixels: x * 127.5 + 128, clamped, truncated."""
     pixels: Any = (image[0].permute(1, 2, 0) * 127.5 + 128).clamp(0, 255).to(torch.uint8).numpy()

@@ -474,7 +474,7 @@ def test_killed_at_any_moment(pair, tmp_path):
 def test_wrong_states(pair, tmp_path):
     first = start.run(config(pair, tmp_path, kimg=0.016))
     state = find_state(str(first.parent), "")
-    with pytest.raises(UserError, match="--batch cannot change"):
+    with pytest.raises(UserError, match="batch cannot change"):
         start.resumed_config(state, {"batch": 16})
     assert start.resumed_config(state, {"batch": 8, "kimg": 2.0}).kimg == 2.0
     content = run_state.read_state(state)
