@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from refine.networks.loading import LoadedNetwork, load_gan, load_teacher
     from refine.runs.start import run
 
-__version__ = "0.1.0"
+__version__: str
 
 __all__ = ["LoadedNetwork", "RunConfig", "load_gan", "load_teacher", "run"]
 
@@ -28,7 +28,7 @@ _MODULES = {
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        return importlib.import_module("refine.version").version()
+        return importlib.import_module("refine.version").VERSION
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"refine.{_MODULES[name]}"), name)
