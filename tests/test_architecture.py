@@ -15,8 +15,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # Modules and folders of refine/, from the bottom up: each imports itself and those before it, and nothing else of ours.
 # The package itself offers names of the product lazily: importing a light component never loads a heavy one.
 ORDER = (
-    "errors",
     "version",
+    "errors",
     "contracts",
     "objectives",
     "runtime",
