@@ -45,9 +45,15 @@ def call(*command: str) -> str:
 
 
 def without_times(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of statistics or of a metric without what differs from one run to the next."""
+    """A row of statistics or of a metric without what differs from one run to the next.
+
+    The origin of labels in a metric's provenance is left out too: records made before rows named it can be compared.
+    """
     left_out = ("Timing/", "Resources/", "timestamp", "total_time")
-    return {name: value for name, value in row.items() if not name.startswith(left_out)}
+    kept = {name: value for name, value in row.items() if not name.startswith(left_out)}
+    if "provenance" in kept:
+        kept["provenance"] = {name: value for name, value in kept["provenance"].items() if name != "labels"}
+    return kept
 
 
 def of_run(folder: Path) -> dict[str, str]:

@@ -10,16 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from refine.config import RunConfig
+    from refine.metrics.evaluation import evaluate
     from refine.networks.loading import LoadedNetwork, load_gan, load_teacher
     from refine.runs.start import run
 
 __version__: str
 
-__all__ = ["LoadedNetwork", "RunConfig", "load_gan", "load_teacher", "run"]
+__all__ = ["LoadedNetwork", "RunConfig", "evaluate", "load_gan", "load_teacher", "run"]
 
 _MODULES = {
     "LoadedNetwork": "networks.loading",
     "RunConfig": "config",
+    "evaluate": "metrics.evaluation",
     "load_gan": "networks.loading",
     "load_teacher": "networks.loading",
     "run": "runs.start",

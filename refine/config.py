@@ -221,6 +221,7 @@ class RunOptions(SeedOptions, LengthOptions):
     snap_ticks: int = option(
         50, "Status lines between two snapshots.", "Run", metavar="TICKS", minimum=1, spellings=("snap",)
     )
+    wandb: bool = option(False, "Show the run in Weights & Biases, if wandb is installed.", "Run", metavar="0|1")
     device: str = option("auto", "Device: auto, cpu, cuda or mps.", "Machine", metavar="NAME", choices=DEVICES)
 
 

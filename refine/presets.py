@@ -11,9 +11,9 @@ The evidence, by name:
   lost classes (the rarest fell from 4.4 % to 0.7 %) and FID did not move; at N(1, 1.2) FID fell from 516 to 409 and the
   rarest kept 2.2 %. Conditional, FID after 24 kimg was 39.5 at -1.2; at 0 it reached 18.4 after 96 kimg and
   variety grew.
-- *sharing*: `python benchmarks/sharing.py`, three seeds of the digits at equal processor time. A fresh batch for each
-  update came to FID 48.8, one generator pass for both updates to 56.0, one pass of the fake score as well to 52.8: all
-  presets draw fresh batches.
+- *sharing*: `python -m benchmarks.studies.sharing`, three seeds of the digits at equal processor time. A fresh batch
+  for each update came to FID 48.8, one generator pass for both updates to 56.0, one pass of the fake score as well to
+  52.8: all presets draw fresh batches.
 
 So all but `released` look at higher noise than the published code: median sigma 1.0 (0.3 there), and 2.5 or more where
 no labels hold the classes apart. No run on a GPU stands behind `small` and `medium` yet.

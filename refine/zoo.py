@@ -1,6 +1,6 @@
 """Names for well-known files: official checkpoints, reference statistics of the FID, and its detector.
 
-`python -m refine zoo` lists them. What is not known for certain (licence, size, digest) is None here.
+`python -m refine zoo` lists them. A license, size or digest that is not known for certain is None here.
 """
 
 from __future__ import annotations
@@ -8,13 +8,27 @@ from __future__ import annotations
 import difflib
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from refine.errors import UserError
 from refine.files import download
+from refine.files.addresses import has_secrets, redacted
 
 logger = logging.getLogger("refine")
+
+
+KINDS = ("generator", "denoiser", "fid-reference", "detector", "dataset")
+
+# Use of a network in Refine, by family. "trust": with --trust-pickle, which runs the source inside the file.
+_SUPPORT = {
+    "stylegan2": "yes",
+    "edm": "yes",
+    "stylegan3": "trust",
+    "stylegan-xl": "no",
+    "edm2": "no",
+}
 
 
 @dataclass(frozen=True)
@@ -22,16 +36,14 @@ class ZooEntry:
     """A file that has a name.
 
     Attributes:
-        name: What `--gan`, `--teacher` and `resolve` accept; for networks with and without `.pkl`.
-        kind: "generator", "denoiser", "fid-reference" (mean and covariance of detector features), "detector" or
-            "dataset".
-        family: Architecture: "stylegan2", "stylegan3", "stylegan-xl", "edm", "edm2"; "inception" for what belongs to
-            the FID, "vgg" for the detector of precision, recall and path length, "digits" for what belongs to the
-            built-in pair.
-        resolution: Image side in pixels; None where it means nothing.
-        licence: None if not known: its publisher's page tells.
-        url: Where it is downloaded from; None for a file that needs no download.
-        path: Where a file that needs no download lies; None for all others.
+        name: Name that `--gan`, `--teacher` and `resolve` accept; for networks with and without `.pkl`.
+        kind: One of `KINDS`; an "fid-reference" is mean and covariance of detector features.
+        family: Architecture: "stylegan2", "stylegan3", "stylegan-xl", "edm", "edm2"; "inception" for files of the FID,
+            "vgg" for the detector of precision, recall and path length, "digits" for files of the built-in pair.
+        resolution: Image side in pixels; None if it means nothing.
+        license: None if not known: the publisher's page tells.
+        url: Address that it is downloaded from; None for a file that needs no download.
+        path: Place of a file that needs no download; None for all others.
         size: Bytes, None if not known.
         sha256: Hexadecimal, None if not known.
         aliases: Shorter names for it.
@@ -41,7 +53,7 @@ class ZooEntry:
     kind: str
     family: str
     resolution: int | None
-    licence: str | None
+    license: str | None
     url: str | None = None
     path: Path | None = None
     size: int | None = None
@@ -55,6 +67,11 @@ class ZooEntry:
         is_network = self.kind in ("generator", "denoiser")
         return (*names, *(f"{name}.pkl" for name in names)) if is_network else names
 
+    @property
+    def refines(self) -> str:
+        """Use of a network in Refine: "yes", "trust" (with --trust-pickle), "no"; "-" for other files."""
+        return _SUPPORT[self.family] if self.kind in ("generator", "denoiser") else "-"
+
     def local_path(self) -> Path | None:
         """The file on this machine, None if it has yet to be downloaded."""
         return download.cached(self.url) if self.url else self.path
@@ -62,12 +79,12 @@ class ZooEntry:
 
 @dataclass(frozen=True)
 class ResolvedFile:
-    """A file on this machine, and how it came to be meant.
+    """A file on this machine, and the way to it.
 
     Attributes:
-        path: Where it lies.
-        spec: What was asked for.
-        url: Where it was downloaded from; None for a file that was here.
+        path: Place of the file.
+        spec: Path, address or name that was asked for.
+        url: Address that it was downloaded from; None for a file that was here.
         entry: Its zoo entry; None if it has none.
     """
 
@@ -101,7 +118,7 @@ _ALIASES = {
 
 
 def _networks(
-    kind: str, family: str, licence: str | None, url_before_name: str, resolutions: dict[str, int], prefix: str = ""
+    kind: str, family: str, license: str | None, url_before_name: str, resolutions: dict[str, int], prefix: str = ""
 ) -> list[ZooEntry]:
     """Entries `prefix + name` for the files `url_before_name + name + ".pkl"`."""
     return [
@@ -110,7 +127,7 @@ def _networks(
             kind=kind,
             family=family,
             resolution=resolution,
-            licence=licence,
+            license=license,
             url=f"{url_before_name}{name}.pkl",
             aliases=_ALIASES.get(prefix + name, ()),
         )
@@ -124,8 +141,8 @@ ENTRIES: tuple[ZooEntry, ...] = (
     ZooEntry("edm-digits", "denoiser", "edm", 16, APACHE, path=_DIGITS / "edm-digits.pkl"),
     ZooEntry("digits-detector.pt", "detector", "digits", None, APACHE, path=_DIGITS / "digits-detector.pt"),
     *(
-        ZooEntry(f"digits-{split}.{suffix}", kind, "digits", 16, licence, path=_DIGITS / f"digits-{split}.{suffix}")
-        for suffix, kind, licence in (("npz", "fid-reference", APACHE), ("zip", "dataset", UCI_DIGITS))
+        ZooEntry(f"digits-{split}.{suffix}", kind, "digits", 16, license, path=_DIGITS / f"digits-{split}.{suffix}")
+        for suffix, kind, license in (("npz", "fid-reference", APACHE), ("zip", "dataset", UCI_DIGITS))
         for split in ("train", "selection", "test")
     ),
     # StyleGAN2-ADA (PyTorch); `cifar10` is class-conditional.
@@ -245,13 +262,48 @@ def resolve(spec: str) -> ResolvedFile:
         entry = next((entry for entry in ENTRIES if entry.url == spec), None)
         if entry:
             return _resolve_entry(spec, entry)
-        return ResolvedFile(download.fetch(spec), spec, url=spec)
+        return ResolvedFile(download.fetch(spec, check=_content_defect), spec, url=spec)
     entry = find(spec)
     if not entry:
         raise _unknown(spec)
     if spec != entry.name:
         logger.info(f"{spec} is not a file here: taking {entry.name} of the zoo, {entry.url or entry.path}")
     return _resolve_entry(spec, entry)
+
+
+def resolve_all(specs: Sequence[str]) -> list[ResolvedFile]:
+    """The files meant by several paths, URLs or names; files that cannot be downloaded are named in one sentence.
+
+    Raises:
+        UserError: Nothing of one of the names, or some could not be downloaded.
+    """
+    found, failed = [], []
+    for spec in specs:
+        try:
+            found.append(resolve(spec))
+        except download.DownloadError as error:
+            failed.append(error)
+    if len(failed) == 1:
+        raise failed[0]
+    if failed:
+        files = " and ".join(f"{error.url} ({error.why})" for error in failed)
+        places = " and ".join(str(error.place) for error in failed)
+        raise UserError(
+            f"Cannot download {files}: check the addresses and the connection, or save the files by hand as {places}."
+        )
+    return found
+
+
+def lasting(spec: str) -> str:
+    """The spelling of a file that may be written down: an address with a password or token gives way to its download.
+
+    Args:
+        spec: Path, URL or zoo name.
+    """
+    if "://" not in spec or not has_secrets(spec):
+        return spec
+    found = download.cached(spec)
+    return str(found.resolve()) if found else redacted(spec)
 
 
 def find(name: str) -> ZooEntry | None:
@@ -263,7 +315,29 @@ def _resolve_entry(spec: str, entry: ZooEntry) -> ResolvedFile:
     if entry.path:
         return ResolvedFile(entry.path, spec, entry=entry)
     assert entry.url, "an entry has a path or a URL"
-    return ResolvedFile(download.fetch(entry.url, size=entry.size, sha256=entry.sha256), spec, entry.url, entry)
+    path = download.fetch(entry.url, size=entry.size, sha256=entry.sha256, check=_content_defect)
+    return ResolvedFile(path, spec, entry.url, entry)
+
+
+# First bytes of files by the ending of their names: pickles, ZIP archives (of torch.save and NumPy, too), HDF5.
+_STARTS = {
+    **dict.fromkeys((".pkl", ".pt", ".pth"), (b"\x80", b"PK")),
+    **dict.fromkeys((".npz", ".zip"), (b"PK",)),
+    ".npy": (b"\x93NUMPY",),
+}
+
+
+def _content_defect(path: Path, name: str) -> str | None:
+    """The end of a sentence that begins with a download, if it is not the file that its name promises."""
+    from refine import pickles  # torch takes seconds to import
+
+    starts = _STARTS.get(Path(name).suffix.lower(), ())
+    with path.open("rb") as file:
+        head = file.read(8)
+    defect = pickles.damage(path)
+    if defect is None and starts and not head.startswith(starts):
+        return f"is not a {Path(name).suffix} file (it starts with {head!r})"
+    return defect
 
 
 def _unknown(spec: str) -> UserError:
@@ -275,9 +349,8 @@ def _unknown(spec: str) -> UserError:
     stem = base.removesuffix(".pkl")
     longer = [entry.name for entry in ENTRIES if stem and entry.name.startswith(f"{stem}-")]
     if longer:
-        return UserError(
-            f"{what}; names in the zoo that begin so are {', '.join(longer)} (see `python -m refine zoo`)."
-        )
+        names = ", ".join(longer)
+        return UserError(f"{what}; names in the zoo that begin like it are {names} (see `python -m refine zoo`).")
     closest = difflib.get_close_matches(stem, [name for entry in ENTRIES for name in (entry.name, *entry.aliases)])
-    hint = f"the closest names are {', '.join(closest)}" if closest else "no name is close to it"
+    hint = f"the closest names are {', '.join(closest)}" if closest else "no name is similar"
     return UserError(f"{what}, and none in the zoo: {hint} (`python -m refine zoo` lists all).")

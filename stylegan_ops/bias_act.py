@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from stylegan_ops import library, reference
-from stylegan_ops.abi import ACTS
+from stylegan_ops import autograd, dispatch, reference
+from stylegan_ops.backends.packing import ACTS
 from stylegan_ops.reference import ACTIVATIONS
 
 ACT_INDEX = {name: index for index, name in enumerate(ACTS)}
@@ -58,4 +58,5 @@ def bias_act(
         return reference.bias_act(x, b, dim, act)  # A single addition, which no kernel does faster.
     if b is not None and b.dtype != x.dtype:
         b = b.to(x.dtype)
-    return library.bias_act(x, b, dim, ACT_INDEX[act], alpha, gain, -1.0 if clamp is None else clamp)
+    options = (dim, ACT_INDEX[act], alpha, gain, -1.0 if clamp is None else clamp)
+    return autograd.run("bias_act", dispatch.route("bias_act", x, b), (x, b), options)

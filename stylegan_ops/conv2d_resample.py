@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stylegan_ops.conv3x3 import conv3x3
-from stylegan_ops.geometry import (
+from stylegan_ops.arguments import (
     NO_PADDING,
     Padding,
     PaddingLike,
@@ -19,6 +18,7 @@ from stylegan_ops.geometry import (
     parse_factor,
     parse_padding,
 )
+from stylegan_ops.conv3x3 import conv3x3
 from stylegan_ops.upfirdn2d import upfirdn2d
 
 

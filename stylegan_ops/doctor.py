@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import itertools
 import json
 import platform
 import statistics
@@ -16,14 +15,19 @@ from typing import Any
 
 import click
 import torch
+from torch import Tensor
 
-from stylegan_ops import attention, group_norm_silu, plain, reference, select
-from stylegan_ops.abi import ACTS
+from stylegan_ops import dispatch, samples
+from stylegan_ops.backends import pytorch
+from stylegan_ops.backends.driver import LIBRARY as DRIVER_LIBRARY
+from stylegan_ops.backends.packing import ACTS
 from stylegan_ops.build import BuildError, cache, nvrtc, toolchain
-from stylegan_ops.driver import LIBRARY as DRIVER_LIBRARY
+from stylegan_ops.samples import Sample
 
-# Of the largest value. Half precision rounds once, by up to 3.9e-3 and 4.9e-4 of a value; the others at each step.
+# As fractions of the largest value. Half precision rounds once, by up to 3.9e-3 and 4.9e-4 of a value; the others at
+# each step. Winograd's algorithm rounds some five times as coarsely as a sum.
 TOLERANCES = {torch.float64: 1e-14, torch.float32: 2e-6, torch.bfloat16: 6e-3, torch.float16: 8e-4}
+WINOGRAD = 5
 TIMED_ROUNDS = 7
 
 
@@ -131,7 +135,7 @@ def survey(driver: DriverState) -> list[Finding]:
     findings = [
         Finding("Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
         Finding("PyTorch", f"{torch.__version__}, {_pytorch_cuda()}"),
-        _finding("mode", select.mode, f"set {select.VARIABLE} to auto, on or off"),
+        _finding("mode", dispatch.mode, f"set {dispatch.VARIABLE} to auto, on or off"),
         _finding("C++ compiler", lambda: _describe(toolchain.host_compiler()), toolchain.install_compiler()),
         _finding("ninja", toolchain.ninja_command, "run `pip install ninja`"),
         Finding("NVIDIA driver", f"for CUDA up to {driver.version}" if driver.version else "none"),
@@ -204,7 +208,7 @@ def examine_cuda(driver: DriverState) -> list[Verdict]:
 def _examine(device: torch.device) -> Verdict:
     start = time.perf_counter()
     try:
-        kernels = select.load(device)
+        kernels = dispatch.load(device)
         assert kernels is not None
         seconds = time.perf_counter() - start
         comparisons = compare(kernels, device)
@@ -218,87 +222,84 @@ def _examine(device: torch.device) -> Verdict:
         worst = max(wrong, key=lambda c: c.error / c.tolerance)
         size = f" by {worst.error:.1e} of the largest value" if worst.error < sys.float_info.max else ""
         problem = f"{worst.operator} in {worst.dtype} is wrong{size}"
-        remedy = f"set {select.VARIABLE}=off and report it"
+        remedy = f"set {dispatch.VARIABLE}=off and report it"
         return Verdict(str(device), True, problem, remedy, seconds, comparisons, speedups)
     return Verdict(str(device), seconds=seconds, comparisons=comparisons, speedups=speedups)
 
 
 def compare(kernels: ModuleType, device: torch.device) -> list[Comparison]:
-    """Compare every raw operator in every dtype with `reference` and its derivatives, evaluated in float64.
+    """Compare raw operators in every dtype that they take with `reference` and its derivatives, computed in float64.
 
     Args:
-        kernels: a module with the raw operators, see `library`.
-        device: where to run them.
+        kernels: Module with the raw operators that `registration` lists, or some of them.
+        device: Device to run them on.
     """
     comparisons = []
     for dtype, tolerance in TOLERANCES.items():
         errors: dict[str, float] = {}
-        cases = itertools.chain(_bias_act_cases(kernels, device, dtype), _upfirdn2d_cases(kernels, device, dtype))
-        if dtype == torch.float32 and hasattr(kernels, "conv3x3"):
-            cases = itertools.chain(cases, _network_cases(kernels))
-        for operator, actual, expected in cases:
-            error = sys.float_info.max  # Unlike infinity, a number in JSON too.
-            if actual.shape == expected.shape and actual.dtype == dtype:
-                difference = (actual.cpu().double() - expected).abs().max() / expected.abs().max()
-                error = float(difference) if difference.isfinite() else error
-            errors[operator] = max(errors.get(operator, 0.0), error)
-        name = str(dtype).removeprefix("torch.")
-        comparisons += [Comparison(operator, name, error, tolerance) for operator, error in errors.items()]
+        for name in samples.DEFINITIONS:
+            # Only these two have kernels for every dtype.
+            if hasattr(kernels, name) and (name in ("bias_act", "upfirdn2d") or dtype == torch.float32):
+                for sample in samples.sample_inputs(name):
+                    for operator, actual, expected in _cases(kernels, sample, dtype, device):
+                        errors[operator] = max(errors.get(operator, 0.0), _error(actual, expected, dtype))
+        short = str(dtype).removeprefix("torch.")
+        for operator, error in errors.items():
+            coarse = WINOGRAD if "conv3x3" in operator else 1
+            comparisons.append(Comparison(operator, short, error, tolerance * coarse))
     return comparisons
 
 
-Case = tuple[str, torch.Tensor, torch.Tensor]
+def _error(actual: Tensor, expected: Tensor, dtype: torch.dtype) -> float:
+    if actual.shape != expected.shape or actual.dtype != dtype:
+        return sys.float_info.max  # Unlike infinity, a number in JSON too.
+    difference = (actual.cpu().double() - expected).abs().max() / expected.abs().max()
+    return float(difference) if difference.isfinite() else sys.float_info.max
 
 
-def _random(shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator) -> torch.Tensor:
-    """Normal numbers that the dtype holds, in float64."""
-    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype).double()
+Case = tuple[str, Tensor, Tensor]
 
 
-def _bias_act_cases(kernels: ModuleType, device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
+def _cases(kernels: Any, sample: Sample, dtype: torch.dtype, device: torch.device) -> Iterator[Case]:
+    """Yield (raw operator, its result, the correct result) for a sample and its derivatives."""
+    exact = sample.to(dtype).to(torch.float64).with_leaves()
+    y, x = exact.defined(), exact.leaves[0]
     generator = torch.Generator().manual_seed(0)
-    for act, name in enumerate(ACTS):
-        x, dy, ddx = (_random((2, 3, 9, 11), dtype, generator) for _ in range(3))
-        b = _random((3,), dtype, generator)
-        alpha, gain, clamp = 0.2, 1.25, 1.5
-        x.requires_grad_()
-        y = reference.bias_act(x, b, 1, name, alpha, gain, clamp)
-        (dx,) = torch.autograd.grad(y, x, dy, create_graph=True)
-        on_device = [tensor.detach().to(device, dtype) for tensor in (ddx, dy, x, b)]
-        rest = (1, act, alpha, gain, clamp)
-        yield "bias_act", kernels.bias_act(*on_device[2:], *rest), y.detach()
-        yield "bias_act_grad", kernels.bias_act_grad(*on_device[1:], *rest), dx.detach()
-        if plain.DERIVATIVES[name].second is not None:
-            (d2x,) = torch.autograd.grad(dx, x, ddx)
-            yield "bias_act_grad2", kernels.bias_act_grad2(*on_device, *rest), d2x
+    dy, ddx = (torch.randn(shape, generator=generator).to(dtype) for shape in (y.shape, x.shape))
+    grads = torch.autograd.grad(y, exact.leaves, dy.double(), create_graph=True)
+    correct = dict(zip(sample.differentiable, grads, strict=True))
+    given = sample.to(dtype, device)
+    tensors, options = given.tensors, given.options
+    results = getattr(kernels, sample.name)(*tensors, *options)
+    yield sample.name, results[0] if isinstance(results, tuple) else results, y.detach()
+    for operator, index, gradient in _gradients(kernels, given, dy.to(device), results):
+        yield operator, gradient, correct[index].detach()
+    if sample.name == "bias_act" and correct[0].requires_grad:
+        (second,) = torch.autograd.grad(correct[0], x, ddx.double(), allow_unused=True)
+        if second is not None and second.any():
+            result = kernels.bias_act_grad2(ddx.to(device), dy.to(device), *tensors, *options)
+            yield "bias_act_grad2", result, second
 
 
-def _upfirdn2d_cases(kernels: ModuleType, device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
-    generator = torch.Generator().manual_seed(1)
-    shapes = [(4, 4), (4, 4), (4, 4), (12,), (3, 5)]
-    factors = [((1, 1), (1, 1)), ((2, 2), (1, 1)), ((1, 1), (2, 2)), ((2, 2), (1, 1)), ((3, 1), (1, 2))]  # up, down
-    paddings = [(2, 1, 2, 1), (2, 1, 2, 1), (1, 1, 1, 1), (6, 5, 6, 5), (-1, 4, 3, -2)]
-    for shape, (up, down), padding in zip(shapes, factors, paddings, strict=True):
-        for memory_format in (torch.contiguous_format, torch.channels_last):
-            x = _random((2, 3, 10, 13), dtype, generator)
-            f = _random(shape, torch.float32, generator)
-            expected = reference.upfirdn2d(x, f, up, down, padding, flip_filter=False, gain=1.5)
-            on_device = x.to(device, dtype).contiguous(memory_format=memory_format)
-            taps = f.to(device, torch.float32)
-            yield "upfirdn2d", kernels.upfirdn2d(on_device, taps, *up, *down, *padding, False, 1.5), expected
-
-
-def _network_cases(kernels: ModuleType) -> Iterator[Case]:
-    """What there is for the CPU and float32 only."""
-    generator = torch.Generator().manual_seed(2)
-    shapes = (2, 8, 9, 11), (8, 8, 3, 3), (8,), (2, 8), (2, 1, 8, 3, 64)
-    x, weight, bias, before, qkv = (_random(shape, torch.float32, generator) for shape in shapes)
-    one = [tensor.float() for tensor in (x, weight, bias, before, qkv)]
-    yield "conv3x3", kernels.conv3x3(*one[:3]), torch.conv2d(x, weight, bias, padding=1)
-    inputs = (one[2], one[2], one[3], None, None)
-    expected = group_norm_silu.plain(x, 2, 1e-5, bias, bias, before, None, None)
-    yield "group_norm_silu", kernels.group_norm_silu(one[0], 2, 1e-5, inputs)[0], expected
-    yield "attention", kernels.attention(one[4], 8**-0.5), attention.attention(qkv)
+def _gradients(kernels: Any, sample: Sample, dy: Tensor, results: Any) -> Iterator[tuple[str, int, Tensor]]:
+    """Yield (raw operator, index of a tensor, its gradient)."""
+    tensors, options = sample.tensors, sample.options
+    if sample.name == "bias_act":
+        yield "bias_act_grad", 0, kernels.bias_act_grad(dy, *tensors, *options)
+    elif sample.name == "conv3x3":
+        yield "conv3x3_input_grad", 0, kernels.conv3x3_input_grad(dy, tensors[1])
+        yield "conv3x3_weight_grad", 1, kernels.conv3x3_weight_grad(tensors[0], dy)
+    elif sample.name == "attention":
+        yield "attention_grad", 0, kernels.attention_grad(dy, *tensors)
+    elif sample.name == "group_norm_silu":
+        grads = kernels.group_norm_silu_grads(dy, *tensors, results[1], *options)
+        yield from (("group_norm_silu_grads", i, grads[i]) for i in sample.differentiable)
+    elif sample.name == "norm_conv3x3":
+        x, weight, _, *others = tensors
+        dx, dw, *grads = kernels.norm_conv3x3_grads(dy, x, weight, *others, results[1], *options, True)
+        for index, grad in enumerate((dx, dw, None, *grads)):
+            if grad is not None:
+                yield "norm_conv3x3_grads", index, grad
 
 
 def measure(kernels: ModuleType, device: torch.device) -> dict[str, float]:
@@ -323,7 +324,7 @@ def measure(kernels: ModuleType, device: torch.device) -> dict[str, float]:
 
     speedups = {}
     for name, run in timed.items():
-        rounds = [(seconds(run, plain), seconds(run, kernels)) for _ in range(TIMED_ROUNDS + 1)][1:]
+        rounds = [(seconds(run, pytorch), seconds(run, kernels)) for _ in range(TIMED_ROUNDS + 1)][1:]
         slow, fast = zip(*rounds, strict=True)
         speedups[name] = statistics.median(slow) / statistics.median(fast)
     return speedups

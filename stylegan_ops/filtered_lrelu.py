@@ -6,8 +6,8 @@ import math
 
 from torch import Tensor
 
+from stylegan_ops.arguments import PaddingLike, parse_factor
 from stylegan_ops.bias_act import bias_act
-from stylegan_ops.geometry import PaddingLike, parse_factor
 from stylegan_ops.upfirdn2d import upfirdn2d
 
 

@@ -8,10 +8,11 @@ from bisect import bisect_right
 import torch
 from torch import Tensor
 
+from stylegan_ops import dispatch
+from stylegan_ops.arguments import NO_PADDING, PaddingLike, check_images, parse_padding
+from stylegan_ops.backends import pytorch
 from stylegan_ops.conv2d_resample import conv2d_resample
-from stylegan_ops.conv3x3 import kernels_for
 from stylegan_ops.fma import fma
-from stylegan_ops.geometry import NO_PADDING, PaddingLike, check_images, parse_padding
 from stylegan_ops.modulated_conv2d_table import BATCHES, FUSED_SPEEDUP
 
 
@@ -114,10 +115,10 @@ def fused_is_faster(x: Tensor, weight: Tensor, styles: Tensor, up: int, down: in
 
     Where it did not run, on another type of device, the fused form counts as faster.
     """
-    if up == down == 1 and kernels_for(x, weight) is not None:
-        return False  # One convolution for all samples can be a quicker one.
     if torch.compiler.is_compiling():
-        return False  # Groups as many as samples would tie the compiled code to one batch size.
+        return False  # As many groups as samples would tie the compiled code to one batch size.
+    if up == down == 1 and dispatch.route("conv3x3", x, weight)[0] is not pytorch:
+        return False  # One convolution of all samples has a faster kernel.
     device = FUSED_SPEEDUP.get(x.device.type)
     if device is None:
         return True

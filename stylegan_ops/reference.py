@@ -1,6 +1,6 @@
-"""What `bias_act` and `upfirdn2d` mean, in plain PyTorch: the oracle of every faster way to compute them.
+"""Definitions of the operators in plain PyTorch: the oracle of every faster way to compute them.
 
-Written as the definitions read. Derivatives of any order come from PyTorch's autograd.
+They are written as the definitions read. Derivatives of any order come from PyTorch's autograd.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from stylegan_ops.geometry import Factor, PaddingLike, pad_or_crop, parse_factor, parse_padding
+from stylegan_ops.arguments import Factor, PaddingLike, pad_or_crop, parse_factor, parse_padding
 
 
 @dataclass(frozen=True)
@@ -101,3 +101,47 @@ def filter_kernel(f: Tensor | None, x: Tensor, flip_filter: bool, gain: float) -
     if not flip_filter:
         f = f.flip([0, 1])
     return (f * gain).expand(x.shape[1], 1, -1, -1)
+
+
+def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Correlate images, padded by one pixel of zeros; see `conv3x3.conv3x3`."""
+    return torch.conv2d(x, weight, bias, padding=1)
+
+
+def conv1x1(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Mix the channels of each pixel; see `conv1x1.conv1x1`."""
+    return torch.conv2d(x, weight, bias)
+
+
+def attention(qkv: Tensor) -> Tensor:
+    """Weight values by the softmax of the products of queries and keys; see `attention.attention`."""
+    query, key, value = qkv.unbind(3)  # each [N, heads, C, L]
+    weights = (query.transpose(2, 3) @ key / math.sqrt(qkv.shape[2])).softmax(dim=3)
+    return value @ weights.transpose(2, 3)
+
+
+def group_norm_silu(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    before: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    groups: int,
+    eps: float,
+) -> Tensor:
+    """Compute silu(group_norm(x + before; weight, bias) * (1 + scale) + shift); see `group_norm_silu`."""
+
+    def per_channel(t: Tensor) -> Tensor:  # [C] or [N, C]
+        return t.reshape(*t.shape, *[1] * (x.ndim - 2))
+
+    y = x if before is None else x + per_channel(before)
+    y = y.reshape(x.shape[0], groups, -1)
+    variance, mean = torch.var_mean(y, dim=2, correction=0, keepdim=True)
+    y = ((y - mean) / torch.sqrt(variance + eps)).reshape(x.shape)
+    y = y * per_channel(weight) + per_channel(bias)
+    if scale is not None:
+        y = y * (1 + per_channel(scale))
+    if shift is not None:
+        y = y + per_channel(shift)
+    return functional.silu(y)

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stylegan_ops import library
-from stylegan_ops.geometry import (
+from stylegan_ops import autograd, dispatch
+from stylegan_ops.arguments import (
     Factor,
     PaddingLike,
     centred_padding,
@@ -20,6 +20,7 @@ from stylegan_ops.geometry import (
     parse_factor,
     parse_padding,
 )
+from stylegan_ops.backends import pytorch
 
 SEPARABLE_TAPS = 8  # Part of the checkpoint format: shorter filters are stored as their outer product.
 
@@ -116,7 +117,18 @@ def upfirdn2d(
     check_extent(x, filter_size(f), insert, sides)
     if f is None:
         f = torch.ones([1, 1], device=x.device)
-    return library.upfirdn2d(x, f, *insert, *keep, *sides, flip_filter, gain)
+    return _resample(x, f, (*insert, *keep, *sides, flip_filter, gain))
+
+
+def _resample(x: Tensor, f: Tensor, options: tuple[Any, ...]) -> Tensor:
+    way = dispatch.route("upfirdn2d", x, f)
+    # The filters of kernels are constants of single precision.
+    if way[0] is not pytorch and (f.dtype != torch.float32 or f.requires_grad):
+        if f.dtype == torch.float64 == x.dtype or autograd.needs_grad(f):
+            way = dispatch.PLAIN
+        else:
+            f = f.to(torch.float32)
+    return autograd.run("upfirdn2d", way, (x, f), options)
 
 
 def filter2d(

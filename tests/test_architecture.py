@@ -104,8 +104,7 @@ def component(module: str) -> str:
 def violations(root: Path) -> list[str]:
     """Every import below `root` that goes against the direction, as a sentence."""
     found = []
-    uses: dict[str, set[str]] = {}  # component of refine -> components that it imports
-    loads: dict[str, set[str]] = {}  # module of refine -> modules that importing it imports, torch among them
+    at_once: dict[str, set[str]] = {}  # module of refine -> everything that importing it imports
     for path in sorted((root / "refine").rglob("*.py")):
         module = module_name(path, root)
         own = component(module)
@@ -114,8 +113,7 @@ def violations(root: Path) -> list[str]:
             continue
         names = set(imports(path, root, at_once=not own))
         tops = {name.split(".")[0] for name in names}
-        at_once = set(imports(path, root, at_once=True))
-        loads[module] = at_once | {"torch" for name in at_once if name.split(".")[0] in ("torch", "stylegan_ops")}
+        at_once[module] = set(imports(path, root, at_once=True))
         if "click" in tops and own not in CLICK:
             found.append(f"{module} imports click")
         if own and own not in STYLE_BASED and STYLE_ATTRIBUTE.search(path.read_text(encoding="utf-8")):
@@ -123,15 +121,12 @@ def violations(root: Path) -> list[str]:
         if not module.startswith(MAY_NAME_TORCH_UTILS):
             found += [f"{module} imports {top}" for top in sorted(tops & {"torch_utils", "dnnlib"})]
         others = {component(name) for name in names if name.split(".")[0] == "refine"} & LEVEL.keys() - {own}
-        uses.setdefault(own, set()).update(others)
         found += [
             f"{module} imports refine.{other}" for other in sorted(others) if not own or LEVEL[other] > LEVEL[own]
         ]
-    for module, names in loads.items():
-        loads[module] = names | {".".join(name.split(".")[:n]) for name in names for n in range(1, name.count(".") + 1)}
-    reached = {name for start in loads if component(start) == "report" for name in (start, *reachable(start, loads))}
-    via = {component(name) for name in reached if "torch" in loads.get(name, ())}
-    found += [f"refine.report reaches torch through refine.{each}" for each in sorted(via)]
+    found += [
+        f"refine.report reaches torch through refine.{via}" for via in sorted(ways_to_torch("refine.report", at_once))
+    ]
     for package, allowed in NEIGHBOURS.items():
         for path in sorted((root / package).rglob("*.py")):
             tops = {name.split(".")[0] for name in imports(path, root)}
@@ -143,16 +138,17 @@ def violations(root: Path) -> list[str]:
     return found
 
 
-def reachable(start: str, uses: dict[str, set[str]]) -> set[str]:
-    """All components that `start` imports, directly or not; with itself if there is a circle."""
+def ways_to_torch(start: str, at_once: dict[str, set[str]]) -> set[str]:
+    """Components with a module that imports torch and that importing a folder's modules imports, directly or not."""
     seen: set[str] = set()
-    waiting = list(uses.get(start, ()))
+    waiting = [module for module in at_once if module.startswith(start)]
     while waiting:
         name = waiting.pop()
-        if name not in seen:
+        if name in at_once and name not in seen:
             seen.add(name)
-            waiting += uses.get(name, ())
-    return seen
+            waiting += at_once[name]
+            waiting.append(name.rpartition(".")[0])  # the package of a module is imported before it
+    return {component(name) for name in seen if {n.split(".")[0] for n in at_once[name]} & {"torch", "stylegan_ops"}}
 
 
 def test_imports_go_one_way() -> None:
@@ -183,7 +179,11 @@ def __getattr__(name):
         ("refine/networks/edm.py", "import torch_utils.misc", "refine.networks.edm imports torch_utils"),
         ("refine/runs/run.py", "from dnnlib import EasyDict", "refine.runs.run imports dnnlib"),
         ("refine/report/page.py", "import torch.nn", "refine.report reaches torch through refine.report"),
-        ("refine/report/page.py", "import refine.networks.edm", "refine.report reaches torch through refine.networks"),
+        (
+            "refine/report/page.py",
+            "from refine.networks import edm",
+            "refine.report reaches torch through refine.networks",
+        ),
         ("refine/runs/run.py", "import click", "refine.runs.run imports click"),
         (
             "refine/runs/run.py",

@@ -3,10 +3,15 @@ from __future__ import annotations
 import functools
 import hashlib
 import http.server
+import io
 import json
 import logging
+import os
+import pickle
+import sys
 import threading
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -14,8 +19,8 @@ from urllib.parse import urlsplit
 import pytest
 from click.testing import CliRunner, Result
 
-from refine import zoo
-from refine.commands import zoo as zoo_command
+from refine import load_gan, load_teacher, zoo
+from refine.commands import zoo as command
 from refine.errors import UserError
 from refine.files import download
 from refine.zoo import ENTRIES, ZooEntry, find, resolve
@@ -35,7 +40,10 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache" / "downloads"
 
 
-def put_into_cache(cache: Path, url: str, content: bytes = b"cached") -> Path:
+WEIGHTS = pickle.dumps({"weights": 1}, protocol=4)
+
+
+def put_into_cache(cache: Path, url: str, content: bytes = WEIGHTS) -> Path:
     cache.mkdir(parents=True, exist_ok=True)
     path = cache / f"{hashlib.md5(url.encode()).hexdigest()}_file"
     path.write_bytes(content)
@@ -57,7 +65,7 @@ def test_an_entry_has_a_url_or_a_path():
 def test_built_in_entry_is_there(entry: ZooEntry):
     assert entry.path and entry.path.is_file()
     assert resolve(entry.name).path == entry.path
-    assert entry.licence and "NC" not in entry.licence
+    assert entry.license and "NC" not in entry.license
 
 
 @pytest.mark.parametrize("entry", REMOTE, ids=lambda entry: entry.name)
@@ -104,7 +112,7 @@ def test_every_alias_in_the_list_belongs_to_an_entry():
 
 
 @pytest.mark.parametrize(
-    ("name", "url", "family", "licence"),
+    ("name", "url", "family", "license"),
     [
         ("ffhq.pkl", FFHQ_URL, "stylegan2", "NVIDIA"),
         (
@@ -148,18 +156,23 @@ def test_every_alias_in_the_list_belongs_to_an_entry():
         ("cifar10-32x32.npz", "https://nvlabs-fi-cdn.nvidia.com/edm/fid-refs/cifar10-32x32.npz", "inception", "CC BY"),
     ],
 )
-def test_well_known_files(name: str, url: str, family: str, licence: str | None):
+def test_well_known_files(name: str, url: str, family: str, license: str | None):
     entry = find(name)
     assert entry
     assert (entry.url, entry.family) == (url, family)
-    assert (entry.licence is None) if licence is None else licence in str(entry.licence)
+    assert (entry.license is None) if license is None else license in str(entry.license)
 
 
-def test_the_detector_is_checked_against_its_digest(cache: Path):
+def unreachable(url: str, expected: object) -> Path:
+    raise download.DownloadError(url, "no network in tests")
+
+
+def test_the_detector_is_checked_against_its_digest(cache: Path, monkeypatch: pytest.MonkeyPatch):
     entry = find("inception-2015-12-05.pt")
     assert entry and entry.url and entry.sha256 and entry.size
     assert entry.sha256.startswith("f58cb9b6ec323ed6")
     path = put_into_cache(cache, entry.url, b"too short")
+    monkeypatch.setattr(download, "_download", unreachable)
     with pytest.raises(UserError, match="9 bytes instead of 95607719"):
         resolve(entry.name)
     with open(path, "wb") as file:
@@ -175,7 +188,7 @@ def test_a_local_file_wins(cache: Path):
     put_into_cache(cache, FFHQ_URL)
     Path("ffhq.pkl").write_bytes(b"mine")
     assert resolve("ffhq.pkl") == zoo.ResolvedFile(Path("ffhq.pkl"), "ffhq.pkl", None, None)
-    assert resolve("ffhq").path.read_bytes() == b"cached"
+    assert resolve("ffhq").path.read_bytes() == WEIGHTS
 
 
 def test_home_folder_is_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -207,10 +220,10 @@ def test_an_entry_with_a_path_needs_no_download(tmp_path: Path, monkeypatch: pyt
     ("spec", "sentence"),
     [
         ("fffhq.pkl", r"no file 'fffhq.pkl', and none in the zoo: the closest names are .*\bffhq\b"),
-        ("q9x", "no name is close to it"),
+        ("q9x", "no name is similar"),
         ("", "no file ''"),
-        ("edm-cifar10.pkl", "begin so are edm-cifar10-32x32-cond-vp, edm-cifar10-32x32-cond-ve, edm-cifar10-32x32-unc"),
-        ("stylegan2-celebahq", "begin so are stylegan2-celebahq-256x256 "),
+        ("edm-cifar10.pkl", "edm-cifar10-32x32-cond-vp, edm-cifar10-32x32-cond-ve, edm-cifar10-32x32-unc"),
+        ("stylegan2-celebahq", "stylegan2-celebahq-256x256 "),
         ("models/ffhq.pkl", "no file 'models/ffhq.pkl': give the bare name 'ffhq.pkl' to take ffhq of the zoo"),
         (".", r"'\.' is a folder"),
         ("a\0b", "no file"),
@@ -234,21 +247,82 @@ def test_other_addresses_are_refused(spec: str):
 
 
 def call(*arguments: str) -> Result:
-    return CliRunner().invoke(zoo_command.main, arguments)
+    return CliRunner().invoke(command.main, arguments)
 
 
 def test_list(cache: Path):
     put_into_cache(cache, FFHQ_URL, b"x" * 1_500_000)
     lines = call().stdout.splitlines()
-    assert lines[0].split() == ["NAME", "KIND", "PIXELS", "OPENS", "CACHED", "SIZE", "FAMILY", "LICENSE"]
-    assert len(lines) == 1 + len(ENTRIES) + 3 and lines[-2].startswith("-: not known here")
+    heads = [line for line in lines if line.startswith("NAME")]
+    assert {tuple(head.split()) for head in heads} == {command.HEADER} and len(heads) == len(zoo.KINDS)
     row = {line.split()[0]: line for line in lines if line}
-    assert row["ffhq"].split()[1:8] == ["generator", "1024", "yes", "yes", "1.5", "MB", "stylegan2"]
-    assert row["metfaces"].split()[1:7] == ["generator", "1024", "yes", "no", "-", "stylegan2"]
-    assert row["stylegan3-t-ffhqu-256x256"].split()[3] == "--trust-pickle"
+    assert all(entry.name in row for entry in ENTRIES)
+    assert row["ffhq"].split()[1:7] == ["yes", "stylegan2", "1024", "1.5", "MB", "yes"]
+    assert row["metfaces"].split()[1:6] == ["yes", "stylegan2", "1024", "-", "no"]
     assert row["metfaces"].endswith("NVIDIA Source Code License (non-commercial)")
-    assert row["edm-ffhq-64x64-uncond-vp"].split()[1:3] == ["=", "edm-ffhq"]
-    assert row["inception-2015-12-05.pt"].split()[1:] == ["detector", "-", "-", "no", "95.6", "MB", "inception", "-"]
+    assert row["edm-ffhq-64x64-uncond-vp"].split()[1:4] == ["=", "edm-ffhq", "yes"]
+    assert row["stylegan3-t-ffhq-1024x1024"].split()[1] == "trust" and "--trust-pickle" in lines[-1]
+    assert row["edm2-img64-s-1073741-0.075"].split()[1] == "no"
+    assert row["inception-2015-12-05.pt"].split()[1:] == ["-", "inception", "-", "95.6", "MB", "no", "-"]
+
+
+def test_column_of_what_is_refined_is_true(fixture_path: Callable[[str], Path]):
+    """By a golden network of each family: "yes" opens as it is, all others do not."""
+    for family, load, name in (
+        ("stylegan2", load_gan, "sg2ada/d_gray16.pkl"),
+        ("edm", load_teacher, "edm/s6_iddpm_adm_uncond16.pkl"),
+        ("stylegan3", load_gan, "sg3/s2_stylegan3t_uncond32.pkl"),
+    ):
+        (refines,) = {entry.refines for entry in ENTRIES if entry.family == family and entry.refines != "-"}
+        try:
+            load(str(fixture_path(name)))
+        except UserError:
+            assert refines in ("trust", "no")
+        else:
+            assert refines == "yes"
+
+
+@pytest.mark.parametrize("kind", zoo.KINDS)
+def test_list_of_one_kind(kind: str):
+    names = [entry.name for entry in ENTRIES if entry.kind == kind]
+    assert [row["name"] for row in json.loads(call(f"--kind={kind}", "--json").stdout)] == names
+    shown = call(f"--kind={kind}").stdout
+    assert all(name in shown for name in names)
+    assert not any(f"\n{entry.name} " in shown for entry in ENTRIES if entry.kind != kind)
+
+
+def test_list_of_names_with_a_word(cache: Path):
+    found = json.loads(call("--json", "CIFAR10-cond", "--kind=denoiser").stdout)  # an alias
+    assert [row["name"] for row in found] == ["edm-cifar10-32x32-cond-vp"]
+    nothing = call("nosuchname")
+    assert nothing.exit_code == 2 and "nosuchname" in nothing.stderr
+
+
+def test_unknown_kind():
+    result = call("--kind=network")
+    assert result.exit_code == 2 and "generator" in result.stderr
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 120, 150, 200])
+def test_list_fits_the_terminal(width: int):
+    """No line is longer than the terminal is wide, but for names that are; nothing is cut off."""
+    shown = command.table(ENTRIES, width)
+    spelled = {" = ".join((entry.name, *entry.aliases)) for entry in ENTRIES}
+    assert [line for line in shown.splitlines() if len(line) > width and line not in spelled] == []
+    assert all(name in shown for name in spelled)
+    assert ("LICENSE" in shown) == (width == 200) and ("REFINES" in shown)
+
+
+def test_list_on_a_terminal(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(command.shutil, "get_terminal_size", lambda: os.terminal_size((80, 24)))
+    monkeypatch.setattr("sys.stdout", Terminal())
+    command.main.callback(word=None, kind="generator", as_json=False, spec=None)
+    assert max(map(len, sys.stdout.getvalue().splitlines())) <= 80
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
 
 
 def test_list_as_json(cache: Path):
@@ -261,49 +335,18 @@ def test_list_as_json(cache: Path):
         "kind": "generator",
         "family": "stylegan2",
         "resolution": 1024,
-        "licence": "NVIDIA Source Code License (non-commercial)",
+        "license": "NVIDIA Source Code License (non-commercial)",
         "url": FFHQ_URL,
         "path": None,
-        "size": 6,
+        "size": len(WEIGHTS),
         "sha256": None,
         "aliases": [],
+        "refines": "yes",
         "cached": str(path),
-        "opens": "yes",
     }
     assert by_name["metfaces"]["size"] is None
     assert by_name["metfaces"]["cached"] is None
     assert by_name["inception-2015-12-05.pt"]["size"] == 95_607_719
-
-
-def test_list_in_part(cache: Path):
-    names = {line.split()[0] for line in call("--kind=denoiser").stdout.splitlines()[1:] if line.startswith("edm-")}
-    assert names == {entry.name for entry in ENTRIES if entry.kind == "denoiser" and entry.name.startswith("edm-")}
-    assert "ffhq" not in {line.split(" ")[0] for line in call("--kind=denoiser").stdout.splitlines()}
-    found = json.loads(call("--json", "CIFAR10-cond", "--kind=denoiser").stdout)  # an alias
-    assert [row["name"] for row in found] == ["edm-cifar10-32x32-cond-vp"]
-    nothing = call("nosuchname")
-    assert nothing.exit_code == 2 and "nosuchname" in nothing.stderr
-
-
-def test_a_narrow_terminal(cache: Path):
-    for width in (20, 60, 80, 100):
-        lines = zoo_command._table(list(ENTRIES), width).split("\n\n")[0].splitlines()
-        longest = max(len(" = ".join((entry.name, *entry.aliases))) for entry in ENTRIES)
-        assert max(map(len, lines)) <= max(width, longest)
-        assert "--json" in zoo_command._table(list(ENTRIES), width)
-
-
-def test_opens_is_what_the_registry_rebuilds(fixture_path):
-    """The column says of each family what happens to one of its files."""
-    from refine import networks, pickles
-
-    for file, key, family in (
-        ("sg2ada/b_cond16.pkl", "G_ema", "stylegan2"),
-        ("sg3/s2_stylegan3t_uncond32.pkl", "G_ema", "stylegan3"),
-        ("edm/s1_edm_ddpmpp_uncond16.pkl", "ema", "edm"),
-    ):
-        is_built = networks.identify(pickles.load(fixture_path(file))[key]).build is not None
-        assert is_built == (family in zoo_command.REFINED), family
 
 
 @pytest.fixture
@@ -325,14 +368,14 @@ def folder_url(tmp_path: Path) -> Iterator[str]:
 
 
 def test_fetch_a_name(tmp_path: Path, cache: Path, folder_url: str, monkeypatch: pytest.MonkeyPatch):
-    (tmp_path / "offered" / "ffhq.pkl").write_bytes(b"weights")
+    (tmp_path / "offered" / "ffhq.pkl").write_bytes(WEIGHTS)
     url = f"{folder_url}/ffhq.pkl"
     monkeypatch.setattr(zoo, "ENTRIES", tuple(replace(e, url=url) if e.name == "ffhq" else e for e in ENTRIES))
     result = call("--fetch", "ffhq.pkl")
     assert result.exit_code == 0
     path = Path(result.stdout.removesuffix("\n"))
     assert path.parent == cache
-    assert path.read_bytes() == b"weights"
+    assert path.read_bytes() == WEIGHTS
     assert result.stderr.splitlines() == [
         f"ffhq.pkl is not a file here: taking ffhq of the zoo, {url}",
         f"Downloading {url}, 0.0 MB",
@@ -342,11 +385,11 @@ def test_fetch_a_name(tmp_path: Path, cache: Path, folder_url: str, monkeypatch:
 
 
 def test_fetch_a_url(tmp_path: Path, folder_url: str):
-    (tmp_path / "offered" / "mine.pkl").write_bytes(b"weights")
+    (tmp_path / "offered" / "mine.pkl").write_bytes(WEIGHTS)
     url = f"{folder_url}/mine.pkl"
     resolved = resolve(url)
     assert resolved == zoo.ResolvedFile(resolved.path, url, url, None)
-    assert resolved.path.read_bytes() == b"weights"
+    assert resolved.path.read_bytes() == WEIGHTS
 
 
 def test_fetch_with_errors_is_one_sentence_and_exit_code_2(folder_url: str):
@@ -355,3 +398,98 @@ def test_fetch_with_errors_is_one_sentence_and_exit_code_2(folder_url: str):
         assert (result.exit_code, result.stdout) == (2, "")
         assert result.stderr.startswith("Error: ")
         assert len(result.stderr.splitlines()) == 1
+
+
+# -- Downloads are looked into ------------------------------------------------------------------------------------
+
+
+def zipped(name: str, content: bytes) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr(name, content)
+    return file.getvalue()
+
+
+NPZ = zipped("mu.npy", bytes(5000))
+BAD = {
+    "empty.pkl": b"",
+    "json.pkl": b'{"requestStatus": {"statusCode": "SUCCESS"}}',
+    "page.pkl": b"\n<!DOCTYPE html><html>Sign in</html>",
+    "xml.pkl": b"\xef\xbb\xbf<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>",
+    "lfs.pkl": b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n",
+    "text.pkl": b"Rate limit exceeded",
+    "png.pkl": b"\x89PNG\r\n\x1a\n" + bytes(100),
+    "half.npz": NPZ[: len(NPZ) // 2],
+    "zeros.npz": NPZ[: len(NPZ) // 2] + bytes(len(NPZ) // 2),
+    "page.zip": b"<html></html>",
+    "text.pt": b"gone",
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_download_is_refused_and_got_anew(name: str, tmp_path: Path, cache: Path, folder_url: str):
+    (tmp_path / "offered" / name).write_bytes(BAD[name])
+    for _ in range(2):
+        with pytest.raises(UserError) as caught:
+            resolve(f"{folder_url}/{name}")
+        assert f"{folder_url}/{name}" in str(caught.value)
+        assert not list(cache.glob("*_" + name))
+    good = WEIGHTS if name.endswith(".pkl") else NPZ
+    (tmp_path / "offered" / name).write_bytes(good)
+    assert resolve(f"{folder_url}/{name}").path.read_bytes() == good
+
+
+@pytest.mark.parametrize("damage", ["half", "zeros", "text mode", "page"])
+def test_damaged_network_in_the_cache_is_replaced(
+    damage: str, tmp_path: Path, cache: Path, folder_url: str, fixture_path: Callable[[str], Path]
+):
+    """As a download of an older version, another tool or a full disk left it."""
+    good = fixture_path("sg2ada/d_gray16.pkl").read_bytes()
+    half = len(good) // 2
+    bad = {
+        "half": good[:half],
+        "zeros": good[:half] + bytes(len(good) - half),
+        "text mode": good.replace(b"\n", b"\r\n"),
+        "page": b"<html>" + good,
+    }[damage]
+    (tmp_path / "offered" / "net.pkl").write_bytes(good)
+    path = put_into_cache(cache, f"{folder_url}/net.pkl", bad)
+    found = resolve(f"{folder_url}/net.pkl").path
+    assert found.read_bytes() == good and not path.exists()
+
+
+def test_file_that_is_whole_but_hostile_is_not_downloaded_again(cache: Path):
+    """Reading it is what refuses it, with the reason."""
+    url = "http://127.0.0.1:1/net.pkl"
+    path = put_into_cache(cache, url, b"\x80\x04cos\nsystem\n\x8c\x04true\x85R.")
+    assert resolve(url).path == path
+    with pytest.raises(UserError, match=r"os\.system"):
+        load_gan(url)
+
+
+def test_files_of_a_pair_are_named_together(cache: Path):
+    """Where both would have to be downloaded."""
+    urls = [f"http://127.0.0.1:1/{name}.pkl?token=t0ken" for name in ("gan", "teacher")]
+    with pytest.raises(UserError) as caught:
+        zoo.resolve_all([urls[0], "digits", urls[1]])
+    said = str(caught.value)
+    assert "t0ken" not in said
+    for url in urls:
+        assert download.redacted(url) in said and str(download.place_by_hand(url)) in said
+    put_into_cache(cache, urls[0])
+    with pytest.raises(download.DownloadError) as caught:
+        zoo.resolve_all(urls)
+    assert "gan.pkl" not in str(caught.value)
+    put_into_cache(cache, urls[1])
+    assert [file.spec for file in zoo.resolve_all([*urls, "digits"])] == [*urls, "digits"]
+    with pytest.raises(UserError, match="no-such-name"):
+        zoo.resolve_all(["http://127.0.0.1:1/x.pkl", "no-such-name"])
+
+
+def test_spelling_that_may_be_written_down(cache: Path):
+    url = "https://user:s3cret@host/net.pkl?token=t0ken"
+    assert zoo.lasting(url) == "https://host/net.pkl?token=..."
+    assert zoo.lasting(url) != zoo.lasting("ffhq") == "ffhq"
+    path = put_into_cache(cache, url)
+    assert zoo.lasting(url) == str(path) and resolve(zoo.lasting(url)).path == path
+    assert zoo.lasting(FFHQ_URL) == FFHQ_URL and zoo.lasting("a?b@c") == "a?b@c"

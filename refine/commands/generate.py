@@ -306,7 +306,8 @@ def _write_images(generators: list[Any], inputs: list[Input], outdir: Path, sett
     from tqdm import tqdm
 
     from refine.files.atomic import cannot_write
-    from refine.networks.sampling import squared_difference, to_picture
+    from refine.files.images import to_picture
+    from refine.networks.sampling import squared_difference
 
     halves: list[list[Image.Image]] = [[] for _ in generators]
     shrink = _shrink(len(inputs), int(generators[0].img_resolution))
@@ -343,16 +344,13 @@ def _shrink(count: int, resolution: int) -> int:
 
 def _side_by_side(left: list[Image.Image], right: list[Image.Image]) -> Image.Image:
     """Two grids of as many pictures, the same picture at the same place in both."""
-    from PIL import Image
+    import numpy as np
+
+    from refine.files.images import WHITE, join, picture_of, pixels_of, tile
 
     columns = columns_of(len(left))
-    rows = math.ceil(len(left) / columns)
-    width, height = left[0].size
-    canvas = Image.new(left[0].mode, (2 * columns * width + GAP, rows * height), "white")
-    for half, start in ((left, 0), (right, columns * width + GAP)):
-        for index, picture in enumerate(half):
-            canvas.paste(picture, (start + index % columns * width, index // columns * height))
-    return canvas
+    halves = [np.stack([pixels_of(picture).transpose(2, 0, 1) for picture in half]) for half in (left, right)]
+    return picture_of(join([tile(half, columns, fill=WHITE) for half in halves], GAP, axis=1))
 
 
 def _save(picture: Image.Image, path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +32,7 @@ _NAMED_ALIKE = ("data", "ref", "detector", "vgg", "trust_detector", "fid_seeds",
 
 @click.command(cls=Command)
 @click.option(
-    "--network", required=True, type=Spec(), metavar=f"{NETWORK}|DIR",
+    "--network", type=Spec(), metavar=f"{NETWORK}|DIR",
     help="Generator to measure; DIR: all snapshots of a run.",
 )  # fmt: skip
 @field_options(
@@ -85,11 +84,19 @@ _NAMED_ALIKE = ("data", "ref", "detector", "vgg", "trust_detector", "fid_seeds",
     "--grid", type=OutFile(".png"), metavar="PNG", help="Picture of samples; with --before, of both side by side."
 )
 @click.option("--before", type=Spec(), metavar=NETWORK, help="Generator to show beside in --grid, at the same latents.")
+@click.option(
+    "--check-data", type=Spec(), metavar="ZIP|DIR", help="List everything that is wrong with a data set, and stop."
+)
 @click.option("--prefetch", is_flag=True, help="Download all that is needed, prove that it works offline, and stop.")
 @force_option
 @trust_option
 def main(metrics: MetricNames, **given: Any) -> None:
     """Measure a generator as the StyleGAN suite does; rows go to stdout, and beside the snapshot in a run's folder."""
+    if given["check_data"]:
+        _check_data(given["check_data"])
+        return
+    if not given["network"]:
+        raise click.UsageError("Give --network, the generator to measure, or --check-data.")
     if metrics.auto or not metrics.names:
         raise click.UsageError(f"--metrics={metrics} measures nothing: name metrics, such as --metrics=fid5k_full.")
     if given["data"] is not None and given["ref"] not in ("auto", "data"):
@@ -121,6 +128,22 @@ def main(metrics: MetricNames, **given: Any) -> None:
         _measure(given, options, device)
 
 
+def _check_data(path: str) -> None:
+    """Prints every problem of a data set, a line each, and what it holds.
+
+    Raises:
+        UserError: There are problems.
+    """
+    from refine.files.dataset import check_dataset
+    from refine.metrics.resolve import dataset_path
+
+    found = check_dataset(dataset_path(path))
+    for line in (*found.problems, *found.notes, found.summary):
+        click.echo(line)
+    if found.problems:
+        raise UserError(f"{path} has {len(found.problems):,} problems, listed above: mend or remove these files.")
+
+
 def _backend() -> str:
     import torch
 
@@ -128,7 +151,8 @@ def _backend() -> str:
 
 
 def _measure(given: dict[str, Any], options: Any, device: Any) -> None:
-    from refine import pickles
+    from refine.files.digest import file_sha256
+    from refine.files.jsonl import to_json
     from refine.metrics.offline import prefetch
     from refine.metrics.reference import Teacher
     from refine.metrics.resolve import warn_of_recorded_data
@@ -145,7 +169,7 @@ def _measure(given: dict[str, Any], options: Any, device: Any) -> None:
         if given["teacher"]:
             loaded = load_teacher(given["teacher"], trust=trust)
             network: Any = loaded.network.to(device)
-            sha256 = pickles.file_sha256(loaded.pickle.path)
+            sha256 = file_sha256(loaded.pickle.path)
             teacher = Teacher(network, given["teacher"], sha256, given["class_map"])
         if options.data is None and options.ref == "auto":
             warn_of_recorded_data(networks[0].pickle)
@@ -164,7 +188,7 @@ def _measure(given: dict[str, Any], options: Any, device: Any) -> None:
         path = loaded.pickle.path.resolve()  # network-best.pkl is a link to a snapshot
         for row in suite.measure(generator, path.name):
             if distributed.is_first():
-                click.echo(json.dumps(row))
+                click.echo(to_json(row))
                 results = " ".join(f"{name} {value:.6g}" for name, value in row["results"].items() if value is not None)
                 click.echo(f"{path.name}: {results}", err=True)
                 if (path.parent / "training_options.json").is_file() and re.fullmatch(r"network-.*\.pkl", path.name):
@@ -177,11 +201,12 @@ def _measure(given: dict[str, Any], options: Any, device: Any) -> None:
 def _export(given: dict[str, Any], suite: Any) -> None:
     from refine.metrics.reference_file import save_reference
 
-    spec = next((spec for spec in suite.specs if spec.needs_reference and spec.kind != "pr"), None)
-    if spec is None or suite.reference is None or suite.reference.kind == "statistics":
+    compared = [metric for metric in suite.metrics if metric.needs_reference]
+    metric = next((m for m in compared if m.features(suite.detectors[m.name]).keep != "half"), None)
+    if metric is None or suite.reference is None or suite.reference.kind == "statistics":
         raise UserError("--export-ref writes the statistics of a data set or teacher for a FID or KID: name those.")
-    detector = suite.detectors[spec.name]
-    save_reference(given["export_ref"], suite.reference, detector, spec, features=given["export_features"])
+    detector = suite.detectors[metric.name]
+    save_reference(given["export_ref"], suite.reference, detector, metric, features=given["export_features"])
     click.echo(f"Wrote {given['export_ref']}", err=True)
 
 

@@ -168,12 +168,12 @@ def _check_gpus(gpus: int | None) -> None:
 
 def _choose_operators(mode: str, device: str) -> None:
     from refine.runtime.device import choose_device
-    from stylegan_ops import select
+    from stylegan_ops import dispatch
     from stylegan_ops.build import BuildError
 
-    select.set_mode(mode)
+    dispatch.set_mode(mode)
     if mode == "on":
         try:
-            select.load(choose_device(device))
+            dispatch.load(choose_device(device))
         except BuildError as error:
             raise UserError(str(error)) from error

@@ -141,21 +141,15 @@ def slerp(start: Tensor, end: Tensor, t: float) -> Tensor:
 
 def _frame(images: list[Tensor]) -> np.ndarray:
     """Images [1, C, H, W] as one picture uint8 [H, W, 3] with even sides."""
-    from refine.networks.sampling import to_picture
+    from refine.files.images import WHITE, enlarge, tile, to_picture
 
     pictures = [np.asarray(to_picture(image).convert("RGB")) for image in images]
     side = pictures[0].shape[0]
     columns = columns_of(len(pictures))
-    rows = -(-len(pictures) // columns)
     factor = max(1, math.ceil(SMALLEST_SIDE / (columns * side)))
     reduce = max(1, math.ceil(columns * side / MAX_SIDE))
     if reduce > 1:
         pictures = [np.asarray(to_picture(image).convert("RGB").reduce(reduce)) for image in images]
-        side = pictures[0].shape[0]
-    canvas = np.full((rows * side, columns * side, 3), 255, np.uint8)
-    for index, picture in enumerate(pictures):
-        top, left = index // columns * side, index % columns * side
-        canvas[top : top + side, left : left + side] = picture
-    canvas = canvas.repeat(factor, axis=0).repeat(factor, axis=1)
+    canvas = enlarge(tile(np.stack(pictures).transpose(0, 3, 1, 2), columns, fill=WHITE), factor)
     odd = [(0, size % 2) for size in canvas.shape[:2]]
     return np.pad(canvas, [*odd, (0, 0)], mode="edge")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 
 import click
@@ -12,11 +13,11 @@ import click
 from refine import zoo
 from refine.commands.base import Command
 from refine.commands.options import Spec
-from refine.zoo import ZooEntry
+from refine.zoo import KINDS, ZooEntry
 
-REFINED = {"stylegan2", "edm"}  # families of networks that Refine rebuilds; others need --trust-pickle
-MAX_WIDTH = 1000  # columns of a table that goes to a file or another program
-KINDS = tuple(dict.fromkeys(entry.kind for entry in zoo.ENTRIES))
+HEADER = ("NAME", "REFINES", "FAMILY", "PIXELS", "SIZE", "CACHED", "LICENSE")
+NARROWEST_NAME = 20
+GAP = 2  # between columns
 
 
 @click.command(cls=Command)
@@ -25,18 +26,21 @@ KINDS = tuple(dict.fromkeys(entry.kind for entry in zoo.ENTRIES))
 @click.option("--json", "as_json", is_flag=True, help="List as JSON, with URLs and digests.")
 @click.option("--fetch", "spec", type=Spec(), metavar="NAME|URL", help="Download one file and print its path.")
 def main(word: str | None, kind: str | None, as_json: bool, spec: str | None) -> None:
-    """List the files that have a name, or download one of them. WORD: list only names that contain it."""
+    """List the files that have a name, or download one of them. WORD: list only names that contain it.
+
+    The column REFINES tells if Refine opens a network and refines it, or refines with it.
+    """
     if spec is not None:
         if word is not None or kind is not None or as_json:
             raise click.UsageError("--fetch downloads one file: leave out WORD, --kind and --json.")
         click.echo(zoo.resolve(spec).path)
         return
-    found = [entry for entry in zoo.ENTRIES if kind in (None, entry.kind) and _has(entry, word)]
+    entries = [entry for entry in zoo.ENTRIES if kind in (None, entry.kind) and _has(entry, word)]
     if as_json:
-        click.echo(json.dumps([_described(entry) for entry in found], indent=2))
-    elif found:
-        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else MAX_WIDTH
-        click.echo(_table(found, width))
+        click.echo(json.dumps([_described(entry) for entry in entries], indent=2))
+    elif entries:
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        click.echo(table(entries, width))
     else:
         raise click.UsageError(f"No name{f' of kind {kind}' if kind else ''} contains {word!r}.")
 
@@ -51,46 +55,61 @@ def _described(entry: ZooEntry) -> dict[str, object]:
     size = local.stat().st_size if local else entry.size
     path = str(entry.path) if entry.path else None
     cached = str(local) if local else None
-    return {**asdict(entry), "path": path, "size": size, "cached": cached, "opens": opens(entry)}
+    return {**asdict(entry), "path": path, "size": size, "cached": cached, "refines": entry.refines}
 
 
-def opens(entry: ZooEntry) -> str | None:
-    """Whether Refine opens the network by itself: "yes" or "--trust-pickle"; None for what is no network."""
-    if entry.kind not in ("generator", "denoiser"):
-        return None
-    return "yes" if entry.family in REFINED else "--trust-pickle"
+def table(entries: Sequence[ZooEntry], width: int | None = None) -> str:
+    """The entries as text, one section for each kind.
 
-
-def _table(entries: list[ZooEntry], width: int) -> str:
-    """One line for each entry; columns on the right are left out where the terminal is too narrow for them."""
-    titles = ("NAME", "KIND", "PIXELS", "OPENS", "CACHED", "SIZE", "FAMILY", "LICENSE")
-    rows = [titles]
-    for entry in entries:
-        known = _described(entry)
-        rows.append(
-            (
-                " = ".join((entry.name, *entry.aliases)),
-                entry.kind,
-                str(entry.resolution or "-"),
-                opens(entry) or "-",
-                "yes" if known["cached"] else "no",
-                _size(known["size"]),
-                entry.family,
-                entry.licence or "-",
-            )
-        )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(titles))]
-    shown = max((n for n in range(1, len(titles) + 1) if sum(widths[:n]) + 2 * (n - 1) <= width), default=1)
-    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row[:shown], widths, strict=False)).rstrip() for row in rows]
+    Args:
+        entries: Entries, in their order within a kind.
+        width: Characters in a line; None is as many as needed. Columns that do not fit are left out from the right; a
+            name that does not fit has a line of its own.
+    """
+    rows = {entry.name: _row(entry) for entry in entries}
+    columns = len(HEADER)
+    widths = [max(len(row[i]) for row in [HEADER, *rows.values()]) for i in range(columns)]
+    if width is not None and sum(widths) + GAP * (columns - 1) > width:
+        columns -= 1  # without the licenses
+        while columns > 2 and NARROWEST_NAME + sum(widths[1:columns]) + GAP * (columns - 1) > width:
+            columns -= 1
+        rest = sum(widths[1:columns]) + GAP * (columns - 1)
+        widths[0] = min(widths[0], max(NARROWEST_NAME, width - rest))
+    lines = []
+    for kind in KINDS:
+        chosen = [entry for entry in entries if entry.kind == kind]
+        if chosen:
+            lines += ["", kind.upper().replace("-", " ") + "S", *_lines(HEADER[:columns], widths)]
+            lines += [line for entry in chosen for line in _lines(rows[entry.name][:columns], widths)]
     notes = ["-: not known here; the publisher's page may tell."]
-    if any(opens(entry) == "--trust-pickle" for entry in entries):
-        notes.append("OPENS --trust-pickle: Refine has no such network of its own; the flag runs the pickle's source.")
-    if shown < len(titles):
-        notes.append(f"The terminal is too narrow for {', '.join(titles[shown:])}: --json lists everything.")
-    return "\n".join([*lines, "", *notes])
+    if any(entry.refines == "trust" for entry in entries):
+        notes.append("trust: with --trust-pickle, which runs the file's source.")
+    if columns < len(HEADER):
+        notes.append("More columns: in a wider terminal, or with --json.")
+    return "\n".join([*lines[1:], "", *notes])
 
 
-def _size(size: object) -> str:
-    if not isinstance(size, int):
-        return "-"
-    return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
+def _row(entry: ZooEntry) -> tuple[str, ...]:
+    known = _described(entry)
+    return (
+        " = ".join((entry.name, *entry.aliases)),
+        entry.refines,
+        entry.family,
+        str(entry.resolution or "-"),
+        _size(known["size"]) if isinstance(known["size"], int) else "-",
+        "yes" if known["cached"] else "no",
+        entry.license or "-",
+    )
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 1e6:.1f} MB" if num_bytes >= 100_000 else f"{num_bytes / 1e3:.1f} kB"
+
+
+def _lines(row: Sequence[str], widths: Sequence[int]) -> list[str]:
+    """One line, or two where the first cell does not fit."""
+    name, *rest = row
+    cells = [cell.ljust(width) for cell, width in zip(rest, widths[1:], strict=False)]
+    if len(name) <= widths[0]:
+        return [(" " * GAP).join([name.ljust(widths[0]), *cells]).rstrip()]
+    return [name, (" " * GAP).join([" " * widths[0], *cells]).rstrip()]

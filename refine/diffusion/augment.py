@@ -1,13 +1,14 @@
-"""Augmentation that the network is told about: the nine-label pipe of EDM (arXiv 2206.00364, appendix F.2).
+"""Non-leaky augmentation with labels: EDM's nine-label pipeline (Karras et al., arXiv 2206.00364, appendix F.2).
 
-A denoiser trained so knows what undoes each transformation, and is asked for unchanged images by labels of zero. The
-fake score starts as such a network, and may be fitted under the same augmentation.
+A denoiser trained with it receives the parameters of each transformation as augmentation labels; labels of zero ask
+for images without augmentation. The fake score starts as a copy of such a network and may be trained with the same
+augmentation.
 
-Every image has eight parameters, drawn first and for a whole batch (`draw`), so that any part of the batch can then be
-transformed alone (`transform`, `labels`). All parameters of an image that stays as it is are 0. Geometry, in pixels
-from the image's centre with y downwards: mirror, scale, rotate, stretch along an axis, shift, in this order, resampled
-once as in StyleGAN2-ADA (arXiv 2006.06676, appendix B): reflected at the borders, oversampled twice through a sym6
-wavelet, looked up bilinearly, and brought back through the same wavelet.
+Eight parameters per image are drawn first, for the whole batch (`draw`), so that any part of the batch can then be
+transformed by itself (`transform`, `labels`). Parameters of an image that is left unchanged are all 0. The geometry,
+in pixels from the image center with y pointing down, is: mirror, scale, rotate, stretch along an axis, shift, in this
+order. Images are resampled once, as in StyleGAN2-ADA (arXiv 2006.06676, appendix B): reflection padding, 2x
+upsampling with a sym6 wavelet, bilinear lookup, and 2x downsampling with the same wavelet.
 """
 
 from __future__ import annotations
@@ -23,33 +24,33 @@ from stylegan_ops import upfirdn2d
 PARAMETERS = ("mirror_x", "mirror_y", "scale", "rotation", "stretch_angle", "stretch", "shift_x", "shift_y")
 NUM_LABELS = 9
 
-SCALE_STD = 0.2  # of log2 of the scale
-STRETCH_STD = 0.2  # of log2 of the stretch
-STRETCH_ANGLE_PROBABILITY = 0.5  # of an axis other than the horizontal
-SHIFT_STD = 1 / 8  # in widths of the image
+SCALE_STD = 0.2  # standard deviation of log2 of the scale
+STRETCH_STD = 0.2  # standard deviation of log2 of the stretch
+STRETCH_ANGLE_PROBABILITY = 0.5  # probability of an axis other than the horizontal
+SHIFT_STD = 1 / 8  # standard deviation in image widths
 
-# The low-pass filter of the sym6 wavelet: orthonormal to itself shifted by two, so that bringing back what was
-# oversampled gives the image itself.
+# Low-pass filter of the sym6 wavelet: orthonormal to its own shifts by two, so that upsampling followed by downsampling
+# is the identity.
 SYM6 = (
     *(0.015404109327027373, 0.0034907120842174702, -0.11799011114819057, -0.048311742585633),
     *(0.4910559419267466, 0.787641141030194, 0.3379294217276218, -0.07263752278646252),
     *(-0.021060292512300564, 0.04472490177066578, 0.0017677118642428036, -0.007800708325034148),
 )
-_REACH = len(SYM6) // 4  # pixels of the image on each side that the filter sees, when oversampled twice
-_PHASE = -0.25  # pixels: the wavelet's weight lies about tap 5, half a fine pixel before the middle of its 12 taps
+_REACH = len(SYM6) // 4  # image pixels on each side that the filter covers at 2x resolution
+_PHASE = -0.25  # pixels: the wavelet's weight is centered on tap 5, half a fine pixel before the middle of its 12 taps
 
 
 def draw(num_images: int, p: float, generator: torch.Generator) -> Tensor:
-    """Draws the parameters of a batch.
+    """Draws the augmentation parameters of a batch.
 
     Args:
-        num_images: N.
-        p: probability of each transformation but the horizontal mirror, which as in EDM half of all images get
-            whenever p is not 0.
-        generator: of the CPU.
+        num_images: Number of images N.
+        p: Probability of each transformation, in [0, 1]; as in EDM, the horizontal mirror has probability 1/2
+            whenever p > 0.
+        generator: Random number generator on the CPU.
 
     Returns:
-        [N, 8] float32 on the CPU in the order of `PARAMETERS`; standard normal for scale, stretch and shift, radians
+        [N, 8] float32 on the CPU, in the order of `PARAMETERS`; standard normal for scale, stretch and shift, radians
         for angles, 1 for mirrored.
     """
 
@@ -78,7 +79,11 @@ def draw(num_images: int, p: float, generator: torch.Generator) -> Tensor:
 
 
 def labels(parameters: Tensor) -> Tensor:
-    """What the network is told, [N, 9]: mirrors 2, scale 1, rotation (cos - 1, sin), stretch (along x, y), shift 2."""
+    """Augmentation labels of parameters [N, 8].
+
+    Returns:
+        [N, 9]: two mirrors, scale, rotation (cos - 1, sin), stretch (along x, along y), shift (x, y).
+    """
     mirror_x, mirror_y, scale, rotation, stretch_angle, stretch, shift_x, shift_y = parameters.unbind(1)
     return torch.stack(
         [
@@ -90,11 +95,14 @@ def labels(parameters: Tensor) -> Tensor:
 
 
 def matrices(parameters: Tensor, size: int) -> Tensor:
-    """Where each pixel of the result comes from: [N, 3, 3] float64, homogeneous, without the mirrors.
+    """Inverse transformations, from pixels of the result to pixels of the image, without the mirrors.
 
     Args:
-        parameters: [N, 8].
-        size: pixels of the image along either axis.
+        parameters: Augmentation parameters, [N, 8].
+        size: Height and width of the image in pixels.
+
+    Returns:
+        Homogeneous matrices in pixels from the center, [N, 3, 3] float64.
     """
     p = dict(zip(PARAMETERS, parameters.double().unbind(1), strict=True))
     scale, stretch = 2 ** (SCALE_STD * p["scale"]), 2 ** (STRETCH_STD * p["stretch"])
@@ -107,11 +115,11 @@ def matrices(parameters: Tensor, size: int) -> Tensor:
 
 
 def transform(images: Tensor, parameters: Tensor) -> Tensor:
-    """Applies the transformations; images whose parameters say so come back bit for bit.
+    """Applies the transformations; images whose parameters are all 0 stay bit-identical.
 
     Args:
-        images: [N, C, R, R], floating point.
-        parameters: [N, 8], on any device.
+        images: Images of a floating-point dtype, [N, C, R, R].
+        parameters: Augmentation parameters, [N, 8], on any device.
 
     Returns:
         [N, C, R, R], without gradient where a transformation is not differentiable.
@@ -130,21 +138,25 @@ def transform(images: Tensor, parameters: Tensor) -> Tensor:
 
 
 def augment(images: Tensor, p: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Draws, transforms and labels in one go: (images [N, C, R, R], labels [N, 9] on their device)."""
+    """Draws parameters and applies them.
+
+    Returns:
+        Images [N, C, R, R] and labels [N, 9], both on the device of `images`.
+    """
     parameters = draw(len(images), p, generator)
     return transform(images, parameters), labels(parameters).to(images.device, images.dtype)
 
 
 def warp(images: Tensor, matrix: Tensor) -> Tensor:
-    """Resamples images along a map from each pixel of the result to a place in the image.
+    """Resamples images at positions given by affine maps from pixels of the result to pixels of the image.
 
     Args:
-        images: [N, C, R, R].
-        matrix: [N, 3, 3], in pixels from the centre, on the CPU.
+        images: Images, [N, C, R, R].
+        matrix: Homogeneous matrices in pixels from the center, [N, 3, 3], on the CPU.
     """
     size, dtype, device = images.shape[-1], images.dtype, images.device
     wavelet = upfirdn2d.setup_filter(SYM6, device=device)
-    # What the corners of the result see, with what its filter needs around it, decides how much is reflected.
+    # The border covers what the corners of the result read, with the reach of the filter on either side.
     extent = (size - 1) / 2 + _REACH
     corners = torch.tensor([[-1.0, 1, -1, 1], [-1, -1, 1, 1]], dtype=torch.float64) * extent
     corners = torch.cat([corners, torch.ones(1, 4, dtype=torch.float64)])
@@ -152,7 +164,7 @@ def warp(images: Tensor, matrix: Tensor) -> Tensor:
     border = max(0, min(math.ceil(needed), size - 1))
     padded = functional.pad(images, [border] * 4, mode="reflect") if border else images
     fine = upfirdn2d.upsample2d(padded, wavelet, up=2)
-    # The result's own fine grid, in widths of the padded image as grid_sample counts: -1 and 1 are its edges.
+    # Fine grid of the result in grid_sample's coordinates, where -1 and 1 are the edges of the padded image.
     fine_size = 2 * (size + 2 * _REACH)
     offset = torch.full([1], _PHASE, dtype=torch.float64)
     theta = (_translation(offset, offset) @ matrix.double() @ _translation(-offset, -offset))[:, :2]

@@ -1,7 +1,7 @@
-"""Which noise levels a step looks at: distributions of sigma, and how they move over a run.
+"""Distributions of noise levels, and their schedules over a run.
 
-A distribution is its quantile function, so that one uniform number per image decides, whatever the distribution.
-Low noise levels sharpen detail; the study behind the presets found that higher ones keep classes and variety.
+A distribution is given by its quantile function, so that every distribution takes one uniform number per image.
+Low noise levels sharpen detail; in the study behind the presets, higher noise levels preserved classes and variety.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ class LogNormal:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.P_mean) and 0 <= self.P_std < math.inf):
-            raise UserError(f"lognormal:{self.P_mean},{self.P_std} needs a finite mean and a spread of at least 0.")
+            raise UserError(f"lognormal:{self.P_mean},{self.P_std} is impossible: use a finite mean and a std >= 0.")
 
     def quantile(self, u: Tensor) -> Tensor:
-        """Noise levels at u in (0, 1), of u's shape."""
+        """Noise levels at quantiles u in (0, 1), in the shape of u."""
         return (self.P_mean + self.P_std * torch.special.ndtri(u)).exp()
 
-    def log_density(self, sigma: Tensor) -> Tensor:
-        """Density of ln sigma at noise levels > 0, of sigma's shape."""
+    def log_sigma_density(self, sigma: Tensor) -> Tensor:
+        """Probability density of ln sigma at noise levels > 0, in the shape of sigma."""
         z = (sigma.log() - self.P_mean) / self.P_std
         return (-(z**2) / 2).exp() / (math.sqrt(2 * math.pi) * self.P_std)
 
 
 @dataclass(frozen=True)
 class Karras:
-    """Sigma^(1/rho) uniform between its ends: the sampler's grid, as other distillations use it (SiD, DMD2)."""
+    """Sigma^(1/rho) ~ uniform: the grid of EDM's sampler, which SiD and DMD2 draw training noise levels from."""
 
     sigma_min: float = 0.002
     sigma_max: float = 80.0
@@ -47,16 +47,17 @@ class Karras:
     def __post_init__(self) -> None:
         if not (0 < self.sigma_min <= self.sigma_max < math.inf and 0 < self.rho < math.inf):
             raise UserError(
-                f"karras:{self.sigma_min},{self.sigma_max},{self.rho} needs 0 < sigma_min <= sigma_max and rho > 0."
+                f"karras:{self.sigma_min},{self.sigma_max},{self.rho} is impossible: use 0 < sigma_min <= sigma_max < "
+                "inf and rho > 0."
             )
 
     def quantile(self, u: Tensor) -> Tensor:
-        """Noise levels at u in (0, 1), of u's shape."""
+        """Noise levels at quantiles u in (0, 1), in the shape of u."""
         low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
         return (low + (high - low) * u) ** self.rho
 
-    def log_density(self, sigma: Tensor) -> Tensor:
-        """Density of ln sigma at noise levels within its ends, of sigma's shape."""
+    def log_sigma_density(self, sigma: Tensor) -> Tensor:
+        """Probability density of ln sigma at noise levels from sigma_min to sigma_max, in the shape of sigma."""
         low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
         return sigma ** (1 / self.rho) / (self.rho * (high - low))
 
@@ -67,39 +68,47 @@ DISTRIBUTIONS: dict[str, type[LogNormal] | type[Karras]] = {"lognormal": LogNorm
 
 @dataclass(frozen=True)
 class Schedule:
-    """A distribution that moves in a straight line from `start` to `end` over the run; of one kind."""
+    """Distribution whose parameters change linearly over the run.
+
+    Attributes:
+        start: Distribution at the start of the run.
+        end: Distribution at the end of the run, of the same kind.
+    """
 
     start: Distribution
     end: Distribution
 
     def __post_init__(self) -> None:
         if type(self.start) is not type(self.end):
-            raise UserError("A schedule of noise levels needs the same kind of distribution at both ends.")
+            raise UserError(
+                f"A schedule of noise levels cannot go from {_text(self.start)} to {_text(self.end)}: use the same "
+                "kind of distribution at both ends."
+            )
 
     def __str__(self) -> str:
-        """The text that `parse_schedule` reads."""
+        """Text that `parse_schedule` reads."""
         ends = (self.start,) if self.start == self.end else (self.start, self.end)
         return "->".join(_text(end) for end in ends)
 
     def at(self, progress: float) -> Distribution:
-        """The distribution at `progress`, 0 (start of the run) to 1 (its end)."""
+        """Distribution at `progress`, from 0 (start of the run) to 1 (end of the run)."""
         pairs = zip(astuple(self.start), astuple(self.end), strict=True)
         return type(self.start)(*(a * (1 - progress) + b * progress for a, b in pairs))
 
 
 def parse_schedule(text: str | Schedule) -> Schedule:
-    """Reads `lognormal`, `lognormal:-1.2,1.2`, `karras:0.002,80,7`, or two of one kind joined by `->`.
+    """Parses `lognormal`, `lognormal:-1.2,1.2`, `karras:0.002,80,7`, or two of one kind joined by `->`.
 
     Raises:
-        UserError: with an example of what would be right.
+        UserError: The text is not a schedule, or its numbers are impossible; the message gives an example.
     """
     if isinstance(text, Schedule):
         return text
     if not isinstance(text, str):
-        raise UserError(f"{text!r} is not text: write for example 'lognormal:-1.2,1.2' or 'karras:0.002,80,7'.")
+        raise UserError(f"{text!r} is not text: use for example 'lognormal:-1.2,1.2' or 'karras:0.002,80,7'.")
     parts = [_parse_distribution(part.strip()) for part in text.split("->")]
     if len(parts) > 2:
-        raise UserError(f"A schedule of noise levels has two ends at most, unlike {text!r}.")
+        raise UserError(f"{text!r} has more than two ends: use one distribution, or two joined by ->.")
     return Schedule(parts[0], parts[-1])
 
 
@@ -116,5 +125,5 @@ def _parse_distribution(text: str) -> Distribution:
         if isinstance(error, UserError):
             raise
         raise UserError(
-            f"{text!r} is no distribution of noise levels: write for example lognormal:-1.2,1.2 or karras:0.002,80,7."
+            f"{text!r} is not a noise-level distribution: use for example lognormal:-1.2,1.2 or karras:0.002,80,7."
         ) from error

@@ -1,4 +1,4 @@
-"""Heun's sampler of EDM (Karras et al., arXiv 2206.00364)."""
+"""Heun sampler of EDM (Karras et al., arXiv 2206.00364)."""
 
 from __future__ import annotations
 
@@ -15,16 +15,24 @@ from refine.contracts import Denoiser
 def karras_sigmas(num_steps: int, sigma_min: float = 0.002, sigma_max: float = 80, rho: float = 7) -> Tensor:
     """Noise levels from sigma_max down to sigma_min, evenly spaced in sigma^(1/rho) (eq. 5).
 
+    Args:
+        num_steps: Number of noise levels, >= 1.
+        sigma_min: Smallest noise level, > 0.
+        sigma_max: Largest noise level.
+        rho: Exponent of the spacing.
+
     Returns:
         [num_steps] float64; [sigma_max] for a single step. The final 0 of the paper is not included.
 
     Raises:
-        ValueError: num_steps < 1, or not 0 < sigma_min <= sigma_max < inf.
+        ValueError: `num_steps` is below 1, or 0 < sigma_min <= sigma_max < infinity does not hold.
     """
     if num_steps < 1:
         raise ValueError(f"num_steps={num_steps} must be at least 1")
     if not 0 < sigma_min <= sigma_max < math.inf:
-        raise ValueError(f"sigma_min={sigma_min} and sigma_max={sigma_max} must be positive, ordered and finite")
+        raise ValueError(
+            f"0 < sigma_min <= sigma_max < inf must hold, unlike sigma_min={sigma_min}, sigma_max={sigma_max}"
+        )
     ends = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
     return torch.linspace(*ends, num_steps, dtype=torch.float64) ** rho
 
@@ -34,14 +42,14 @@ class HeunOptions:
     """Options of `heun_sample`; the defaults are the paper's deterministic sampler.
 
     Attributes:
-        num_steps: noise levels; the network is evaluated 2 num_steps - 1 times.
-        sigma_min: smallest noise level, raised to the network's own minimum.
-        sigma_max: largest noise level, lowered to the network's own maximum.
-        rho: exponent of the spacing of noise levels.
-        S_churn: amount of fresh noise, 0 = deterministic.
-        S_min: smallest noise level at which noise is added.
-        S_max: largest noise level at which noise is added.
-        S_noise: standard deviation of the added noise.
+        num_steps: Number of noise levels; the network is evaluated 2 num_steps - 1 times.
+        sigma_min: Smallest noise level, raised to the network's own minimum if that is larger.
+        sigma_max: Largest noise level, lowered to the network's own maximum if that is smaller.
+        rho: Exponent of the spacing of noise levels.
+        S_churn: Amount of fresh noise; 0 for a deterministic sampler.
+        S_min: Smallest noise level at which fresh noise is added.
+        S_max: Largest noise level at which fresh noise is added.
+        S_noise: Standard deviation of the fresh noise.
     """
 
     num_steps: int = 18
@@ -65,14 +73,14 @@ def heun_sample(
     """Samples images with Heun's second-order method (algorithm 1; with S_churn > 0, algorithm 2).
 
     Args:
-        denoiser: the network D.
-        latents: standard normal noise [N, C, R, R].
-        class_labels: [N, label_dim] or None.
-        options: None: the defaults.
-        generator: source of the noise that S_churn adds, on the device of latents; None: torch's own.
+        denoiser: Network D.
+        latents: Standard normal noise, [N, C, R, R].
+        class_labels: Class labels, [N, label_dim]; None for none.
+        options: Options of the sampler; None for the defaults.
+        generator: Random number generator for S_churn, on the device of `latents`; None for PyTorch's default.
 
     Returns:
-        Images [N, C, R, R] float64, nominal range [-1, 1], not clamped.
+        Images [N, C, R, R] float64, nominally in [-1, 1], not clamped.
     """
     options = options or HeunOptions()
     sigma_min = max(options.sigma_min, denoiser.sigma_min)

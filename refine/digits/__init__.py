@@ -1,1 +1,1 @@
-"""The built-in digits pair, its detector and its images; README.md says what they are and how they were made."""
+"""The built-in digits pair, its detector, its images and the demo; README.md describes the files and their making."""

@@ -22,8 +22,8 @@ class Images:
     """Labelled images.
 
     Attributes:
-        pixels: [N, 1, 16, 16] uint8.
-        classes: [N] int64, 0 to 9.
+        pixels: Images [N, 1, 16, 16] uint8.
+        classes: Class of each image [N] int64, 0 to 9.
     """
 
     pixels: torch.Tensor
@@ -34,17 +34,17 @@ class Images:
 
     @property
     def x0(self) -> torch.Tensor:
-        """The images as networks see them, [N, 1, 16, 16] float32 in [-1, 1]."""
+        """Images as network inputs, [N, 1, 16, 16] float32 in [-1, 1]."""
         return self.pixels.float() / 127.5 - 1
 
     @property
     def one_hot(self) -> torch.Tensor:
-        """The labels as networks see them, [N, 10] float32."""
+        """Labels as network inputs, one-hot [N, 10] float32."""
         return torch.nn.functional.one_hot(self.classes, NUM_CLASSES).float()
 
 
 def read_dataset(path: Path) -> Images:
-    """Reads a dataset zip of the StyleGAN kind: grey PNGs, and their labels in `dataset.json`."""
+    """Reads a ZIP data set in the format of StyleGAN: gray PNGs, with their labels in `dataset.json`."""
     with zipfile.ZipFile(path) as archive:
         labels = json.loads(archive.read("dataset.json"))["labels"]
         pixels = [np.asarray(Image.open(io.BytesIO(archive.read(name)))) for name, _ in labels]
@@ -57,5 +57,5 @@ def shipped_split(name: str) -> Images:
 
 
 def shipped_detector() -> torch.jit.ScriptModule:
-    """The digit classifier that is called like the Inception network."""
+    """The digit classifier, with the calling convention of the Inception network."""
     return torch.jit.load(FOLDER / "digits-detector.pt", map_location="cpu")

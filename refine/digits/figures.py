@@ -17,7 +17,8 @@ from torch import Tensor
 from refine.contracts import Denoiser
 from refine.diffusion.sampler import heun_sample
 from refine.digits.digits import NUM_CLASSES, Images, shipped_detector, shipped_split
-from refine.metrics.fid import fid
+from refine.files.images import to_uint8
+from refine.metrics.fid import frechet_distance
 from refine.metrics.moments import Moments
 from refine.metrics.precision_recall import precision_recall
 
@@ -64,7 +65,7 @@ def figures(images: Tensor, classes: Tensor, reals: Images, detector: torch.nn.M
     some = features[: len(reals)]
     inside = precision_recall(real_features, some, NEAREST, half=False, dtype=torch.float64)
     return Figures(
-        fid=fid(Moments.of(real_features), Moments.of(features), ddof=1).value,
+        fid=frechet_distance(Moments.of(real_features), Moments.of(features), ddof=1).value,
         precision=inside.precision,
         recall=inside.recall,
         coverage=coverage(real_features, some),
@@ -118,7 +119,7 @@ def sample(sampler: Sampler, count: int, batch: int = 200) -> tuple[Tensor, Tens
     classes = torch.arange(count) % NUM_CLASSES
     labels = torch.nn.functional.one_hot(classes, NUM_CLASSES).float()
     images = torch.cat([sampler(part) for part in labels.split(batch)])
-    return (images * 127.5 + 128).clamp(0, 255).to(torch.uint8), classes
+    return to_uint8(images), classes
 
 
 def generator_sampler(G: Any) -> Sampler:

@@ -27,7 +27,7 @@ from refine.digits.figures import Figures, figures, figures_of
 from refine.errors import UserError
 from refine.files.atomic import atomic_write
 from refine.files.image_grid import layout_of, side_by_side
-from refine.metrics.fid import fid
+from refine.metrics.fid import frechet_distance
 from refine.metrics.moments import Moments
 from refine.metrics.options import MetricOptions
 from refine.metrics.precision_recall import precision_recall
@@ -215,7 +215,7 @@ def compare_reals(images: Images, count: int) -> dict[str, float]:
     inside = precision_recall(real_features, features, 3)
     thousands = count // 1000
     return {
-        f"fid{thousands}k_full": fid(Moments.of(real_features), Moments.of(features)).value,
+        f"fid{thousands}k_full": frechet_distance(Moments.of(real_features), Moments.of(features)).value,
         f"pr{thousands}k3_full_precision": inside.precision,
         f"pr{thousands}k3_full_recall": inside.recall,
         **own_results(figures(mixed.pixels, mixed.classes, reals, detector), metric_name("test", count)),

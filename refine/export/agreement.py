@@ -35,7 +35,9 @@ class Probe:
         seeds = range(count)
         classes = [seed % generator.c_dim if generator.c_dim else None for seed in seeds]
         z = torch.cat([latent(seed, generator.z_dim) for seed in seeds])
-        return cls(z, torch.cat([label(generator.c_dim, index) for index in classes]))
+        c = torch.cat([label(generator.c_dim, index) for index in classes])
+        has_average = getattr(getattr(generator, "mapping", None), "w_avg", None) is not None
+        return cls(z, c, (1.0, 0.7) if has_average else (1.0,))
 
     def images(self, generator: Callable[[Tensor, Tensor, float], Tensor]) -> Tensor:
         """All images [len(psis) * N, C, H, W] that a function of (z, c, psi) makes."""

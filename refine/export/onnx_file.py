@@ -29,7 +29,9 @@ class _Graph(torch.nn.Module):
 
     def forward(self, z: Tensor, c: Tensor, truncation_psi: Tensor) -> Tensor:
         w_avg = self.generator.mapping.w_avg
-        ws = w_avg + (self.generator.mapping(z, c) - w_avg) * truncation_psi
+        ws = self.generator.mapping(z, c)
+        if w_avg is not None:  # else the graph has no input truncation_psi
+            ws = w_avg + (ws - w_avg) * truncation_psi
         return self.generator.synthesis(ws, noise_mode="const", force_fp32=True)
 
 

@@ -130,6 +130,7 @@ def _layout(loaded: LoadedNetwork) -> Layout:
     taps = setup_filter([1, 3, 3, 1])
     for wrong, what in (
         (G.c_dim != 0, "classes"),
+        (G.mapping.w_avg is None, "no average w"),
         (G.img_channels != 3, f"{G.img_channels} image channels"),
         (G.img_resolution < 8, "a resolution of 4"),
         (last.architecture != "skip", f"the architecture {last.architecture!r}"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -35,8 +36,12 @@ def write(loaded: LoadedNetwork, file: BinaryIO) -> None:
     file.write(safetensors.torch.save(tensors, metadata=about))
 
 
-def read(path: Path) -> dict[str, Tensor]:
+def read(path: Path, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of such a file.
+
+    Args:
+        path: A .safetensors file.
+        ours: Not needed: the file has the names of our tensors.
 
     Raises:
         UserError: it is no such file.
@@ -52,5 +57,5 @@ def images(path: Path, loaded: LoadedNetwork, probe: Probe) -> Tensor:
     network = copy.deepcopy(loaded.network)
     for tensor in network.state_dict().values():
         tensor.fill_(torch.nan if tensor.is_floating_point() else 0)  # so that nothing of the original remains
-    network.load_state_dict(read(path), strict=True)
+    network.load_state_dict(read(path, {}), strict=True)
     return probe.images(images_of_network(network))

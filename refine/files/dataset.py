@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import itertools
-import json
 import os
-import zipfile
-from collections import deque
+import zlib
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
+from tqdm import tqdm
 
-from refine import pickles
 from refine.errors import UserError
+from refine.files.labels import labels_in, parse_labels
+from refine.files.listing import LABELS_FILE, DatasetFiles, counted, one_line, open_files, with_slashes
 
-LABELS_FILE = "dataset.json"
+_UNUSABLE_MODES = {"RGBA": "has an alpha channel", "LA": "has an alpha channel", "P": "has a palette"}
 
 
 class ImageDataset:
@@ -28,12 +28,14 @@ class ImageDataset:
 
     Attributes:
         path: ZIP file or folder.
-        name: of the file or folder, without suffix.
-        file_names: of all images, in their order.
-        image_shape: (C, H, W) of every image.
-        raw_labels: classes [num_raw] int64, vectors [num_raw, dim] float32, or None.
-        raw_indices: for each item, which image it is.
-        flips: for each item, whether it is mirrored left to right.
+        name: Its name, without suffix.
+        files: Access to the files.
+        file_names: Names of all images, in their order.
+        image_shape: (C, H, W) of every image; C is 1 (gray) or 3.
+        raw_labels: Classes [num_raw] int64, vectors [num_raw, dim] float32, or None.
+        raw_indices: Number of the image, for each item.
+        flips: Whether an item is mirrored left to right.
+        notes: Files that were left out or are there twice, a sentence each.
     """
 
     def __init__(
@@ -43,27 +45,28 @@ class ImageDataset:
 
         Args:
             path: ZIP file or folder.
-            xflip: have each image a second time, mirrored; all originals come first.
-            max_size: most images, before mirroring; a random subset, in order of names.
-            random_seed: of NumPy's legacy generator, which draws the subset.
+            xflip: Have each image a second time, mirrored; all originals come first.
+            max_size: Most images, before mirroring; a random subset, in order of names.
+            random_seed: Seed of NumPy's legacy generator, which draws the subset.
 
         Raises:
-            UserError: nothing there, no images, unusable labels or a first image that does not do.
+            UserError: There are no images, some file cannot be read, or the labels or the first image are unusable.
         """
         self.path = Path(os.path.expanduser(path))
-        self.name = self.path.stem if self.path.is_file() else self.path.name
-        self._zip = _open_zip(self.path)
-        Image.init()
-        self.file_names = [name for name in self._names() if Path(name).suffix.lower() in Image.EXTENSION]
-        if not self.file_names:
+        self.files = open_files(self.path)
+        self.name = self.path.name if self.path.is_dir() else self.path.stem
+        listing = self.files.listing
+        if listing.problems:
+            more = len(listing.problems) - 1
+            remedy = f" For the {more} more: python -m refine metrics --check-data={self.path}" if more else ""
+            raise UserError(listing.problems[0] + remedy)
+        if not listing.images:
             raise UserError(f"There are no images in {self.path}: give a StyleGAN data set, a ZIP or folder of PNGs.")
-        self.image_shape: tuple[int, ...] | None = None
-        self.image_shape = self._read(0).shape
-        if self.image_shape[1] != self.image_shape[2]:
-            raise UserError(
-                f"{self._full(0)} has {self.image_shape[2]}x{self.image_shape[1]} pixels: images must be square."
-            )
-        self.raw_labels = self._read_labels()
+        self.file_names, self.notes = list(listing.images), listing.notes
+        self.image_shape = decode(self.files, self.file_names[0]).shape
+        if problem := _shape_problem(self.image_shape, self.image_shape):
+            raise UserError(f"{self.path}/{self.file_names[0]} {problem}")
+        self.raw_labels = read_labels(self.files)
         self.raw_indices = np.arange(len(self.file_names), dtype=np.int64)
         if max_size is not None and max_size < len(self.raw_indices):
             np.random.RandomState(random_seed).shuffle(self.raw_indices)
@@ -73,28 +76,17 @@ class ImageDataset:
             self.raw_indices = np.tile(self.raw_indices, 2)
             self.flips = np.concatenate([self.flips, ~self.flips])
 
-    def __getstate__(self) -> dict[str, Any]:
-        """For another process, which opens the file itself."""
-        return self.__dict__ | {"_zip": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._zip = _open_zip(self.path)
-        Image.init()
-
     def __len__(self) -> int:
         return len(self.raw_indices)
 
     @property
     def resolution(self) -> int:
         """Pixels along both axes."""
-        assert self.image_shape is not None
         return self.image_shape[1]
 
     @property
     def num_channels(self) -> int:
-        """1 (grey) or 3."""
-        assert self.image_shape is not None
+        """1 (gray) or 3."""
         return self.image_shape[0]
 
     @property
@@ -108,16 +100,19 @@ class ImageDataset:
         """One item, uint8 [C, H, W].
 
         Raises:
-            UserError: the image is damaged, or of another size or kind than the first.
+            UserError: The image cannot be read, or is of another size or kind than the first.
         """
-        image = self._read(int(self.raw_indices[index]))
+        name = self.file_names[int(self.raw_indices[index])]
+        image = decode(self.files, name)
+        if problem := _shape_problem(image.shape, self.image_shape):
+            raise UserError(f"{self.path}/{name} {problem}")
         return np.ascontiguousarray(image[:, :, ::-1]) if self.flips[index] else image
 
     def batches(self, indices: Sequence[int], batch: int) -> Iterator[np.ndarray]:
-        """The items `indices` as uint8 [N, C, H, W], N <= batch, decoded by two threads ahead of use.
+        """Items `indices` as uint8 [N, C, H, W], N <= batch, decoded by two threads ahead of use.
 
         Raises:
-            UserError: as for `image`.
+            UserError: As for `image`.
         """
         parts = [indices[first : first + batch] for first in range(0, len(indices), batch)]
         with ThreadPoolExecutor(2) as pool:
@@ -139,87 +134,123 @@ class ImageDataset:
 
     def sha256(self) -> str:
         """A digest of the content: of the ZIP file, or of the names and contents of a folder's files."""
-        if self._zip is not None:
-            return pickles.file_sha256(self.path)
-        digest = hashlib.sha256()
-        for name in (*self.file_names, LABELS_FILE):
-            if (self.path / name).is_file():
-                digest.update(f"{name}\0{pickles.file_sha256(self.path / name)}\0".encode())
-        return digest.hexdigest()
-
-    # -- files ----------------------------------------------------------------------------------------
-
-    def _names(self) -> list[str]:
-        if self._zip is not None:
-            return sorted(self._zip.namelist())
-        files = (Path(folder, name) for folder, _, names in os.walk(self.path) for name in names)
-        return sorted(file.relative_to(self.path).as_posix() for file in files)
-
-    def _full(self, raw_index: int) -> str:
-        return f"{self.path}/{self.file_names[raw_index]}"
-
-    def _bytes(self, name: str) -> bytes:
-        return self._zip.read(name) if self._zip is not None else (self.path / name).read_bytes()
-
-    def _read(self, raw_index: int) -> np.ndarray:
-        """One image as stored, [C, H, W]."""
-        try:
-            with Image.open(io.BytesIO(self._bytes(self.file_names[raw_index]))) as image:
-                image.load()
-        except Exception as error:  # Pillow and zipfile raise many
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            reason = reason if "<_io" not in reason else "not an image that Pillow knows"
-            raise UserError(f"{self._full(raw_index)} is damaged ({reason}): replace or remove it.") from error
-        if image.mode not in ("RGB", "L"):
-            what = {"RGBA": "has an alpha channel", "LA": "has an alpha channel", "P": "has a palette"}
-            raise UserError(
-                f"{self._full(raw_index)} {what.get(image.mode, f'has the mode {image.mode}')}: convert the data set "
-                "to RGB, or all of it to grey."
-            )
-        array = np.asarray(image)
-        array = np.ascontiguousarray(array[None] if array.ndim == 2 else array.transpose(2, 0, 1))
-        if self.image_shape not in (None, array.shape):
-            raise UserError(
-                f"{self._full(raw_index)} is {_describe(array.shape)} and the first image "
-                f"{_describe(self.image_shape)}: all images must be alike."
-            )
-        return array
-
-    def _read_labels(self) -> np.ndarray | None:
-        if LABELS_FILE not in (self._zip.namelist() if self._zip else self._names()):
-            return None
-        where = f"{self.path}/{LABELS_FILE}"
-        try:
-            pairs = json.loads(self._bytes(LABELS_FILE)).get("labels")
-            by_name = {str(name).replace("\\", "/"): label for name, label in pairs} if pairs is not None else None
-        except (ValueError, TypeError, AttributeError, zipfile.BadZipFile) as error:
-            raise UserError(f"{where} is damaged: its labels must be pairs of a file name and a label.") from error
-        if by_name is None:
-            return None
-        missing = next((name for name in self.file_names if name not in by_name), None)
-        if missing is not None:
-            raise UserError(f"{where} has no label for {missing}: give every image one, or none.")
-        try:
-            labels = np.array([by_name[name] for name in self.file_names])
-            kind = {"i": np.int64, "u": np.int64, "f": np.float32}[labels.dtype.kind]
-        except (ValueError, KeyError) as error:
-            raise UserError(f"{where} mixes labels of different kinds: all must be classes or all vectors.") from error
-        is_vector = labels.ndim == 2
-        if not is_vector and (labels.ndim != 1 or kind is np.float32 or labels.min() < 0):
-            raise UserError(f"{where} has labels that are neither classes (0, 1, ...) nor vectors: correct it.")
-        return labels.astype(np.float32 if is_vector else kind)
+        return self.files.sha256()
 
 
-def _open_zip(path: Path) -> zipfile.ZipFile | None:
-    if path.is_dir():
-        return None
-    if not path.is_file():
-        raise UserError(f"There is no data set {path}: give a StyleGAN data set, a ZIP or folder of PNGs.")
+def decode(files: DatasetFiles, name: str) -> np.ndarray:
+    """One image as stored, uint8 [C, H, W], C = 1 (gray) or 3 (RGB).
+
+    Raises:
+        UserError: It cannot be read, is damaged, or is neither RGB nor gray.
+    """
+    where = f"{files.path}/{name}"
+    content = files.read(name)
     try:
-        return zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError) as error:
-        raise UserError(f"{path} is no ZIP file, or damaged ({error}): give a StyleGAN data set.") from error
+        with Image.open(io.BytesIO(content)) as image:
+            image.load()
+    except UnidentifiedImageError as error:
+        raise UserError(f"{where} is not an image that Pillow knows: replace or remove it.") from error
+    except MemoryError as error:
+        raise UserError(f"{where} does not fit in memory: replace or remove it.") from error
+    except (Exception, zlib.error) as error:  # Pillow's plugins raise many
+        raise UserError(f"{where} is damaged ({one_line(error)}): replace or remove it.") from error
+    if image.mode not in ("RGB", "L"):
+        what = _UNUSABLE_MODES.get(image.mode, f"has the mode {image.mode}")
+        raise UserError(f"{where} {what}: convert the data set to RGB, or all of it to gray.")
+    array = np.asarray(image)
+    return np.ascontiguousarray(array[None] if array.ndim == 2 else array.transpose(2, 0, 1))
 
 
-def _describe(shape: Any) -> str:
-    return f"{shape[2]}x{shape[1]} {'grey' if shape[0] == 1 else 'RGB'}"
+def read_labels(files: DatasetFiles) -> np.ndarray | None:
+    """Labels of all images in a data set, in the order of their names; None if it has none.
+
+    Raises:
+        UserError: Labels lie where they are not looked for, or cannot be read.
+    """
+    if LABELS_FILE in files.listing.labels:
+        return parse_labels(files.read(LABELS_FILE), f"{files.path}/{LABELS_FILE}", files.listing.images)
+    for name in files.listing.labels:
+        where = f"{files.path}/{name}"
+        if labels_in(files.read(name), where) is not None:
+            folder = with_slashes(name).rpartition("/")[0]
+            raise UserError(
+                f"{where} holds labels, which are looked for in {files.path}/{LABELS_FILE} only: make {folder} itself "
+                f"the data set, or rename the file to have no labels."
+            )
+    return None
+
+
+@dataclass(frozen=True)
+class DatasetCheck:
+    """Result of reading a whole data set.
+
+    Attributes:
+        summary: Content of the data set, in a line.
+        notes: Files that were left out or are there twice, a sentence each.
+        problems: Every file that cannot be used, a sentence each.
+    """
+
+    summary: str
+    notes: tuple[str, ...]
+    problems: tuple[str, ...]
+
+
+def check_dataset(path: str | Path) -> DatasetCheck:
+    """Reads every image and label of a data set and lists everything that is wrong.
+
+    Images are compared with the most frequent size and number of channels, whatever the first image is.
+
+    Raises:
+        UserError: There is no such data set, or no image in it.
+    """
+    files = open_files(Path(os.path.expanduser(path)))
+    names = files.listing.images
+    if not names and not files.listing.problems:
+        raise UserError(f"There are no images in {files.path}: give a StyleGAN data set, a ZIP or folder of PNGs.")
+
+    def look(name: str) -> tuple[int, ...] | str:
+        try:
+            return decode(files, name).shape
+        except UserError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(2) as pool:
+        seen = list(tqdm(pool.map(look, names), "images", len(names), leave=False, disable=None))
+    shapes = Counter(shape for shape in seen if not isinstance(shape, str))
+    usual = shapes.most_common(1)[0][0] if shapes else None
+    problems = list(files.listing.problems)
+    for name, found in zip(names, seen, strict=True):
+        problem = found if isinstance(found, str) else _shape_problem(found, usual)
+        if problem:
+            problems.append(problem if isinstance(found, str) else f"{files.path}/{name} {problem}")
+    try:
+        about = _describe_labels(read_labels(files))
+    except UserError as error:
+        problems.append(str(error))
+        about = "with unusable labels"
+    size = "" if usual is None else f" of {_describe(usual)}"
+    return DatasetCheck(
+        f"{files.path}: {counted(len(names), 'image')}{size}, {about}", files.listing.notes, tuple(problems)
+    )
+
+
+def _shape_problem(shape: tuple[int, ...], wanted: tuple[int, ...] | None) -> str | None:
+    """What is wrong with an image's (C, H, W), as the end of a sentence; None: nothing."""
+    if shape[1] != shape[2]:
+        return f"has {shape[2]}x{shape[1]} pixels: images must be square."
+    if wanted is not None and shape != wanted:
+        return f"is {_describe(shape)} and the others are {_describe(wanted)}: all images must be alike."
+    return None
+
+
+def _describe_labels(labels: np.ndarray | None) -> str:
+    if labels is None:
+        return "without labels"
+    if labels.ndim == 2:
+        return f"with labels of {counted(labels.shape[1], 'number')}"
+    classes = np.unique(labels)
+    return f"with labels of {len(classes)} classes ({classes.min()} to {classes.max()})"
+
+
+def _describe(shape: tuple[int, ...]) -> str:
+    return f"{shape[2]}x{shape[1]} {'gray' if shape[0] == 1 else 'RGB'}"

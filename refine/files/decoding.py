@@ -1,4 +1,4 @@
-"""Images of a data set in batches: decoded by threads where that takes seconds, by processes where it takes minutes."""
+"""Batches of a data set's images, decoded by threads if that takes seconds and by processes if it takes minutes."""
 
 from __future__ import annotations
 
@@ -15,29 +15,30 @@ import torch
 
 from refine.errors import UserError
 from refine.files.dataset import ImageDataset
+from refine.files.listing import one_line
 
 log = logging.getLogger("refine")
 
-# A process takes some seconds to import PyTorch. A core decodes 30 million pixels of PNG in a second, of which so many
-# are a quarter of a minute.
+# A process takes some seconds to import PyTorch. A core decodes 30 million pixels of PNG in a second: so many take a
+# quarter of a minute.
 MANY_PIXELS = 2**29
 MOST_WORKERS = 8
-PART_BYTES = 2**24  # of images that a process sends at once: some wait in memory, for each process
+PART_BYTES = 2**24  # size of what a process sends at once: some of it waits in memory, for each process
 
 
 def read_batches(
     dataset: ImageDataset, indices: Sequence[int], batch: int, workers: int | None = None
 ) -> Iterator[np.ndarray]:
-    """The items `indices` of a data set as uint8 [N, C, H, W], N <= batch, decoded ahead of use.
+    """Items of a data set as uint8 [N, C, H, W], N <= batch, decoded ahead of use.
 
     Args:
-        dataset: what is read.
-        indices: of its items, in any order.
-        batch: items at once.
-        workers: processes; 0: threads of this one; None: what suits the number of pixels and cores.
+        dataset: Data set to read.
+        indices: Numbers of its items, in any order.
+        batch: Items in a batch.
+        workers: Processes that decode; 0: threads of this process; None: by the number of pixels and cores.
 
     Raises:
-        UserError: an image is damaged, or of another size or kind than the first; it names the file.
+        UserError: An image cannot be read, or is of another size or kind than the first; the sentence names the file.
     """
     if workers is None:
         workers = suitable_workers(len(indices) * dataset.resolution**2)
@@ -53,19 +54,19 @@ def read_batches(
 
 
 def suitable_workers(num_pixels: int) -> int:
-    """Processes that pay for so many pixels, on the cores that this process may use."""
+    """Number of processes that is fastest for so many pixels, on the cores that this process may use."""
     local_processes = os.environ.get("LOCAL_WORLD_SIZE", "1")  # torchrun's
     share = num_cores() // max(int(local_processes) if local_processes.isdecimal() else 1, 1)
     return min(share, MOST_WORKERS) if share > 1 and num_pixels >= MANY_PIXELS else 0
 
 
 def num_cores() -> int:
-    """That this process may use."""
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _Parts:
-    """Item i is a part of a data set's images [n, C, H, W], or the sentence that says why there is none."""
+    """Parts of a data set's images: item i is uint8 [n, C, H, W], or the sentence that says why it cannot be read."""
 
     def __init__(self, dataset: ImageDataset, parts: Sequence[Sequence[int]]) -> None:
         self.dataset, self.parts = dataset, parts
@@ -91,7 +92,7 @@ def _from_processes(dataset: ImageDataset, parts: Sequence[Sequence[int]], worke
             result = next(iterator) if iterator is not None else None
         except (OSError, RuntimeError) as error:  # no more processes or memory, or somebody ended one
             iterator = None
-            log.info(f"Processes that decode images ended ({str(error).splitlines()[0]}); this one goes on by itself")
+            log.info(f"Processes that decode images ended ({one_line(error)}); continuing in this one")
         result = source[number] if result is None else result
         if isinstance(result, str):
             raise UserError(result)
@@ -99,9 +100,9 @@ def _from_processes(dataset: ImageDataset, parts: Sequence[Sequence[int]], worke
 
 
 def start_workers(source: _Parts, workers: int) -> Iterator[Any]:
-    """The items of a data set in their order, from so many new processes.
+    """Items of a data set in their order, from so many new processes.
 
-    They are started afresh on every system: a fork would copy locks that threads of this process hold. Arrays come
+    Processes are spawned on every system: a fork would copy locks that threads of this process hold. Arrays come
     through pipes, because shared memory is scarce in containers.
     """
     from torch.utils.data import DataLoader  # here, because a run starts without it
@@ -113,7 +114,7 @@ def start_workers(source: _Parts, workers: int) -> Iterator[Any]:
         num_workers=min(workers, len(source)),
         collate_fn=_as_it_is,
         multiprocessing_context="spawn",
-        generator=torch.Generator(),  # whose numbers nobody else waits for
+        generator=torch.Generator(),  # one of its own, so that the default one is not advanced
     )
     with _main_hidden():
         return iter(loader)

@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont, features
 from PIL.PngImagePlugin import PngInfo
 
 from refine.files.atomic import atomic_write
+from refine.files.images import WHITE, picture_of, tile
 
 # The StyleGAN suite fills 7680x4320 pixels, with 7 to 32 images across and 4 to 32 down.
 TARGET_WIDTH, TARGET_HEIGHT = 7680, 4320
@@ -97,22 +98,20 @@ def draw_grid(
         title, column_names = "", ()
     count, channels, resolution, _ = pixels.shape
     scale = max(SMALLEST_TILE // resolution, 1)
-    tile = resolution * scale
+    side = resolution * scale
     rows = -(-count // columns)
-    heading, names = min(max(tile // 3, 16), 48), min(max(tile // 4, 12), 32)  # sizes of the fonts
+    heading, names = min(max(side // 3, 16), 48), min(max(side // 4, 12), 32)  # sizes of the fonts
     heights = [size * 3 // 2 if shown else 0 for size, shown in ((heading, title), (names, column_names))]
-    layout = Layout(columns, rows, tile, gutter=min(max(tile // 32, 1), 8), top=sum(heights), title=heights[0])
+    layout = Layout(columns, rows, side, gutter=min(max(side // 32, 1), 8), top=sum(heights), title=heights[0])
     mode = "L" if channels == 1 else "RGB"
     canvas = Image.new(mode, layout.size, "white")
-    for index, image in enumerate(pixels):
-        array = image[0] if channels == 1 else np.ascontiguousarray(image.transpose(1, 2, 0))
-        part = Image.fromarray(array).resize((tile, tile), Image.Resampling.NEAREST)
-        canvas.paste(part, layout.corner(*divmod(index, columns)))
+    large = pixels.repeat(scale, axis=2).repeat(scale, axis=3)
+    canvas.paste(picture_of(tile(large, columns, fill=WHITE, gap=layout.gutter)), layout.corner(0, 0))
     draw = ImageDraw.Draw(canvas)
     if title:
         draw.text((layout.gutter, heights[0] / 2), title, fill="black", font=_font(heading), anchor="lm")
     for column, name in enumerate(column_names[:columns]):
-        x = layout.corner(0, column)[0] + tile / 2
+        x = layout.corner(0, column)[0] + side / 2
         draw.text((x, layout.top - heights[1] / 2), name, fill="black", font=_font(names), anchor="mm")
     return canvas, layout
 

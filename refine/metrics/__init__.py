@@ -1,10 +1,10 @@
-"""Measuring a generator as the StyleGAN suite does: FID, KID, precision and recall, inception score, path length.
+"""Metrics of generators as the StyleGAN suite computes them: FID, KID, precision and recall, inception score, PPL.
 
-    features (detectors.py) -> statistics (moments.py) -> value (fid.py, kid.py, precision_recall.py, ...)
+    features (detectors.py) -> kept features (collect.py, moments.py) -> value (fid.py, kid.py, ...)
 
-The values are pure functions of arrays. `sampler.py` draws the generator's images, `dataset.py` and `reference.py`
-know what they are compared with, `suite.py` puts all together. A run calls `make_measure` once and what it returns
-after each snapshot; `python -m refine metrics` measures a pickle.
+Values are pure functions of arrays: `fid`, `frechet_distance`, `kid`, `precision_recall`, `inception_score`.
+`evaluate` measures a generator or a run's snapshots; a run calls `make_measure` once, and its result after each
+snapshot; `python -m refine metrics` does the same from the command line.
 """
 
 from __future__ import annotations
@@ -12,21 +12,47 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+# At once, because these functions have the names of their modules, which importing the module would bind here instead.
+from refine.metrics.fid import FrechetDistance, fid, frechet_distance
+from refine.metrics.inception_score import InceptionScore, inception_score
+from refine.metrics.kid import kid
+from refine.metrics.moments import Moments
+from refine.metrics.precision_recall import PrecisionRecall, precision_recall
+
 if TYPE_CHECKING:
-    from refine.metrics.metric import MetricSpec, parse_metric, parse_metrics
+    from refine.metrics.evaluation import evaluate
+    from refine.metrics.metric import Metric, parse_metric, parse_metrics
     from refine.metrics.options import MetricOptions
     from refine.metrics.reference import Teacher
     from refine.metrics.suite import make_measure
 
 _HOME = {
+    "Metric": "metric",
     "MetricOptions": "options",
-    "MetricSpec": "metric",
+    "Teacher": "reference",
+    "evaluate": "evaluation",
+    "make_measure": "suite",
     "parse_metric": "metric",
     "parse_metrics": "metric",
-    "Teacher": "reference",
-    "make_measure": "suite",
 }
-__all__ = ["MetricOptions", "MetricSpec", "Teacher", "make_measure", "parse_metric", "parse_metrics"]
+__all__ = [
+    "FrechetDistance",
+    "InceptionScore",
+    "Metric",
+    "MetricOptions",
+    "Moments",
+    "PrecisionRecall",
+    "Teacher",
+    "evaluate",
+    "fid",
+    "frechet_distance",
+    "inception_score",
+    "kid",
+    "make_measure",
+    "parse_metric",
+    "parse_metrics",
+    "precision_recall",
+]
 
 
 def __getattr__(name: str) -> Any:

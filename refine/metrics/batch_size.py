@@ -1,7 +1,7 @@
-"""How many images go through a network at once: found by trial where that pays, and halved where memory ends.
+"""Images per pass through a network: found by trial on a GPU, and halved when out of memory.
 
-What is drawn for an image depends on its number alone, so batches change no value but by rounding. On a CPU, where
-more than some sixty images at once are no faster and the same command is to give the same digits, there is no trial.
+An image depends on its number alone, so batches change values by rounding at most. On a CPU there is no trial: more
+than 64 images per pass are not faster there, and one command gives the same digits each time.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ log = logging.getLogger("refine")
 
 USUAL = 64
 LARGEST = 512
-PIXELS = 64 * 512**2  # images are held at once in full size: with more pixels, fewer
-WORTHWHILE = 1.05  # a larger batch has to be so much faster
+PIXELS = 64 * 512**2  # a batch is held in full size: the more pixels, the fewer images
+WORTHWHILE = 1.05  # least speedup of a larger batch
 
 T = TypeVar("T")
 
 
 class BatchSize:
-    """A number of images at once.
+    """A number of images per pass that adapts to speed and memory.
 
     Args:
-        now: to begin with.
-        largest: to which it is doubled for as long as images then take less time; None: it is not.
+        now: Number to begin with.
+        largest: Largest number; it is doubled up to there as long as images then take less time. None: no trial.
 
     Attributes:
-        now: what it is.
-        settled: whether it grows no more.
+        now: Number at present.
+        settled: Whether it has stopped growing.
     """
 
     def __init__(self, now: int = USUAL, largest: int | None = None) -> None:
@@ -45,22 +45,22 @@ class BatchSize:
 
     @classmethod
     def choose(cls, given: int | None, device: torch.device, resolution: int) -> BatchSize:
-        """What the user gave; else by trial on a GPU, the usual on a CPU.
+        """The user's number; else found by trial on a GPU, and 64 on a CPU.
 
         Args:
-            given: by the user.
-            device: where images are drawn and seen.
-            resolution: of the images.
+            given: Number given by the user.
+            device: Device of generator and detectors.
+            resolution: Pixels of the images along an axis.
         """
         if given is not None or device.type == "cpu":
             return cls(given or USUAL)
         return cls(USUAL, max(min(LARGEST, PIXELS // resolution**2), USUAL))
 
     def parts(self, numbers: range, work: Callable[[range], T]) -> Iterator[T]:
-        """Does work on parts of `numbers`, and again on smaller parts where memory does not suffice.
+        """Applies `work` to parts of `numbers`; on out of memory again, to smaller parts.
 
         Raises:
-            UserError: it does not suffice for one.
+            UserError: Out of memory with a single image.
         """
         done = 0
         while done < len(numbers):
@@ -72,16 +72,16 @@ class BatchSize:
                     raise
                 if len(part) == 1:
                     raise UserError(
-                        "Memory does not suffice for one image of a metric: choose a larger GPU, or --device=cpu."
+                        "Out of memory with a single image of a metric: choose a larger GPU, or --device=cpu."
                     ) from error
             else:
                 yield result
                 done += len(part)
                 continue
-            self._halve(len(part))  # here, where the error no longer holds what the part took
+            self._halve(len(part))  # here, after the error and the tensors that it holds are gone
 
     def took(self, count: int, seconds: float) -> None:
-        """Says how long so many images took, from number to features: by that the size is chosen."""
+        """Tells how long so many images took, from latents to features; the size is chosen by these times."""
         if self.settled or count < self.now:
             return
         if self._is_new:
@@ -99,13 +99,13 @@ class BatchSize:
 
     def _halve(self, count: int) -> None:
         self.now, self.settled = (count + 1) // 2, True
-        log.info(f"Memory does not suffice for {count} images of a metric at once; going on with {self.now}")
+        log.info(f"Out of memory with {count} images of a metric per pass; continuing with {self.now}")
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory did not suffice; TorchScript, cuDNN and the CPU say so in words of their own."""
+    """Whether an error means out of memory; TorchScript, cuDNN and the CPU have words of their own for it."""
     words = ("out of memory", "not enough memory", "can't allocate memory", "_ALLOC_FAILED")
     return isinstance(error, torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and any(word in str(error) for word in words)

@@ -1,12 +1,11 @@
-"""Features of references, kept between runs under a name made of what they were computed from."""
+"""Cache of references' features and of data sets' digests, under names made of what they were computed from."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-import os
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,11 @@ import numpy as np
 from refine.errors import UserError
 from refine.files import download
 from refine.files.atomic import atomic_write
+from refine.files.digest import text_sha256
+from refine.files.listing import DatasetFiles
 
 log = logging.getLogger("refine")
-VERSION = 1  # goes into every key: raise it when the same key would mean other numbers
+VERSION = 1  # part of every key: raise it when the same key would mean other numbers
 
 
 def directory() -> Path:
@@ -26,18 +27,17 @@ def directory() -> Path:
 
 
 def key_of(what: Mapping[str, Any]) -> str:
-    """A digest of a description: the name that its result is kept under."""
-    text = json.dumps({"version": VERSION, **what}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    """A digest of a description, under which its result is kept."""
+    return text_sha256(json.dumps({"version": VERSION, **what}, sort_keys=True))[:32]
 
 
 def exists(key: str) -> bool:
-    """Whether something is kept under that key."""
+    """Whether something is kept under a key."""
     return (directory() / f"{key}.npz").is_file()
 
 
 def load(key: str) -> dict[str, np.ndarray] | None:
-    """The arrays kept under that key; None if there are none, or they cannot be read."""
+    """Arrays kept under a key; None if there are none, or they cannot be read."""
     path = directory() / f"{key}.npz"
     try:
         with np.load(path, allow_pickle=False) as npz:
@@ -50,7 +50,7 @@ def load(key: str) -> dict[str, np.ndarray] | None:
 
 
 def store(key: str, arrays: Mapping[str, np.ndarray]) -> bool:
-    """Keeps arrays under a key, complete or not at all; where that is impossible, says so and returns False."""
+    """Keeps arrays under a key, complete or not at all; if that is impossible, says so and returns False."""
     try:
         directory().mkdir(parents=True, exist_ok=True)
         with atomic_write(directory() / f"{key}.npz") as file:
@@ -61,30 +61,27 @@ def store(key: str, arrays: Mapping[str, np.ndarray]) -> bool:
         return False
 
 
-def remembered_sha256(path: Path, compute: Callable[[], str]) -> str:
-    """The digest of a file's or folder's content, computed once for as long as sizes and times stay the same."""
-    note = directory() / f"sha256-{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:32]}.json"
-    signature = _signature(path)
+def remembered_sha256(files: DatasetFiles) -> str:
+    """Digest of a data set, computed once for as long as its fingerprint stays the same.
+
+    Raises:
+        UserError: A file cannot be read.
+    """
+    fingerprint = files.fingerprint()
+    if fingerprint is None:
+        return files.sha256()
+    note = directory() / f"sha256-{fingerprint[:32]}.json"
     try:
-        known = json.loads(note.read_text())
-        if known["signature"] == signature:
+        known = json.loads(note.read_text(encoding="utf-8"))
+        if known["fingerprint"] == fingerprint and re.fullmatch("[0-9a-f]{64}", known["sha256"]):
             return str(known["sha256"])
     except (OSError, ValueError, KeyError, TypeError):
         pass
-    sha256 = compute()
+    sha256 = files.sha256()
     try:
         note.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(note) as file:
-            file.write(json.dumps({"signature": signature, "sha256": sha256}).encode())
+            file.write(json.dumps({"fingerprint": fingerprint, "sha256": sha256}).encode())
     except (UserError, OSError):
         pass
     return sha256
-
-
-def _signature(path: Path) -> str:
-    files = [path] if path.is_file() else sorted(Path(f, n) for f, _, names in os.walk(path) for n in names)
-    digest = hashlib.sha256()
-    for file in files:
-        status = file.stat()
-        digest.update(f"{file}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
-    return digest.hexdigest()

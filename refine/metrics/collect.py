@@ -1,11 +1,10 @@
-"""Features of many images: every process takes its part of them, and all get the whole, in the order of the images."""
+"""Features of many images: each process computes its share, and all get the whole, in the order of the images."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
@@ -17,83 +16,72 @@ from tqdm import tqdm
 from refine.errors import UserError
 from refine.metrics.batch_size import BatchSize
 from refine.metrics.detectors import Detector
+from refine.metrics.metric import FeatureSpec
 from refine.metrics.moments import MomentsBuilder, merge_all
 from refine.metrics.sampler import for_detector
 from refine.runtime import distributed
 
 log = logging.getLogger("refine")
-SECONDS_BETWEEN_LINES = 60.0  # where there is no terminal to show a bar
+SECONDS_BETWEEN_LINES = 60.0  # if there is no terminal to show a bar
 
 T = TypeVar("T")
 Images = Callable[[range, BatchSize], Iterator[Tensor]]  # numbers of images -> uint8 [N, C, H, W], N <= batch.now
 
 
-@dataclass(frozen=True)
-class Tap:
-    """What is kept of images.
-
-    Attributes:
-        detector: the network.
-        output: "features" or "probabilities".
-        keep: "moments"; "rows", all of them as float32; or "half", all of them rounded to float16.
-    """
-
-    detector: Detector
-    output: str = "features"
-    keep: str = "moments"
-
-
-def collect(images: Images, numbers: range, taps: Sequence[Tap], batch: BatchSize, title: str) -> dict[Tap, Any]:
+def collect(
+    images: Images, numbers: range, specs: Sequence[FeatureSpec], batch: BatchSize, title: str
+) -> dict[FeatureSpec, Any]:
     """Sends images through detectors.
 
     Args:
-        images: makes or reads images by their number.
-        numbers: of all images wanted, over all processes.
-        taps: what is wanted of them.
-        batch: images at once in each process.
-        title: of the progress bar.
+        images: Function that draws or reads images by their number.
+        numbers: Numbers of all images wanted, over all processes.
+        specs: Features wanted of them.
+        batch: Images per pass in each process.
+        title: Title of the progress bar.
 
     Returns:
-        For each tap its `Moments` or rows [len(numbers), D]; the same at every process.
+        `Moments` or rows [len(numbers), D] for each spec; the same at every process.
 
     Raises:
-        UserError: raised by every process if one of them meets it.
-        KeyboardInterrupt: likewise.
+        UserError: An image or feature cannot be had, or is not finite; every process raises it.
+        KeyboardInterrupt: Ctrl-C at any process; every process raises it.
     """
     mine = numbers[distributed.share(len(numbers))]
 
     def work() -> list[Any]:
-        kept: dict[Tap, Any] = {tap: MomentsBuilder() if tap.keep == "moments" else [] for tap in taps}
-        outputs = {(tap.detector, tap.output) for tap in taps}
+        kept: dict[FeatureSpec, Any] = {spec: MomentsBuilder() if spec.keep == "moments" else [] for spec in specs}
+        outputs = {(spec.detector, spec.output) for spec in specs}
         begun = time.perf_counter()
         for part in with_progress(images(mine, batch), len(mine), title):
             seen = for_detector(part)
             for detector, output in outputs:
                 rows = torch.cat([*batch.parts(range(len(seen)), partial(_seen_by, detector, output, seen))])
                 if not torch.isfinite(rows).all():
-                    raise UserError(f"The detector {detector.path} gives features that are not finite: take another.")
-                for tap in taps:
-                    if (tap.detector, tap.output) != (detector, output):
+                    raise UserError(f"The detector {detector.path} gives features that are not finite: give another.")
+                for spec in specs:
+                    if (spec.detector, spec.output) != (detector, output):
                         continue
-                    if tap.keep == "moments":
-                        kept[tap].add(rows)
+                    if spec.keep == "moments":
+                        kept[spec].add(rows)
                     else:
-                        kept[tap].append(rows.to(torch.float16 if tap.keep == "half" else torch.float32).cpu().numpy())
+                        dtype = torch.float16 if spec.keep == "half" else torch.float32
+                        kept[spec].append(rows.to(dtype).cpu().numpy())
             batch.took(len(part), time.perf_counter() - begun)
             begun = time.perf_counter()
-        return [kept[tap].build() if tap.keep == "moments" else _joined(kept[tap]) for tap in taps]
+        return [kept[spec].build() if spec.keep == "moments" else _joined(kept[spec]) for spec in specs]
 
     parts = at_all(work)
     return {
-        tap: merge_all(values)
-        if tap.keep == "moments"
+        spec: merge_all(values)
+        if spec.keep == "moments"
         else np.concatenate([value for value in values if value is not None])
-        for tap, values in zip(taps, zip(*parts, strict=True), strict=True)
+        for spec, values in zip(specs, zip(*parts, strict=True), strict=True)
     }
 
 
 def collect_rows(values: Images, numbers: range, batch: BatchSize, title: str) -> Any:
-    """The concatenated values [len(numbers)] of all processes, at all of them."""
+    """Concatenated values [len(numbers)] of all processes, at all of them."""
     mine = numbers[distributed.share(len(numbers))]
     parts = at_all(
         lambda: [part.float().cpu().numpy() for part in with_progress(values(mine, batch), len(mine), title)]
@@ -110,11 +98,11 @@ def _joined(rows: list[np.ndarray]) -> np.ndarray | None:
 
 
 def at_all(work: Callable[[], T]) -> list[T]:
-    """Every process's result, by rank. What one raises, all raise, so that nobody waits in vain.
+    """Every process's result, by rank. An error of one is raised at all, so that none waits in vain.
 
     Raises:
-        UserError: at all processes, if one raised it (or another error: that one raises it as it is).
-        KeyboardInterrupt: at all processes, if one was interrupted.
+        UserError: At all processes, if one raised it (or another error, which that process raises as it is).
+        KeyboardInterrupt: At all processes, if one was interrupted.
     """
     if distributed.size() == 1:
         return [work()]
@@ -135,12 +123,12 @@ def at_all(work: Callable[[], T]) -> list[T]:
 
 
 def at_first(work: Callable[[], T]) -> T:
-    """What the first process computes, at all of them; errors as in `at_all`."""
+    """Result of the first process, at all of them; errors as in `at_all`."""
     return at_all(lambda: work() if distributed.is_first() else None)[0]  # type: ignore[return-value]
 
 
 def with_progress(batches: Iterable[Tensor], total: int, title: str) -> Iterator[Tensor]:
-    """The batches, with a bar on stderr, or a line now and then where stderr is no terminal."""
+    """Batches with a progress bar on stderr; a line per minute if stderr is not a terminal."""
     silent = None if distributed.is_first() else True  # None: a bar at a terminal only
     start = said = time.monotonic()
     done = 0

@@ -1,4 +1,4 @@
-"""Pictures for looking at: samples near to and far from the reference, and the same latents before and after."""
+"""Contact sheets: samples nearest to and farthest from the reference, and the same latents before and after."""
 
 from __future__ import annotations
 
@@ -8,18 +8,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from refine.errors import UserError
-from refine.files.atomic import atomic_write
-from refine.metrics.collect import Tap
+from refine.files.images import join, tile, write_png
+from refine.metrics.metric import FeatureSpec
 from refine.metrics.moments import Moments
 from refine.metrics.suite import Suite
 from refine.runtime import distributed
 
 SHEET_COLUMNS = 10
-MAX_NEIGHBOURS = 50_000  # reference features that neighbours are looked for among
+MAX_NEIGHBORS = 50_000  # reference features among which neighbors are looked for
 
 
 def distances_to_rows(samples: np.ndarray, reference: np.ndarray, block: int = 256) -> np.ndarray:
@@ -29,9 +28,9 @@ def distances_to_rows(samples: np.ndarray, reference: np.ndarray, block: int = 2
 
 
 def distances_to_moments(samples: np.ndarray, reference: Moments) -> np.ndarray:
-    """Mahalanobis distance of each sample [N, D] to the middle of the reference: [N] float64.
+    """Mahalanobis distance of each sample [N, D] to the mean of the reference: [N] float64.
 
-    Directions in which the reference spreads less than 1e-6 of its widest count as if it spread that much.
+    Variances along principal axes count as at least 1e-6 of the largest.
     """
     variances, directions = np.linalg.eigh(reference.covariance())
     variances = np.maximum(variances, variances.max() * 1e-6)
@@ -40,73 +39,64 @@ def distances_to_moments(samples: np.ndarray, reference: Moments) -> np.ndarray:
 
 
 def nearest_and_farthest(distances: np.ndarray, count: int) -> tuple[list[int], list[int]]:
-    """Numbers of so many samples: the nearest, nearest first, and the farthest, farthest first."""
+    """Numbers of so many samples: the nearest in ascending and the farthest in descending order."""
     order = np.argsort(distances, kind="stable")
     return order[:count].tolist(), order[::-1][:count].tolist()
 
 
 def sheet(nearest: Tensor, farthest: Tensor, columns: int = SHEET_COLUMNS) -> np.ndarray:
     """Images uint8 [N, C, H, W] as one picture [height, width, C]: the nearest, a line, the farthest."""
-    top, bottom = (tile(images, columns) for images in (nearest, farthest))
-    line = np.full((max(nearest.shape[-1] // 8, 2), *top.shape[1:]), 255, np.uint8)
-    return np.concatenate([top, line, bottom])
+    return join([tile(images, columns) for images in (nearest, farthest)], _gap(nearest), axis=0)
 
 
 def side_by_side(before: Tensor, after: Tensor, columns: int) -> np.ndarray:
     """Two sets of images uint8 [N, C, H, W] of the same latents, one grid left and one right of a line."""
-    left, right = (tile(images, columns) for images in (before, after))
-    line = np.full((left.shape[0], max(before.shape[-1] // 8, 2), left.shape[2]), 255, np.uint8)
-    return np.concatenate([left, line, right], axis=1)
+    return join([tile(images, columns) for images in (before, after)], _gap(before), axis=1)
 
 
-def tile(images: Tensor, columns: int) -> np.ndarray:
-    """Images uint8 [N, C, H, W] in rows of so many: [height, width, C]; the last row may be short and is black then."""
-    count, channels, height, width = images.shape
-    rows = -(-count // columns)
-    canvas = np.zeros((rows * columns, channels, height, width), np.uint8)
-    canvas[:count] = images.cpu().numpy()
-    grid = canvas.reshape(rows, columns, channels, height, width).transpose(0, 3, 1, 4, 2)
-    return grid.reshape(rows * height, columns * width, channels)
+def _gap(images: Tensor) -> int:
+    return max(images.shape[-1] // 8, 2)
 
 
 def draw(sampler: Any, numbers: Sequence[int]) -> Tensor:
-    """The images of these numbers, uint8 [N, C, H, W] on the CPU."""
+    """Images of these numbers, uint8 [N, C, H, W] on the CPU."""
     return torch.cat([sampler.images(range(number, number + 1)).cpu() for number in numbers])
 
 
 def write_sheet(path: Path, suite: Suite, generator: Any, count: int = 3 * SHEET_COLUMNS) -> None:
-    """Writes the samples, of those that were measured last, that lie nearest to and farthest from the reference.
+    """Writes the samples nearest to and farthest from the reference, of those that were measured last.
 
-    Nearness is the distance to the closest of the reference's features where they are at hand, else the Mahalanobis
-    distance to its middle. All processes call this; the first one writes.
+    Distances are those to the closest of the reference's features if they are at hand, else the Mahalanobis distance
+    to their mean. All processes call this; the first one writes.
 
     Raises:
-        UserError: no metric compared images with a reference, or the file cannot be written.
+        UserError: No metric compared images with a reference, or the file cannot be written.
     """
-    spec = next((spec for spec in suite.specs if spec.needs_reference), None)
-    if spec is None or suite.reference is None:
+    metric = next((metric for metric in suite.metrics if metric.needs_reference), None)
+    if metric is None or suite.reference is None:
         raise UserError(
             "--contact-sheet shows samples near to a reference: ask for a FID, KID or precision and recall."
         )
-    detector = suite.detectors[spec.name]
-    samples = suite.kept[0, spec.num_gen, suite.resolution][Tap(detector, keep="rows")]
-    known = suite.reference.provenance(spec)["num_images"] or 0
+    detector = suite.detectors[metric.name]
+    rows = FeatureSpec(detector, keep="rows")
+    samples = suite.kept[0, metric.num_gen, suite.resolution][rows]
+    known = suite.reference.provenance(metric)["num_images"] or 0
     has_rows = suite.reference.kind != "statistics" or getattr(suite.reference, "features", None) is not None
-    if has_rows and known <= MAX_NEIGHBOURS:
-        distances = distances_to_rows(samples, suite.reference.get(Tap(detector, keep="rows"), spec))
+    if has_rows and known <= MAX_NEIGHBORS:
+        distances = distances_to_rows(samples, suite.reference.get(rows, metric))
     else:
-        distances = distances_to_moments(samples, suite.reference.get(Tap(detector), spec))
+        distances = distances_to_moments(samples, suite.reference.get(FeatureSpec(detector), metric))
     if distributed.is_first():
         sampler = suite.sampler(generator, None)
         nearest, farthest = nearest_and_farthest(distances, min(count, len(samples)))
-        _write_png(path, sheet(draw(sampler, nearest), draw(sampler, farthest)))
+        write_png(path, sheet(draw(sampler, nearest), draw(sampler, farthest)))
 
 
 def write_grid(path: Path, suite: Suite, generator: Any, before: Any | None, columns: int = 6, rows: int = 6) -> None:
-    """Writes the generator's first images; beside them, on the left, those of another one at the same latents.
+    """Writes the generator's first images, with another generator's at the same latents left of them.
 
     Raises:
-        UserError: the file cannot be written.
+        UserError: The file cannot be written.
     """
     numbers = range(columns * rows)
     grids = [
@@ -114,9 +104,4 @@ def write_grid(path: Path, suite: Suite, generator: Any, before: Any | None, col
         for network in (before, generator)
         if network is not None
     ]
-    _write_png(path, side_by_side(grids[0], grids[1], columns) if before is not None else tile(grids[0], columns))
-
-
-def _write_png(path: Path, pixels: np.ndarray) -> None:
-    with atomic_write(path) as file:
-        Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(file, "PNG")
+    write_png(path, side_by_side(grids[0], grids[1], columns) if before is not None else tile(grids[0], columns))

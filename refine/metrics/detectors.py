@@ -1,4 +1,4 @@
-"""The networks that turn images into features: TorchScript modules, called as the StyleGAN suite calls its own.
+"""Detectors: networks that turn images into features, TorchScript modules called as the StyleGAN suite calls its own.
 
     detector(images uint8 [N, 3, H, W], return_features=True)        -> features [N, D]
     detector(images uint8 [N, 3, H, W], no_output_bias=True)         -> class probabilities [N, K], for the IS
@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,14 +22,36 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from refine import pickles, zoo
+from refine import zoo
 from refine.errors import UserError
+from refine.files.digest import file_sha256
+from refine.files.reading import reading
 from refine.metrics.batch_size import is_out_of_memory
 
 log = logging.getLogger("refine")
 
-INCEPTION, VGG = "inception-2015-12-05.pt", "vgg16.pt"  # names in the zoo
-ENVIRONMENT = {INCEPTION: "REFINE_DETECTOR", VGG: "REFINE_VGG"}
+OFFICIAL = {"inception": "inception-2015-12-05.pt", "vgg": "vgg16.pt"}  # role -> name in the zoo
+ENVIRONMENT = {"inception": "REFINE_DETECTOR", "vgg": "REFINE_VGG"}
+
+
+@dataclass(frozen=True)
+class DetectorChoices:
+    """Path, URL or zoo name of the detector for each role, "inception" and "vgg".
+
+    Attributes:
+        own: The user's own choices, by role; roles that are missing have the official detector.
+    """
+
+    own: Mapping[str, str]
+
+    @classmethod
+    def made(cls, given: Mapping[str, str | None]) -> DetectorChoices:
+        """Choices given by the user, else by the environment variables."""
+        found = {role: given.get(role) or os.environ.get(name) for role, name in ENVIRONMENT.items()}
+        return cls({role: spec for role, spec in found.items() if spec})
+
+    def __getitem__(self, role: str) -> str:
+        return self.own.get(role, OFFICIAL[role])
 
 
 @dataclass(frozen=True)
@@ -37,12 +59,12 @@ class Detector:
     """A loaded detector.
 
     Attributes:
-        name: of its file, or in the zoo.
-        sha256: of its file.
-        official: whether that is the digest of a known official detector.
-        path: where the file lies.
-        device: where it runs.
-        module: the TorchScript module.
+        name: Name of its file, or in the zoo.
+        sha256: SHA-256 of its file.
+        official: Whether this is the digest of a known official detector.
+        path: The file.
+        device: Device that it runs on.
+        module: The TorchScript module.
     """
 
     name: str
@@ -56,7 +78,7 @@ class Detector:
         """Uint8 images [N, 3, H, W] -> float32 features [N, D], on the detector's device.
 
         Raises:
-            UserError: the module is not called this way, or does not return this.
+            UserError: The module is not called this way, or does not return this.
         """
         return self._call("return_features=True", images, return_features=True)
 
@@ -64,7 +86,7 @@ class Detector:
         """Uint8 images [N, 3, H, W] -> probabilities of classes [N, K].
 
         Raises:
-            UserError: as for `features`.
+            UserError: As for `features`.
         """
         return self._call("no_output_bias=True", images, no_output_bias=True)
 
@@ -72,13 +94,13 @@ class Detector:
         """Float images [N, 3, H, W] in 0..255 -> vectors whose squared distance is the perceptual one.
 
         Raises:
-            UserError: as for `features`.
+            UserError: As for `features`.
         """
         how = "resize_images=False and return_lpips=True"
         return self._call(how, images, resize_images=False, return_lpips=True)
 
     def provenance(self) -> dict[str, Any]:
-        """What a row says about it."""
+        """Its entry in a row's provenance."""
         known = {} if self.official else {"note": "not a known official detector"}
         return {"name": self.name, "sha256": self.sha256, **known}
 
@@ -102,44 +124,45 @@ class Detector:
         return result.to(torch.float32)
 
 
-def choose(given: str | None, default: str) -> str:
-    """What the user gave, else the environment variable's, else the official one."""
-    return given or os.environ.get(ENVIRONMENT[default]) or default
-
-
 def load_detector(spec: str, device: torch.device | str = "cpu", *, trust: bool = False) -> Detector:
     """Loads a detector.
 
     Args:
-        spec: path, http(s) URL or zoo name.
-        device: where it is to run.
-        trust: load it from the internet although its digest is not known.
+        spec: Path, http(s) URL or zoo name.
+        device: Device that it is to run on.
+        trust: Load it from the internet although its digest is not known.
 
     Raises:
-        UserError: it cannot be had, is not to be trusted, or is no TorchScript module.
+        UserError: The file cannot be had or read, is not trusted, or is not a TorchScript module.
     """
     resolved = zoo.resolve(spec)
-    sha256 = pickles.file_sha256(resolved.path)
+    with reading(resolved.path):
+        sha256 = file_sha256(resolved.path)
     official = sha256 in _official_digests()
     if resolved.url and not official and not trust:
         raise UserError(
-            f"The detector {resolved.url} has the sha256 {sha256}, which is none that Refine knows: --trust-detector "
-            "loads it all the same, or give a file of your own."
+            f"The detector {resolved.url} has the unknown sha256 {sha256}: if you trust it, use "
+            "--trust-detector, or download the file and give its path."
         )
-    with open(resolved.path, "rb") as file:
+    with reading(resolved.path), open(resolved.path, "rb") as file:
         start = file.read(2)
     if start[:1] == b"\x80":
         raise UserError(
-            f"The detector {resolved.path} is a pickle, and Refine loads TorchScript: give {INCEPTION}, which "
-            "holds the same network."
+            f"The detector {resolved.path} is a pickle, and Refine loads TorchScript: give {OFFICIAL['inception']}, "
+            "which holds the same network."
         )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a deprecation of TorchScript is nothing that a user can mend
-            module = torch.jit.load(str(resolved.path), map_location="cpu").eval().to(device)
+            # An open file, because torch.jit cannot open paths outside the code page on Windows.
+            with open(resolved.path, "rb") as file:
+                module = torch.jit.load(file, map_location="cpu").eval().to(device)
     except Exception as error:  # RuntimeError, ValueError and others, depending on what is broken
+        if is_out_of_memory(error):
+            raise UserError(f"Out of memory while loading the detector {resolved.path}: use --device=cpu.") from error
         raise UserError(
-            f"The detector {resolved.path} is no TorchScript module, or damaged ({_last_line(error)}): get it anew."
+            f"The detector {resolved.path} is not a TorchScript module, or is damaged ({_last_line(error)}): give "
+            "another, or download it again."
         ) from error
     name = resolved.entry.name if resolved.entry else Path(resolved.url or resolved.path).name
     return Detector(name, sha256, official, resolved.path, torch.device(device), module)
@@ -147,7 +170,7 @@ def load_detector(spec: str, device: torch.device | str = "cpu", *, trust: bool 
 
 @contextmanager
 def exact_convolutions() -> Iterator[None]:
-    """Float32 on a GPU means float32 here, not its 10-bit relative."""
+    """Context in which float32 on a GPU means float32, not TF32 with its mantissa of 10 bits."""
     settings: Any = (torch.backends.cudnn, torch.backends.cuda.matmul)
     previous = [setting.allow_tf32 for setting in settings]
     for setting in settings:
@@ -164,7 +187,7 @@ def _official_digests() -> set[str]:
 
 
 def _last_line(error: BaseException) -> str:
-    """The telling line of a TorchScript error: the first of a short message, the last of a traceback."""
+    """The informative line of a TorchScript error: the first of a short message, the last of a traceback."""
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()] or [type(error).__name__]
     line = lines[-1] if "Traceback" in str(error) else lines[0]
     return line.rstrip(".")[:200]

@@ -1,10 +1,15 @@
-"""Kernel Inception distance: the maximum mean discrepancy under a cubic kernel (Bińkowski et al., arXiv 1801.01401)."""
+"""Kernel inception distance: the maximum mean discrepancy under a cubic kernel (Bińkowski et al., arXiv 1801.01401)."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
-from refine.metrics.metric import MAX_SUBSET_SIZE, NUM_SUBSETS
+from refine.metrics.detectors import Detector
+from refine.metrics.metric import COUNT, FeatureSpec, Measured, Metric, Results, require_images
+
+NUM_SUBSETS, MAX_SUBSET_SIZE = 100, 1000
 
 
 def polynomial_kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -13,7 +18,7 @@ def polynomial_kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def squared_mmd(x: np.ndarray, y: np.ndarray) -> float:
-    """The unbiased estimate of the squared discrepancy of two sets of the same size m >= 2 (theirs, eq. 4).
+    """Unbiased estimate of the squared discrepancy of two sets [m, D] of one size m >= 2 (arXiv 1801.01401, eq. 4).
 
     Pairs of an element with itself are left out within a set, and kept between the sets.
     """
@@ -29,17 +34,22 @@ def kid(
     max_subset_size: int = MAX_SUBSET_SIZE,
     seed: int = 0,
 ) -> float:
-    """The mean of the squared discrepancy over random subsets, in float64.
+    """Mean of the squared discrepancy over random subsets, in float64; it can be slightly negative.
 
     Args:
-        real: features [N, D].
-        generated: features [M, D].
-        num_subsets: subsets drawn of both.
-        max_subset_size: elements of a subset; all of the smaller set if that has fewer.
-        seed: of NumPy's legacy generator, which draws the subsets; of the generated set first.
+        real: Features [N, D], N >= 2.
+        generated: Features [M, D], M >= 2.
+        num_subsets: Subsets drawn of both.
+        max_subset_size: Elements of a subset; all of the smaller set if it has fewer.
+        seed: Seed of NumPy's legacy generator, which draws the subsets, of the generated set first.
+
+    Raises:
+        ValueError: A set has fewer than 2 elements.
     """
     real, generated = np.asarray(real, np.float64), np.asarray(generated, np.float64)
     size = min(len(real), len(generated), max_subset_size)
+    if size < 2:
+        raise ValueError(f"KID needs at least 2 features in each set, not {len(real)} and {len(generated)}")
     draw = np.random.RandomState(seed)
     total = 0.0
     for _ in range(num_subsets):
@@ -47,3 +57,22 @@ def kid(
         y = real[draw.choice(len(real), size, replace=False)]
         total += squared_mmd(x, y)
     return total / num_subsets
+
+
+@dataclass(frozen=True)
+class KID(Metric):
+    """`kid50k_full`: kernel distance of Inception features."""
+
+    forms = (rf"kid{COUNT}(?P<full>_full)?",)
+    examples = ("kid50k_full",)
+    max_real_full = 1_000_000
+
+    def features(self, detector: Detector) -> FeatureSpec:
+        """See `Metric.features`."""
+        return FeatureSpec(detector, keep="rows")
+
+    def results(self, label: str, measured: Measured) -> Results:
+        """See `Metric.results`."""
+        real, (generated,) = measured.real, measured.generated
+        require_images(label, self.least_images, reference=len(real), generated=len(generated))
+        return Results({label: kid(real, generated, seed=measured.seed)})

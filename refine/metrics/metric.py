@@ -1,56 +1,122 @@
-"""Names of metrics, as the StyleGAN suite spells them, and what they stand for."""
+"""Metric: the base class of everything that is measured, and the parsing of names.
+
+A metric is one file with a pure function of arrays and a subclass of `Metric` beside it, and one entry in
+`metric_classes`. The rest (drawing images, features, caches, processes, rows) is shared.
+"""
 
 from __future__ import annotations
 
+import difflib
 import re
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from refine.errors import UserError
 
-OFFICIAL_COUNT = 50_000
-NUM_SPLITS = 10  # of the inception score
-NUM_SUBSETS, MAX_SUBSET_SIZE = 100, 1000  # of the KID
-_MAX_REAL_FULL: dict[str, int | None] = {"fid": None, "fdd": None, "kid": 1_000_000, "pr": 200_000}
+if TYPE_CHECKING:
+    import torch
 
-_FORMS = (
-    re.compile(r"(?P<kind>fid|fdd|kid)(?P<count>\d+)(?P<thousand>k?)(?P<full>_full)?"),
-    re.compile(r"(?P<kind>pr)(?P<count>\d+)(?P<thousand>k)(?P<nhood>\d+)(?P<full>_full)?"),
-    re.compile(r"(?P<kind>is)(?P<count>\d+)(?P<thousand>k?)"),
-    re.compile(r"(?P<kind>ppl)2_(?P<path>wend)(?:(?P<count>\d+)(?P<thousand>k?))?"),
-    re.compile(r"(?P<kind>ppl)_(?P<path>[zw](?:full|end))(?:(?P<count>\d+)(?P<thousand>k?))?"),
-)
+    from refine.metrics.detectors import Detector, DetectorChoices
+    from refine.metrics.drawn import DrawnImages
+
+OFFICIAL_COUNT = 50_000
+MIN_COUNT, MAX_COUNT = 2, 10_000_000
+COUNT = r"(?P<count>[0-9]{1,9})(?P<thousand>k?)"  # 50k, 500
 
 
 @dataclass(frozen=True)
-class MetricSpec:
-    """What a name stands for.
+class FeatureSpec:
+    """Features that a metric wants of images.
 
     Attributes:
-        name: as it was written.
-        kind: "fid", "fdd" (the Fréchet distance with another detector), "kid", "pr", "is" or "ppl".
-        num_gen: images (for "ppl": pairs) drawn from the generator.
-        full: compare with the whole data set, unmirrored; else with its first images, as a legacy metric.
-        max_real: most images taken from the data set; None: all.
-        nhood_size: k of the nearest neighbours, for "pr".
-        space: "z" or "w", where a path is interpolated, for "ppl".
-        sampling: "full" or "end", where on the path steps begin, for "ppl".
-        crop: take the middle of a face, for "ppl".
+        detector: Network that gives them.
+        output: "features" or "probabilities", a method of `Detector`.
+        keep: "moments"; "rows": every feature as float32; "half": every feature rounded to float16.
+    """
+
+    detector: Detector
+    output: str = "features"
+    keep: str = "moments"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Input of a metric's value.
+
+    Attributes:
+        generated: Kept features of the generator's images (`FeatureSpec.keep`), for each range of latents.
+        real: Kept features of the reference; None for a metric without one.
+        ddof: Covariances are divided by the number of features minus this.
+        seed: Seed of random subsets.
+        device: Device for large distance matrices.
+    """
+
+    generated: list[Any]
+    real: Any
+    ddof: int
+    seed: int
+    device: torch.device | str
+
+
+@dataclass(frozen=True)
+class Results:
+    """Output of a metric.
+
+    Attributes:
+        values: Numbers by name, the main one first.
+        notes: What else the row's provenance says.
+    """
+
+    values: dict[str, float]
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Metric(ABC):
+    """Something to measure, made from its name by `parse_metric`.
+
+    Attributes:
+        name: The name as it was written, such as `fid50k_full`.
+        num_gen: Images (for path lengths: pairs) drawn from the generator, 2 to 10 million.
+        full: Compare with the whole data set, unmirrored; else with its first images, as a legacy metric.
+        max_real: Most images taken from the data set; None: all.
     """
 
     name: str
-    kind: str
     num_gen: int
     full: bool = True
     max_real: int | None = None
-    nhood_size: int = 0
-    space: str = ""
-    sampling: str = ""
-    crop: bool = False
+
+    forms: ClassVar[tuple[str, ...]]  # regular expressions of names
+    examples: ClassVar[tuple[str, ...]]  # names to suggest
+    needs_reference: ClassVar[bool] = True
+    max_real_full: ClassVar[int | None] = None  # `max_real` of names with `_full`
+    precision: ClassVar[str] = "generator as it is, detector float32, statistics float64"
+
+    # -- name -----------------------------------------------------------------------------------------
+
+    @classmethod
+    def parse(cls, name: str) -> Metric | None:
+        """The metric of that name; None if the name is not of this class.
+
+        Raises:
+            UserError: The name is of this class, with an impossible number.
+        """
+        match = next((m for form in cls.forms if (m := re.fullmatch(form, name))), None)
+        return None if match is None else cls.from_match(name, match.groupdict())
+
+    @classmethod
+    def from_match(cls, name: str, found: Mapping[str, str | None]) -> Metric:
+        """The metric of a name that matched, from the groups of the match."""
+        count, full = count_in(name, found), found.get("full") is not None
+        return cls(name, count, full, cls.max_real_full if full else count)
 
     @property
-    def needs_reference(self) -> bool:
-        """Whether images are compared with others."""
-        return self.kind in ("fid", "fdd", "kid", "pr")
+    def least_images(self) -> int:
+        """Images of the generator and of the reference without which the value is not defined."""
+        return 2
 
     @property
     def note(self) -> str | None:
@@ -59,49 +125,130 @@ class MetricSpec:
             return None
         return f"{self.num_gen} images: does not compare with {OFFICIAL_COUNT // 1000}k"
 
+    # -- what it is measured from ---------------------------------------------------------------------
 
-def parse_metric(name: str) -> MetricSpec:
-    """`fid50k_full`, `kid50k_full`, `pr50k3_full`, `is50k`, `ppl2_wend` and their like, with any count.
+    def detector(self, choices: DetectorChoices) -> str:
+        """Path, URL or zoo name of its detector.
 
-    `fid5k_full` takes 5000 images and `fid500_full` 500; `ppl2_wend` may be followed by a count too. Without `_full`
-    it is the legacy metric: as many images of the data set as of the generator.
+        Raises:
+            UserError: The metric needs a detector of the user's own.
+        """
+        return choices["inception"]
+
+    def features(self, detector: Detector) -> FeatureSpec:
+        """Features that it is computed from."""
+        return FeatureSpec(detector)
+
+    def ranges(self, fid_seeds: int) -> tuple[range, ...]:
+        """Numbers of the images that it is computed from, each range for itself."""
+        return (range(self.num_gen),)
+
+    def try_out(self, detector: Detector, images: torch.Tensor) -> int | None:
+        """Shows images uint8 [N, 3, H, W] to the detector; returns the dimension of features, None without any.
+
+        Raises:
+            UserError: The detector does not fit.
+        """
+        spec = self.features(detector)
+        return int(getattr(detector, spec.output)(images).shape[1])
+
+    def measure(self, drawn: DrawnImages) -> list[Any]:
+        """Kept features for each range of `ranges`. All processes call this and get the same.
+
+        Raises:
+            UserError: Images or features are not finite.
+        """
+        return drawn.features(self)
+
+    def conditions(self, truncation_psi: float, noise_mode: str) -> dict[str, Any]:
+        """How images are drawn, for the row's provenance."""
+        return {"truncation_psi": truncation_psi, "noise_mode": noise_mode}
+
+    # -- value ----------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def results(self, label: str, measured: Measured) -> Results:
+        """Value or values.
+
+        Args:
+            label: Name of the metric in the row, such as `fid50k_full_at64`.
+            measured: What it is computed from.
+
+        Raises:
+            UserError: There are too few images.
+        """
+
+
+def count_in(name: str, found: Mapping[str, str | None]) -> int:
+    """Number of images in a name: 50000 in `fid50k_full`; the official one in names without.
 
     Raises:
-        UserError: it is none of these.
+        UserError: It is beyond what can be measured.
     """
-    match = next((m for form in _FORMS if (m := form.fullmatch(name))), None)
-    if match is None:
-        raise UserError(
-            f"There is no metric {name!r}: take fid50k_full, kid50k_full, pr50k3_full, is50k or ppl2_wend, with any "
-            "count in the name."
-        )
-    found = match.groupdict()
-    kind = found["kind"]
     count = OFFICIAL_COUNT
     if found["count"]:
         count = int(found["count"]) * (1000 if found["thousand"] else 1)
-    if not 2 <= count <= 10_000_000:
-        raise UserError(f"The metric {name!r} would take {count} images: take from 2 to 10 million.")
-    if kind == "ppl":
-        legacy = not name.startswith("ppl2")
-        space, sampling = found["path"][0], found["path"][1:]
-        return MetricSpec(name, kind, count, space=space, sampling=sampling, crop=legacy)
-    if kind == "is":
-        if count < NUM_SPLITS:
-            raise UserError(f"The metric {name!r} needs at least {NUM_SPLITS} images.")
-        return MetricSpec(name, kind, count)
-    full = found["full"] is not None
-    nhood_size = int(found.get("nhood") or 0)
-    if kind == "pr" and not 1 <= nhood_size < count:
-        raise UserError(f"The metric {name!r} counts {nhood_size} nearest neighbours: take at least 1.")
-    return MetricSpec(name, kind, count, full, _MAX_REAL_FULL[kind] if full else count, nhood_size)
+    if not MIN_COUNT <= count <= MAX_COUNT:
+        raise UserError(f"The metric {name!r} asks for {count:,} images: ask for {MIN_COUNT} to {MAX_COUNT:,}.")
+    return count
+
+
+def require_images(label: str, least: int, **counts: int) -> None:
+    """Refuses a value that so few images do not define.
+
+    Args:
+        label: Name of the metric.
+        least: Images needed of each kind.
+        counts: Images of each kind there are.
+
+    Raises:
+        UserError: There are fewer.
+    """
+    for kind, count in counts.items():
+        if count < least:
+            raise UserError(
+                f"{label} needs at least {least} {kind} images, and there {'is' if count == 1 else 'are'} {count}: "
+                "give more images, or choose another metric."
+            )
+
+
+def metric_classes() -> tuple[type[Metric], ...]:
+    """Every kind of metric. A new one is a file and an entry here."""
+    from refine.metrics.fid import FDD, FID
+    from refine.metrics.inception_score import IS
+    from refine.metrics.kid import KID
+    from refine.metrics.ppl import PPL
+    from refine.metrics.precision_recall import PR
+
+    return FID, FDD, KID, PR, IS, PPL
+
+
+def parse_metric(name: str) -> Metric:
+    """The metric of a name such as `fid50k_full`, `kid50k_full`, `pr50k3_full`, `is50k` or `ppl2_wend`.
+
+    Any count will do: `fid5k_full` takes 5000 images and `fid500_full` 500; `ppl2_wend` may be followed by a count.
+    Names without `_full` are the StyleGAN suite's legacy metrics: as many images of the data set as of the generator.
+
+    Raises:
+        UserError: There is no such metric.
+    """
+    classes = metric_classes()
+    for kind in classes:
+        if metric := kind.parse(name):
+            return metric
+    examples = [example for kind in classes for example in kind.examples]
+    count = re.search(r"[0-9]+k?", name)
+    spelled = [example.replace("50k", count[0]) if count else example for example in examples]
+    close = difflib.get_close_matches(name.lower(), spelled, 1)
+    what = f"do you mean {close[0]}?" if close else f"choose among {', '.join(examples)}, with any count in the name."
+    raise UserError(f"There is no metric {name!r:.60}: {what}")
 
 
 def parse_metrics(text: str) -> tuple[str, ...]:
-    """`fid50k_full,kid50k_full` -> their names, each once; `none` -> no names.
+    """Names in a list such as `fid50k_full,kid50k_full`, each once; none in `none`.
 
     Raises:
-        UserError: one of them is unknown.
+        UserError: There is no such metric.
     """
     if text.strip().lower() in ("none", ""):
         return ()

@@ -19,12 +19,12 @@ CHUNK = 256  # rows taken together, whatever the size of batches: the same sums,
 
 @dataclass(frozen=True)
 class Moments:
-    """How many features there are, where their middle is and how they spread.
+    """Number, mean and spread of features; what Fréchet distances are computed from.
 
     Attributes:
-        count: number of features.
-        mean: [D] float64.
-        scatter: [D, D] float64, sum of the outer products of the deviations from the mean.
+        count: Number of features.
+        mean: Their mean [D], float64.
+        scatter: Sum of the outer products of the deviations from the mean [D, D], float64.
     """
 
     count: int
@@ -33,7 +33,7 @@ class Moments:
 
     @classmethod
     def of(cls, features: Tensor | np.ndarray) -> Moments:
-        """Of features [N, D], N >= 1."""
+        """Moments of features [N, D], N >= 1."""
         rows = _float64(torch.as_tensor(features))
         mean = rows.mean(dim=0)
         centred = rows - mean
@@ -41,26 +41,32 @@ class Moments:
 
     @classmethod
     def from_covariance(cls, mean: np.ndarray, covariance: np.ndarray, count: int, ddof: int) -> Moments:
-        """From a covariance that was divided by count - ddof."""
+        """Moments from a mean [D] and a covariance [D, D] that was divided by count - ddof."""
         return cls(count, np.asarray(mean, np.float64), np.asarray(covariance, np.float64) * (count - ddof))
 
     @property
     def dimension(self) -> int:
-        """D."""
+        """Dimension D of the features."""
         return len(self.mean)
 
     @property
     def rank(self) -> int:
-        """The largest rank that the scatter matrix of so many features can have."""
+        """Largest rank that the scatter matrix of so many features can have."""
         return min(self.count - 1, self.dimension)
 
     def covariance(self, ddof: int = 0) -> np.ndarray:
-        """[D, D]; divided by count (ddof=0, the StyleGAN suite) or by count - 1 (ddof=1, EDM)."""
+        """Covariance [D, D], divided by count (ddof=0, the StyleGAN suite) or by count - 1 (ddof=1, EDM).
+
+        Raises:
+            ValueError: There are not more than `ddof` features.
+        """
+        if self.count <= ddof:
+            raise ValueError(f"the covariance of {self.count} feature is not defined")
         return self.scatter / (self.count - ddof)
 
 
 def merge(a: Moments, b: Moments) -> Moments:
-    """The moments of two sets of features together."""
+    """Moments of two sets of features together."""
     count = a.count + b.count
     difference = b.mean - a.mean
     scatter = a.scatter + b.scatter
@@ -69,10 +75,10 @@ def merge(a: Moments, b: Moments) -> Moments:
 
 
 def merge_all(parts: Iterable[Moments | None]) -> Moments:
-    """The moments of all sets together, in the order given; None stands for an empty set.
+    """Moments of all sets together, in the order given; None stands for an empty set.
 
     Raises:
-        ValueError: all are empty.
+        ValueError: All are empty.
     """
     present = [part for part in parts if part is not None]
     if not present:
@@ -81,7 +87,7 @@ def merge_all(parts: Iterable[Moments | None]) -> Moments:
 
 
 class MomentsBuilder:
-    """Adds up features batch by batch; the result does not depend on where batches end."""
+    """Adder of features, batch by batch; the result does not depend on where batches end."""
 
     def __init__(self) -> None:
         self._moments: Moments | None = None
@@ -89,7 +95,7 @@ class MomentsBuilder:
         self._num_waiting = 0
 
     def add(self, features: Tensor) -> None:
-        """Adds features [N, D], of any device."""
+        """Adds features [N, D], on any device."""
         while self._num_waiting + len(features) >= CHUNK:
             missing = CHUNK - self._num_waiting
             self._waiting.append(features[:missing])
@@ -100,7 +106,7 @@ class MomentsBuilder:
             self._num_waiting += len(features)
 
     def build(self) -> Moments | None:
-        """The moments of everything added; None if that is nothing."""
+        """Moments of everything added; None if nothing was."""
         self._flush()
         return self._moments
 

@@ -1,12 +1,11 @@
-"""Downloading beforehand, and proving that everything then works with the network off."""
+"""Prefetch: download everything needed, then prove that it works with the network off."""
 
 from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
-from unittest import mock
 
 from refine.errors import UserError
 
@@ -18,38 +17,53 @@ class _OffError(OSError):
 
 
 def prefetch(get: Callable[[], T]) -> T:
-    """Calls a function that gets everything a run needs, and calls it again where no connection can be made.
+    """Calls a function that gets everything a run needs, then calls it again with the network off.
 
     Args:
-        get: downloads what is missing, opens everything and tries it out.
+        get: Function that downloads what is missing, opens everything and tries it out.
 
     Returns:
-        What the second call returned.
+        Result of the second call.
 
     Raises:
-        UserError: something cannot be had, or is not kept for later.
+        UserError: Something cannot be had, or is not kept for later.
     """
     get()
     with network_off():
         try:
             return get()
         except _OffError as error:
-            raise UserError(
-                "Something that is needed cannot be kept: it is asked for over the network again."
-            ) from error
+            raise UserError("Something that is needed is not kept: it was asked for over the network again.") from error
 
 
 @contextmanager
 def network_off() -> Iterator[None]:
-    """No name is looked up and no connection made by Python code in this process."""
+    """Context in which Python code of this process looks up no name and makes no connection."""
 
     def refuse(*arguments: Any, **options: Any) -> Any:
         raise _OffError("the network is switched off, to prove that it is not needed")
 
-    with (
-        mock.patch.object(socket.socket, "connect", refuse),
-        mock.patch.object(socket.socket, "connect_ex", refuse),
-        mock.patch.object(socket, "create_connection", refuse),
-        mock.patch.object(socket, "getaddrinfo", refuse),
-    ):
+    with ExitStack() as stack:
+        for owner, name in (
+            (socket.socket, "connect"),
+            (socket.socket, "connect_ex"),
+            (socket, "create_connection"),
+            (socket, "getaddrinfo"),
+        ):
+            stack.enter_context(_replaced(owner, name, refuse))
         yield
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Context in which an object's attribute has another value; one that it inherited is inherited again after it."""
+    own = vars(owner)
+    previous = own.get(name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        if previous is None:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, previous)

@@ -1,40 +1,41 @@
-"""What a user may say about metrics."""
+"""Options of metrics."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from refine.errors import UserError
 from refine.metrics.metric import parse_metric
+from refine.pair.bridge import FILTERS
 
 NOISE_MODES = ("random", "const", "none")
 
 
 @dataclass(frozen=True, kw_only=True)
 class MetricOptions:
-    """How snapshots are measured.
+    """What to measure, and how.
 
     Attributes:
-        metrics: names of the StyleGAN suite such as `fid50k_full`; see `registry.parse_metric`.
+        metrics: Names of the StyleGAN suite such as `fid50k_full`; see `metric.parse_metric`.
         data: StyleGAN data set to compare with: ZIP, folder or zoo name.
-        ref: `auto`, `data`, `teacher`, statistics (.npz) by path, URL or zoo name. `auto` takes `data` where given,
+        ref: `auto`, `data`, `teacher`, or statistics (.npz) by path, URL or zoo name. `auto` takes `data` if given,
             else the zoo's statistics for the teacher, else the teacher.
         detector: TorchScript module that turns images into features: path, URL or zoo name; None: $REFINE_DETECTOR,
             else the official Inception and, for precision and recall, the official VGG.
         vgg: TorchScript module for precision, recall and path length; None: $REFINE_VGG, else `detector` for
-            precision and recall where that is given, else the official VGG.
-        trust_detector: load a detector from the internet whose sha256 is not a known official one.
-        seed: of the latents, labels and noise: the same for every snapshot, so that snapshots compare.
-        fid_seeds: ranges of latents that the FID is computed for; with 3, each and the minimum are given, as EDM does.
-        every: measure each so-manieth snapshot.
-        batch: images that go through generator and detector at once, per process; None: see `batches.BatchSize`.
-        workers: processes that decode images of a data set; None: what suits their number; 0: none.
-        mirror: legacy metrics see each image of the data set mirrored too.
-        noise_mode: the generator's own noise: `random` (drawn anew for each image from the seed), `const` or `none`.
-        truncation_psi: 1 is what published values use.
-        ref_images: images that the teacher draws as a reference; None: as many as the metric takes of the generator.
-        resample: filter for images that are larger than the reference's, a key of `bridge.FILTERS`.
-        contact_sheet: keep the nearest and farthest samples for a picture.
+            precision and recall if given, else the official VGG.
+        trust_detector: Load a detector from the internet whose sha256 is not a known official one.
+        seed: Seed of latents, labels and noise, 0 to 2^31 - 1: the same for every snapshot, so that snapshots compare.
+        fid_seeds: Ranges of latents that the FID is computed for; with 3, each and the minimum are given, as EDM does.
+        batch: Images per pass through generator and detector, per process; None: see `batch_size.BatchSize`.
+        workers: Processes that decode images of a data set; None: by the number of pixels; 0: none.
+        mirror: Show legacy metrics each image of the data set mirrored too.
+        noise_mode: The generator's own noise: `random` (drawn for each image from the seed), `const` or `none`.
+        truncation_psi: Truncation; published values use 1.
+        ref_images: Images that the teacher draws as a reference; None: as many as the metric takes of the generator.
+        resample: Filter for images that are larger than the reference's, a key of `bridge.FILTERS`.
+        contact_sheet: Keep the nearest and farthest samples for a picture.
     """
 
     metrics: tuple[str, ...] = ("fid50k_full",)
@@ -45,7 +46,6 @@ class MetricOptions:
     trust_detector: bool = False
     seed: int = 0
     fid_seeds: int = 1
-    every: int = 1
     batch: int | None = None
     workers: int | None = None
     mirror: bool = False
@@ -58,7 +58,7 @@ class MetricOptions:
     def __post_init__(self) -> None:
         for name in self.metrics:
             parse_metric(name)
-        for option, value in (("fid-seeds", self.fid_seeds), ("metric-every", self.every), ("batch", self.batch)):
+        for option, value in (("fid-seeds", self.fid_seeds), ("batch", self.batch)):
             if value is not None and value < 1:
                 raise UserError(f"--{option} must be at least 1, not {value}.")
         if self.workers is not None and self.workers < 0:
@@ -68,10 +68,10 @@ class MetricOptions:
         if not 0 <= self.seed < 2**31:
             raise UserError(f"--metric-seed must be from 0 to 2^31 - 1, not {self.seed}.")
         if self.noise_mode not in NOISE_MODES:
-            raise UserError(f"The noise mode must be one of {', '.join(NOISE_MODES)}, not {self.noise_mode!r}.")
+            raise UserError(f"--noise-mode must be one of {', '.join(NOISE_MODES)}, not {self.noise_mode!r}.")
+        if not math.isfinite(self.truncation_psi):
+            raise UserError(f"--trunc must be a finite number, not {self.truncation_psi}.")
+        if self.resample not in FILTERS:
+            raise UserError(f"--resample must be one of {', '.join(FILTERS)}, not {self.resample!r}.")
         if self.ref == "data" and self.data is None:
             raise UserError("--ref=data compares with a data set: name it with --data.")
-
-    def is_due(self, snapshot_number: int) -> bool:
-        """Whether the snapshot of that number, counted from 0, is to be measured."""
-        return snapshot_number % self.every == 0

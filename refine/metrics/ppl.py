@@ -1,4 +1,4 @@
-"""Perceptual path length: how fast images change along a path between latents (Karras et al., arXiv 1812.04948).
+"""Perceptual path length: the speed at which images change along a path of latents (Karras et al., arXiv 1812.04948).
 
 A step of size epsilon is taken at a point of the path, and the squared perceptual distance of both images is divided
 by epsilon^2. The mean leaves out the extremes below the 1st and above the 99th percentile.
@@ -6,22 +6,31 @@ by epsilon^2. The mean leaves out the extremes below the 1st and above the 99th 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from refine.metrics.metric import MetricSpec
-from refine.metrics.sampler import with_noise
+from refine.errors import UserError
+from refine.metrics.batch_size import USUAL, BatchSize
+from refine.metrics.collect import collect_rows
+from refine.metrics.detectors import Detector, DetectorChoices
+from refine.metrics.metric import COUNT, Measured, Metric, Results, count_in
+from refine.metrics.sampler import draw_labels, draw_latents, draw_noise, draw_uniform, images_at_once, with_noise
+
+if TYPE_CHECKING:
+    from refine.metrics.drawn import DrawnImages
 
 EPSILON = 1e-4
 DETECTOR_SIZE = 256  # larger images are reduced to about this
+PAIRS_OF_PATHS = 8  # one path for so many images of a batch: path lengths are computed in float32, twice
 
 
 def slerp(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
-    """The point at t on the great circle from a's direction to b's; [N, D], t [N, 1]; of length 1."""
+    """Point at t on the great circle from a's direction to b's, of length 1: [N, D] for t [N, 1]."""
     a, b = (v / v.norm(dim=-1, keepdim=True) for v in (a, b))
     cosine = (a * b).sum(dim=-1, keepdim=True)
     towards = b - cosine * a
@@ -35,11 +44,11 @@ def path_points(mapping: Any, z0: Tensor, z1: Tensor, c: Tensor, t: Tensor, spac
     """Intermediate latents at t and at t + EPSILON: [2 N, num_ws, w_dim], the former first.
 
     Args:
-        mapping: (z, c) -> ws.
-        z0: where paths begin [N, z_dim].
-        z1: where they end.
-        c: labels [N, c_dim].
-        t: [N], from 0 to 1.
+        mapping: Mapping network, (z, c) -> ws.
+        z0: Latents where paths begin [N, z_dim].
+        z1: Latents where paths end [N, z_dim].
+        c: Labels [N, c_dim].
+        t: Position on the path [N], from 0 to 1.
         space: "z": on the sphere of latents; "w": on a straight line between intermediate latents.
     """
     cs = torch.cat([c, c])
@@ -71,29 +80,104 @@ def path_distances(
     c: Tensor,
     t: Tensor,
     noise: Sequence[Tensor],
-    spec: MetricSpec,
+    *,
+    space: str,
+    crop: bool,
 ) -> Tensor:
     """Squared perceptual distance of a step over EPSILON^2, for each path: [N] float32.
 
     Args:
-        generator: with `mapping` and `synthesis`.
-        lpips: float images from 0 to 255 -> vectors.
-        z: both ends of the paths, [N, z_dim] each.
-        c: labels [N, c_dim].
-        t: where on the path the step is taken, [N].
-        noise: for each layer that adds noise, that of each path [N, 1, R, R]: the same at both ends of a step.
-        spec: names the space and the crop.
+        generator: Generator with `mapping` and `synthesis`.
+        lpips: Float images from 0 to 255 -> vectors.
+        z: Both ends of the paths, [N, z_dim] each.
+        c: Labels [N, c_dim].
+        t: Where on the path the step is taken, [N], from 0 to 1.
+        noise: For each layer that adds noise, the noise of each path [N, 1, R, R], the same at both ends of a step.
+        space: "z" or "w", where paths are interpolated.
+        crop: Take the middle of a face.
     """
-    ws = path_points(generator.mapping, *z, c, t, spec.space)
+    ws = path_points(generator.mapping, *z, c, t, space)
     with with_noise(generator, [torch.cat([layer, layer]) for layer in noise]):
         images = generator.synthesis(ws, noise_mode="const", force_fp32=True)
-    before, after = lpips(prepare(images, spec.crop)).chunk(2)
+    before, after = lpips(prepare(images, crop)).chunk(2)
     return (before - after).square().sum(dim=1) / EPSILON**2
 
 
 def trimmed_mean(distances: np.ndarray) -> float:
-    """The mean of what lies between the 1st percentile, rounded down, and the 99th, rounded up."""
+    """Mean of what lies between the 1st percentile, rounded down, and the 99th, rounded up."""
     distances = np.asarray(distances)
     lowest = np.percentile(distances, 1, method="lower")
     highest = np.percentile(distances, 99, method="higher")
     return float(distances[(distances >= lowest) & (distances <= highest)].astype(np.float64).mean())
+
+
+@dataclass(frozen=True)
+class PPL(Metric):
+    """`ppl2_wend`: perceptual path length; `ppl_zfull`, `ppl_wfull`, `ppl_zend`, `ppl_wend`: StyleGAN's first ones.
+
+    Attributes:
+        space: "z" or "w", where a path is interpolated.
+        sampling: "full" or "end", where on the path steps begin.
+        crop: Take the middle of a face.
+    """
+
+    space: str = "w"
+    sampling: str = "end"
+    crop: bool = False
+
+    forms = (rf"ppl2_(?P<path>wend)(?:{COUNT})?", rf"ppl_(?P<path>[zw](?:full|end))(?:{COUNT})?")
+    examples = ("ppl2_wend",)
+    needs_reference = False
+    precision = "float32"
+
+    @classmethod
+    def from_match(cls, name: str, found: Mapping[str, str | None]) -> PPL:
+        """See `Metric.from_match`."""
+        path = found["path"] or ""
+        crop = not name.startswith("ppl2")
+        return cls(name, count_in(name, found), space=path[0], sampling=path[1:], crop=crop)
+
+    def detector(self, choices: DetectorChoices) -> str:
+        """See `Metric.detector`."""
+        return choices["vgg"]
+
+    def ranges(self, fid_seeds: int) -> tuple[range, ...]:
+        """See `Metric.ranges`; steps along paths are no images that another metric could share."""
+        return ()
+
+    def try_out(self, detector: Detector, images: Tensor) -> int | None:
+        """See `Metric.try_out`."""
+        detector.lpips(images.float())
+        return None
+
+    def measure(self, drawn: DrawnImages) -> list[Any]:
+        """See `Metric.measure`: the distances [num_gen] of all steps."""
+        generator, seed, device, labels = drawn.generator, drawn.options.seed, drawn.device, drawn.labels
+        lpips = drawn.detector_of(self).lpips
+        if not (hasattr(generator, "mapping") and hasattr(generator, "synthesis")):
+            raise UserError(f"{self.name} needs a generator with mapping and synthesis, and this one has none.")
+
+        def distances(part: range) -> Tensor:
+            ends = draw_latents(part, 2 * int(generator.z_dim), seed, "path latents")
+            z0, z1 = ends.to(device).chunk(2, dim=1)
+            c = draw_labels(part, labels, int(generator.c_dim), seed).to(device)
+            t = draw_uniform(part, seed, "path positions").float().to(device)
+            t = t if self.sampling == "full" else t * 0
+            noise = draw_noise(generator, part, seed, "path noise")
+            return path_distances(generator, lpips, (z0, z1), c, t, noise, space=self.space, crop=self.crop)
+
+        pairs = max(images_at_once(int(generator.img_resolution)) // 2, 1)
+        batch = BatchSize(min(max((drawn.options.batch or USUAL) // PAIRS_OF_PATHS, 1), pairs))
+        numbers, title = range(self.num_gen), f"paths of {self.name}"
+        found = collect_rows(lambda part, size: size.parts(part, distances), numbers, batch, title)
+        if not np.isfinite(found).all():
+            raise UserError("The generator draws images that are not finite: give an earlier snapshot.")
+        return [found]
+
+    def conditions(self, truncation_psi: float, noise_mode: str) -> dict[str, Any]:
+        """See `Metric.conditions`: paths are drawn without truncation, and their noise is random."""
+        return {"truncation_psi": 1.0, "noise_mode": "random"}
+
+    def results(self, label: str, measured: Measured) -> Results:
+        """See `Metric.results`."""
+        return Results({label: trimmed_mean(measured.generated[0])})

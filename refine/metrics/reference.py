@@ -1,4 +1,4 @@
-"""What a generator is compared with: a data set, statistics of one, or images that the teacher draws."""
+"""References of a metric: the images of a data set, or images that the teacher draws."""
 
 from __future__ import annotations
 
@@ -17,24 +17,25 @@ from refine.contracts import Denoiser
 from refine.diffusion.sampler import HeunOptions, heun_sample
 from refine.files.dataset import ImageDataset
 from refine.files.decoding import read_batches
+from refine.files.images import require_finite, to_uint8
 from refine.metrics import cache
 from refine.metrics.batch_size import USUAL, BatchSize
-from refine.metrics.collect import Tap, at_first, collect
+from refine.metrics.collect import at_first, collect
 from refine.metrics.detectors import Detector
-from refine.metrics.metric import MetricSpec
+from refine.metrics.metric import FeatureSpec, Metric, require_images
 from refine.metrics.moments import Moments
-from refine.metrics.sampler import Labels, draw_labels, draw_latents, to_uint8
+from refine.metrics.sampler import Labels, draw_labels, draw_latents
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """A teacher as a yardstick, for `ref=teacher` and for finding its data set's statistics.
+    """A teacher as a reference, for `ref=teacher` and for finding its data set's statistics.
 
     Attributes:
-        network: the denoiser, on the device of the measurement.
-        spec: what the user called it: path, URL or zoo name.
-        sha256: of its file.
-        class_map: its class for each class of the generator; None: the same numbers.
+        network: Denoiser, on the device of the measurement.
+        spec: Name that the user gave it by: path, URL or zoo name.
+        sha256: SHA-256 of its file.
+        class_map: Its class for each class of the generator; None: the same numbers.
     """
 
     network: Denoiser
@@ -44,17 +45,18 @@ class Teacher:
 
 
 class Reference(ABC):
-    """What images are compared with.
+    """Images that the generator's are compared with.
 
     Attributes:
-        name: for people.
+        name: Name for people.
         kind: "data", "statistics" or "teacher".
-        resolution: of its images; None if not known.
-        num_channels: of its images; None if not known.
-        labels: what the generator's labels are drawn from; None: uniform.
-        suffix: goes on the names of metrics.
-        dimension: of its features, where they are there already.
-        ddof: of covariances, as whoever made the reference divides them.
+        resolution: Pixels of its images along an axis; None if unknown.
+        num_channels: Channels of its images; None if unknown.
+        labels: Distribution of labels for the generator; None: uniform.
+        suffix: End of the names of metrics that compare with it.
+        dimension: Dimension of its features, if they are at hand.
+        ddof: Covariances are divided by the number of features minus this, as whoever made the reference does.
+        notes: What to tell the user about it, a sentence each.
     """
 
     name: str
@@ -65,107 +67,113 @@ class Reference(ABC):
     suffix: str = ""
     dimension: int | None = None
     ddof: int = 0
+    notes: tuple[str, ...] = ()
 
-    def check(self, spec: MetricSpec, detector: Detector) -> None:  # noqa: B027
-        """Says early that this reference cannot give that metric.
+    @abstractmethod
+    def check(self, metric: Metric, detector: Detector) -> None:
+        """Refuses early a metric that cannot be computed with this reference.
 
         Raises:
-            UserError: and what can.
+            UserError: It cannot.
         """
 
-    def prepare(self, wanted: Sequence[tuple[Tap, MetricSpec]]) -> None:  # noqa: B027
-        """Computes what several metrics will want of the same images in one go.
+    def prepare(self, wanted: Sequence[tuple[FeatureSpec, Metric]]) -> None:  # noqa: B027
+        """Computes in one pass the features that several metrics will want of the same images.
 
         Raises:
-            UserError: its images cannot be read.
+            UserError: An image cannot be read or drawn.
         """
 
     @abstractmethod
-    def get(self, tap: Tap, spec: MetricSpec) -> Any:
-        """Its `Moments` or rows [N, D] for a tap, from as many images as the metric takes; at every process.
+    def get(self, spec: FeatureSpec, metric: Metric) -> Any:
+        """Its `Moments` or rows [N, D], from as many images as the metric takes; the same at every process.
 
         Raises:
-            UserError: its images cannot be read.
+            UserError: An image cannot be read or drawn.
         """
 
     @abstractmethod
-    def provenance(self, spec: MetricSpec) -> dict[str, Any]:
-        """What a row says about it."""
+    def provenance(self, metric: Metric) -> dict[str, Any]:
+        """Its entry in a row's provenance."""
 
 
 class _ImageReference(Reference):
-    """A reference that consists of images."""
+    """A reference that consists of images; their features are kept in the cache."""
 
     batch: BatchSize
 
     def __init__(self) -> None:
-        self._in_memory: dict[str, dict[str, np.ndarray]] = {}  # moments, and what the cache would not take
+        self._in_memory: dict[str, dict[str, np.ndarray]] = {}  # moments, and what the cache could not store
 
     @abstractmethod
-    def _identity(self, spec: MetricSpec) -> dict[str, Any]:
-        """What decides which images these are."""
+    def _identity(self, metric: Metric) -> dict[str, Any]:
+        """Everything that decides which images these are."""
 
     @abstractmethod
-    def _numbers(self, spec: MetricSpec) -> range:
-        """The numbers of the images that the metric takes."""
+    def _numbers(self, metric: Metric) -> range:
+        """Numbers of the images that the metric takes."""
 
     @abstractmethod
-    def _images(self, spec: MetricSpec, numbers: range, batch: BatchSize) -> Iterator[Tensor]: ...
+    def _images(self, metric: Metric, numbers: range, batch: BatchSize) -> Iterator[Tensor]: ...
 
-    def prepare(self, wanted: Sequence[tuple[Tap, MetricSpec]]) -> None:
+    def check(self, metric: Metric, detector: Detector) -> None:
+        """See `Reference.check`."""
+        require_images(metric.name, metric.least_images, reference=len(self._numbers(metric)))
+
+    def prepare(self, wanted: Sequence[tuple[FeatureSpec, Metric]]) -> None:
         """See `Reference.prepare`."""
-        missing: dict[str, dict[Tap, MetricSpec]] = {}
-        for tap, spec in wanted:
-            key = self._key(tap, spec)
+        missing: dict[str, dict[FeatureSpec, Metric]] = {}
+        for spec, metric in wanted:
+            key = self._key(spec, metric)
             if key not in self._in_memory and not at_first(lambda key=key: cache.exists(key)):  # type: ignore[misc]
-                images = cache.key_of({**self._identity(spec), "count": len(self._numbers(spec))})
-                missing.setdefault(images, {})[tap] = spec
+                images = cache.key_of({**self._identity(metric), "count": len(self._numbers(metric))})
+                missing.setdefault(images, {})[spec] = metric
         for specs in missing.values():
             self._compute(specs)
 
-    def get(self, tap: Tap, spec: MetricSpec) -> Any:
-        """See `Reference.get`; kept in the cache."""
-        key = self._key(tap, spec)
+    def get(self, spec: FeatureSpec, metric: Metric) -> Any:
+        """See `Reference.get`."""
+        key = self._key(spec, metric)
         arrays = self._in_memory.get(key)
         if arrays is None:
             arrays = at_first(lambda: cache.load(key))
         if arrays is None:
-            arrays = self._compute({tap: spec})[tap]
-        if tap.keep == "moments":
+            arrays = self._compute({spec: metric})[spec]
+        if spec.keep == "moments":
             self._in_memory[key] = arrays
             return Moments(int(arrays["count"]), arrays["mean"], arrays["scatter"])
         return arrays["rows"]
 
-    def _key(self, tap: Tap, spec: MetricSpec) -> str:
+    def _key(self, spec: FeatureSpec, metric: Metric) -> str:
         return cache.key_of(
             {
-                **self._identity(spec),
-                "count": len(self._numbers(spec)),
-                "detector": tap.detector.sha256,
-                "output": tap.output,
-                "keep": tap.keep,
+                **self._identity(metric),
+                "count": len(self._numbers(metric)),
+                "detector": spec.detector.sha256,
+                "output": spec.output,
+                "keep": spec.keep,
             }
         )
 
-    def _compute(self, specs: Mapping[Tap, MetricSpec]) -> dict[Tap, dict[str, np.ndarray]]:
-        """All taps of the same images in one go, into the cache."""
-        spec = next(iter(specs.values()))
+    def _compute(self, specs: Mapping[FeatureSpec, Metric]) -> dict[FeatureSpec, dict[str, np.ndarray]]:
+        """All features of the same images in one pass, into the cache."""
+        metric = next(iter(specs.values()))
         title = f"reference {self.name}"
-        values = collect(lambda n, b: self._images(spec, n, b), self._numbers(spec), list(specs), self.batch, title)
+        values = collect(lambda n, b: self._images(metric, n, b), self._numbers(metric), list(specs), self.batch, title)
         computed = {}
-        for tap, value in values.items():
+        for spec, value in values.items():
             arrays = {"rows": value}
-            if tap.keep == "moments":
+            if spec.keep == "moments":
                 arrays = {"count": np.int64(value.count), "mean": value.mean, "scatter": value.scatter}
-            key = self._key(tap, specs[tap])
+            key = self._key(spec, specs[spec])
             if not at_first(lambda key=key, arrays=arrays: cache.store(key, arrays)):  # type: ignore[misc]
                 self._in_memory[key] = arrays
-            computed[tap] = arrays
+            computed[spec] = arrays
         return computed
 
 
 class DatasetReference(_ImageReference):
-    """A StyleGAN data set. Metrics called `_full` see all of it, others its first images, mirrored too if wanted."""
+    """A StyleGAN data set. Metrics with `_full` see all of it, others its first images, on request mirrored too."""
 
     kind = "data"
 
@@ -176,12 +184,12 @@ class DatasetReference(_ImageReference):
 
         Args:
             path: ZIP or folder.
-            mirror: legacy metrics see each image mirrored too.
-            batch: images read at once.
-            workers: processes that decode them; None: see `reading.read_batches`.
+            mirror: Show each image mirrored too, to legacy metrics.
+            batch: Images read per pass.
+            workers: Processes that decode; None: see `decoding.read_batches`.
 
         Raises:
-            UserError: it is none.
+            UserError: It is not a data set, or cannot be read.
         """
         super().__init__()
         plain = ImageDataset(path)
@@ -190,30 +198,31 @@ class DatasetReference(_ImageReference):
         self.path, self.name = plain.path, plain.name
         self.resolution, self.num_channels = plain.resolution, plain.num_channels
         self.labels = None if plain.raw_labels is None else Labels.of(plain.raw_labels)
-        self.sha256 = at_first(lambda: cache.remembered_sha256(plain.path, plain.sha256))
+        self.notes = plain.notes
+        self.sha256 = at_first(lambda: cache.remembered_sha256(plain.files))
 
-    def provenance(self, spec: MetricSpec) -> dict[str, Any]:
+    def provenance(self, metric: Metric) -> dict[str, Any]:
         """See `Reference.provenance`."""
-        count = len(self._numbers(spec))
+        count = len(self._numbers(metric))
         return {"kind": self.kind, "name": self.name, "sha256": self.sha256, "num_images": count}
 
-    def _dataset(self, spec: MetricSpec) -> ImageDataset:
-        return self.plain if spec.full else self.mirrored
+    def _dataset(self, metric: Metric) -> ImageDataset:
+        return self.plain if metric.full else self.mirrored
 
-    def _identity(self, spec: MetricSpec) -> dict[str, Any]:
-        return {"data": self.sha256, "xflip": self._dataset(spec) is self.mirrored and self.mirror}
+    def _identity(self, metric: Metric) -> dict[str, Any]:
+        return {"data": self.sha256, "xflip": self._dataset(metric) is self.mirrored and self.mirror}
 
-    def _numbers(self, spec: MetricSpec) -> range:
-        size = len(self._dataset(spec))
-        return range(size if spec.max_real is None else min(size, spec.max_real))
+    def _numbers(self, metric: Metric) -> range:
+        size = len(self._dataset(metric))
+        return range(size if metric.max_real is None else min(size, metric.max_real))
 
-    def _images(self, spec: MetricSpec, numbers: range, batch: BatchSize) -> Iterator[Tensor]:
-        for images in read_batches(self._dataset(spec), numbers, batch.now, self.workers):
+    def _images(self, metric: Metric, numbers: range, batch: BatchSize) -> Iterator[Tensor]:
+        for images in read_batches(self._dataset(metric), numbers, batch.now, self.workers):
             yield torch.from_numpy(images)
 
 
 class TeacherReference(_ImageReference):
-    """Images that the teacher draws with the Heun sampler of EDM: a yardstick where there is no data."""
+    """Images that the teacher draws with EDM's Heun sampler: a reference without data."""
 
     kind, suffix = "teacher", "_teacher"
 
@@ -223,11 +232,11 @@ class TeacherReference(_ImageReference):
         """Prepares to draw.
 
         Args:
-            teacher: the denoiser, on `device`.
-            device: where to draw.
-            seed: of the latents and labels.
-            num_images: how many; None: as many as the metric takes of the generator.
-            batch: images drawn at once; None: see `batches.BatchSize`.
+            teacher: Teacher on `device`.
+            device: Device to draw on.
+            seed: Seed of latents and labels.
+            num_images: Number of images; None: as many as the metric takes of the generator.
+            batch: Images drawn per pass; None: see `batch_size.BatchSize`.
         """
         super().__init__()
         self.teacher, self.device, self.seed, self.num_images = teacher, device, seed, num_images
@@ -237,10 +246,10 @@ class TeacherReference(_ImageReference):
         self.batch = BatchSize.choose(batch, device, self.resolution)
         self.options = HeunOptions()
 
-    def provenance(self, spec: MetricSpec) -> dict[str, Any]:
+    def provenance(self, metric: Metric) -> dict[str, Any]:
         """See `Reference.provenance`."""
         sampler = f"Heun, {self.options.num_steps} steps"
-        count = len(self._numbers(spec))
+        count = len(self._numbers(metric))
         return {
             "kind": self.kind,
             "name": self.name,
@@ -250,7 +259,7 @@ class TeacherReference(_ImageReference):
             "seed": self.seed,
         }
 
-    def _identity(self, spec: MetricSpec) -> dict[str, Any]:
+    def _identity(self, metric: Metric) -> dict[str, Any]:
         options = {name: repr(value) for name, value in asdict(self.options).items()}
         return {
             "teacher": self.teacher.sha256,
@@ -259,10 +268,10 @@ class TeacherReference(_ImageReference):
             "class_map": self.teacher.class_map,
         }
 
-    def _numbers(self, spec: MetricSpec) -> range:
-        return range(self.num_images or spec.num_gen)
+    def _numbers(self, metric: Metric) -> range:
+        return range(self.num_images or metric.num_gen)
 
-    def _images(self, spec: MetricSpec, numbers: range, batch: BatchSize) -> Iterator[Tensor]:
+    def _images(self, metric: Metric, numbers: range, batch: BatchSize) -> Iterator[Tensor]:
         network: Any = self.teacher.network
         labels, shape = self._labels(), (int(network.img_channels), *2 * (int(network.img_resolution),))
 
@@ -272,6 +281,7 @@ class TeacherReference(_ImageReference):
             images = heun_sample(
                 network, latents.to(self.device), c.to(self.device) if network.label_dim else None, self.options
             )
+            require_finite(images, f"The teacher {self.teacher.spec}", "download it again, or give another reference")
             return to_uint8(images)
 
         return batch.parts(numbers, draw)

@@ -1,4 +1,4 @@
-"""References as files: mean and covariance of a data set's features, and what else there is to know of them."""
+"""Reference files: mean and covariance of a data set's features in an .npz, and how they were made."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from refine import pickles
 from refine.errors import UserError
 from refine.files.atomic import atomic_write
-from refine.metrics.collect import Tap
+from refine.files.digest import file_sha256
+from refine.files.reading import cannot_read, reading
 from refine.metrics.detectors import Detector
-from refine.metrics.metric import MetricSpec
+from refine.metrics.metric import FeatureSpec, Metric, require_images
 from refine.metrics.moments import Moments
 from refine.metrics.reference import Reference
 from refine.metrics.sampler import Labels
@@ -25,7 +25,7 @@ class StatisticsReference(Reference):
     """Mean and covariance of a data set's features in an .npz file, as EDM publishes them or `save_reference` writes.
 
     EDM's hold `mu` [D] and `sigma` [D, D], the latter divided by the number of images minus 1. Ours have `num_images`
-    too, and what they were made with; and where they were asked for, features and labels.
+    and their origin too, the labels if there are any, and on request all features.
     """
 
     kind = "statistics"
@@ -34,32 +34,27 @@ class StatisticsReference(Reference):
         """Reads the file.
 
         Args:
-            path: the .npz file.
-            name: what to call it; None: its file's name.
-            resolution: of the images, where it is known from elsewhere.
+            path: The .npz file.
+            name: Its name in rows; None: the file's.
+            resolution: Pixels of the images along an axis, if known from elsewhere.
 
         Raises:
-            UserError: it is no such file.
+            UserError: The file cannot be read, or is not such a file.
         """
         self.path, self.name = path, name or path.name
-        try:
-            with np.load(path, allow_pickle=False) as npz:
-                arrays = dict(npz)
-            mean, sigma = np.asarray(arrays["mu"], np.float64), np.asarray(arrays["sigma"], np.float64)
-        except KeyError as error:
-            raise UserError(f"The reference {path} has no entry {error}: give an .npz with mu and sigma.") from error
-        except Exception as error:  # zipfile, NumPy's header parser, and object arrays
-            raise UserError(f"The reference {path} is no .npz file of numbers, or damaged: get it anew.") from error
+        arrays = _arrays(path)
+        mean, sigma = np.asarray(arrays["mu"], np.float64), np.asarray(arrays["sigma"], np.float64)
         if (
             mean.ndim != 1
             or sigma.shape != 2 * mean.shape
             or not (np.isfinite(mean).all() and np.isfinite(sigma).all())
         ):
             raise UserError(
-                f"The reference {path} has a mu {list(mean.shape)} and a sigma {list(sigma.shape)}, which are no mean "
-                "and covariance: get it anew."
+                f"The reference {path} has a mu {list(mean.shape)} and a sigma {list(sigma.shape)}, which are not a "
+                "mean and a covariance of finite numbers: download it again, or give another."
             )
-        self.sha256 = pickles.file_sha256(path)
+        with reading(path):
+            self.sha256 = file_sha256(path)
         self.num_images = int(arrays["num_images"]) if "num_images" in arrays else None
         self.ddof = int(arrays["ddof"]) if "ddof" in arrays else 1
         self.detector_sha256 = str(arrays["detector_sha256"]) if "detector_sha256" in arrays else None
@@ -77,53 +72,75 @@ class StatisticsReference(Reference):
         elif "label_vectors" in arrays:
             self.labels = Labels(vectors=arrays["label_vectors"].astype(np.float32))
 
-    def check(self, spec: MetricSpec, detector: Detector) -> None:
+    def check(self, metric: Metric, detector: Detector) -> None:
         """See `Reference.check`."""
-        if spec.kind in ("kid", "pr") and self.features is None:
+        if metric.features(detector).keep != "moments" and self.features is None:
             raise UserError(
-                f"The reference {self.path} has a mean and a covariance and no features, which {spec.name} needs: give "
-                "the data set with --data, or measure the FID only."
+                f"The reference {self.path} has a mean and a covariance and no features, which {metric.name} needs: "
+                "give the data set with --data, or measure the FID only."
             )
-        if not spec.full:
+        if not metric.full:
             raise UserError(
-                f"The reference {self.path} stands for a whole data set, and {spec.name} takes its first images: ask "
-                f"for {spec.name}_full."
+                f"The reference {self.path} stands for a whole data set, and {metric.name} takes its first images: ask "
+                f"for {metric.name}_full."
             )
+        count = self.num_images if self.features is None else len(self.features)
+        if count is not None:
+            require_images(metric.name, metric.least_images, reference=count)
         if self.detector_sha256 is not None and self.detector_sha256 != detector.sha256:
             raise UserError(
                 f"The reference {self.path} was made with another detector (sha256 {self.detector_sha256[:16]}...) "
-                f"than {detector.path} ({detector.sha256[:16]}...): give --detector that one."
+                f"than {detector.path} ({detector.sha256[:16]}...): give that detector with --detector."
             )
 
-    def get(self, tap: Tap, spec: MetricSpec) -> Any:
+    def get(self, spec: FeatureSpec, metric: Metric) -> Any:
         """See `Reference.get`."""
-        if tap.keep == "moments":
+        if spec.keep == "moments":
             return self._moments
         assert self.features is not None, "checked before"
-        rows = self.features[: spec.max_real]
-        return rows.astype(np.float16 if tap.keep == "half" else np.float32)
+        rows = self.features[: metric.max_real]
+        return rows.astype(np.float16 if spec.keep == "half" else np.float32)
 
-    def provenance(self, spec: MetricSpec) -> dict[str, Any]:
+    def provenance(self, metric: Metric) -> dict[str, Any]:
         """See `Reference.provenance`."""
         return {"kind": self.kind, "name": self.name, "sha256": self.sha256, "num_images": self.num_images}
 
 
-def save_reference(path: Path, reference: Reference, detector: Detector, spec: MetricSpec, *, features: bool) -> None:
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    """Arrays of an .npz, with `mu` and `sigma` among them."""
+    try:
+        with np.load(path, allow_pickle=False) as npz:
+            arrays = dict(npz)
+    except (OSError, MemoryError) as error:
+        raise cannot_read(path, error) from error
+    except Exception as error:  # zipfile, NumPy's header parser, and object arrays
+        raise UserError(
+            f"The reference {path} is not an .npz file of numbers, or is damaged: download it again."
+        ) from error
+    for name in ("mu", "sigma"):
+        if name not in arrays:
+            raise UserError(f"The reference {path} has no entry {name!r}: give an .npz with mu and sigma.")
+        if arrays[name].dtype.kind not in "fiu":
+            raise UserError(f"The reference {path} holds a {name!r} of type {arrays[name].dtype}: give numbers.")
+    return arrays
+
+
+def save_reference(path: Path, reference: Reference, detector: Detector, metric: Metric, *, features: bool) -> None:
     """Writes a reference as an .npz that `StatisticsReference` and EDM's tools read.
 
     All processes call this; the first one writes.
 
     Args:
-        path: where to write.
-        reference: a data set or a teacher.
-        detector: gives the features.
-        spec: a metric, which says how many images are taken.
-        features: write all features too, which KID and precision and recall need.
+        path: File to write.
+        reference: Data set or teacher.
+        detector: Detector of the features.
+        metric: Metric that decides how many images are taken.
+        features: Write all features too, which KID and precision and recall need.
 
     Raises:
-        UserError: the reference's images cannot be read, or the file not written.
+        UserError: An image cannot be read or drawn, or the file cannot be written.
     """
-    moments: Moments = reference.get(Tap(detector), spec)
+    moments: Moments = reference.get(FeatureSpec(detector), metric)
     arrays: dict[str, Any] = {
         "mu": moments.mean,
         "sigma": moments.covariance(ddof=1),  # as EDM's tools expect it
@@ -133,7 +150,7 @@ def save_reference(path: Path, reference: Reference, detector: Detector, spec: M
         "detector_sha256": detector.sha256,
         "resolution": np.int64(reference.resolution or 0),
         "num_channels": np.int64(reference.num_channels or 0),
-        "source": json.dumps(reference.provenance(spec)),
+        "source": json.dumps(reference.provenance(metric)),
     }
     if reference.labels is not None:
         if reference.labels.counts is not None:
@@ -141,7 +158,7 @@ def save_reference(path: Path, reference: Reference, detector: Detector, spec: M
         else:
             arrays["label_vectors"] = reference.labels.vectors
     if features:
-        arrays["features"] = reference.get(Tap(detector, keep="rows"), spec)
+        arrays["features"] = reference.get(FeatureSpec(detector, keep="rows"), metric)
     if distributed.is_first():
         with atomic_write(path) as file:
             np.savez(file, **arrays)

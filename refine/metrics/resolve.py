@@ -1,4 +1,4 @@
-"""What the options mean: which detector for which metric, and what images are compared with."""
+"""Resolution of options into things: detectors for metrics, a reference, labels for the generator."""
 
 from __future__ import annotations
 
@@ -7,49 +7,38 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from refine import zoo
 from refine.errors import UserError
-from refine.metrics.detectors import INCEPTION, VGG, Detector, choose, load_detector
-from refine.metrics.metric import MetricSpec
+from refine.metrics.detectors import Detector, DetectorChoices, load_detector
+from refine.metrics.metric import Metric
 from refine.metrics.options import MetricOptions
 from refine.metrics.reference import DatasetReference, Reference, Teacher, TeacherReference
 from refine.metrics.reference_file import StatisticsReference
+from refine.metrics.sampler import Labels
 
 log = logging.getLogger("refine")
 
 
-def detector_specs(specs: Iterable[MetricSpec], options: MetricOptions) -> dict[str, str]:
-    """For each metric, the path, URL or zoo name of its detector.
+def detector_specs(metrics: Iterable[Metric], options: MetricOptions) -> dict[str, str]:
+    """Path, URL or zoo name of each metric's detector, by the metric's name.
 
     Raises:
-        UserError: `fdd` without a detector of one's own.
+        UserError: A metric needs a detector of the user's own, and there is none.
     """
-    chosen = {}
-    inception = choose(options.detector, INCEPTION)
-    vgg = choose(options.vgg, VGG)
-    for spec in specs:
-        if spec.kind == "ppl":
-            chosen[spec.name] = vgg
-        elif spec.kind == "pr":
-            chosen[spec.name] = inception if vgg == VGG and inception != INCEPTION else vgg
-        elif spec.kind == "fdd" and inception == INCEPTION:
-            raise UserError(
-                f"{spec.name} is the Fréchet distance with a detector of your own: give it with --detector."
-            )
-        else:
-            chosen[spec.name] = inception
-    return chosen
+    choices = DetectorChoices.made({"inception": options.detector, "vgg": options.vgg})
+    return {metric.name: metric.detector(choices) for metric in metrics}
 
 
-def load_detectors(specs: Iterable[MetricSpec], options: MetricOptions, device: torch.device) -> dict[str, Detector]:
-    """For each metric its detector; each is loaded once.
+def load_detectors(metrics: Iterable[Metric], options: MetricOptions, device: torch.device) -> dict[str, Detector]:
+    """Detector of each metric, by the metric's name; each is loaded once.
 
     Raises:
-        UserError: one of them cannot be had or loaded.
+        UserError: A detector cannot be had or loaded.
     """
-    chosen = detector_specs(specs, options)
+    chosen = detector_specs(metrics, options)
     loaded = {
         spec: load_detector(spec, device, trust=options.trust_detector) for spec in dict.fromkeys(chosen.values())
     }
@@ -59,10 +48,10 @@ def load_detectors(specs: Iterable[MetricSpec], options: MetricOptions, device: 
 def choose_reference(
     options: MetricOptions, detectors: dict[str, Detector], device: torch.device, teacher: Teacher | None
 ) -> Reference:
-    """What `--ref` and `--data` mean.
+    """Reference that `--ref` and `--data` name.
 
     Raises:
-        UserError: nothing to compare with, or it cannot be had.
+        UserError: There is nothing to compare with, or it cannot be had.
     """
     if options.ref == "data" or (options.ref == "auto" and options.data is not None):
         assert options.data is not None, "checked by MetricOptions"
@@ -71,11 +60,11 @@ def choose_reference(
         # The zoo's statistics are of Inception features.
         entry = statistics_for(teacher) if teacher and all(d.official for d in detectors.values()) else None
         if entry is not None:
-            log.info(f"Compared with {entry.name} of the zoo: the statistics of the teacher's data set")
+            log.info(f"Comparing with {entry.name} of the zoo, the statistics of the teacher's data set")
             return StatisticsReference(zoo.resolve(entry.name).path, name=entry.name, resolution=entry.resolution)
         if teacher is None:
             raise UserError("There is nothing to compare with: give --data, --ref or --teacher.")
-        log.info("Compared with images that the teacher draws, for want of data: metrics are called ..._teacher")
+        log.info("No data given: comparing with images that the teacher draws; metrics are called ..._teacher")
     if options.ref in ("auto", "teacher"):
         if teacher is None:
             raise UserError("--ref=teacher compares with the teacher: name it with --teacher.")
@@ -92,16 +81,16 @@ def choose_reference(
 
 
 def warn_of_recorded_data(network_pickle: Mapping[str, Any]) -> None:
-    """Says where the data set lay that a pickle was trained on. It is not opened: a pickle may name any path."""
+    """Says where the data set of a pickle's training lay. It is not opened: a pickle may name any path."""
     for entry in ("training_set_kwargs", "dataset_kwargs"):
         arguments = network_pickle.get(entry)
         path = arguments.get("path") if isinstance(arguments, Mapping) else None
         if isinstance(path, str) and path:
-            log.info(f"The pickle was trained on {path}; --data={path} compares with that, if you have it.")
+            log.info(f"The pickle was trained on {path}; if you have it, --data={path} compares with it.")
 
 
 def statistics_for(teacher: Teacher) -> zoo.ZooEntry | None:
-    """The zoo's statistics of the data set that a teacher of the zoo was trained on; None if there are none."""
+    """Zoo entry with the statistics of the data set that a teacher of the zoo was trained on; None without one."""
     entry = zoo.find(Path(teacher.spec).name)
     if entry is None or entry.kind != "denoiser" or entry.resolution != int(teacher.network.img_resolution):
         return None
@@ -112,7 +101,7 @@ def statistics_for(teacher: Teacher) -> zoo.ZooEntry | None:
 
 
 def dataset_path(spec: str) -> str:
-    """A data set's path: what was given, or the zoo's file of that name where there is nothing else."""
+    """Path of a data set: as given if it exists, else the zoo's file of that name."""
     is_name = not Path(spec).expanduser().exists() and ("://" in spec or zoo.find(spec) is not None)
     return str(zoo.resolve(spec).path) if is_name else spec
 
@@ -122,27 +111,61 @@ def _dataset(path: str, options: MetricOptions) -> DatasetReference:
 
 
 def fit(reference: Reference, generator: Any) -> int | None:
-    """The resolution that images are reduced to before they are compared; None: as they are.
+    """Resolution that images are reduced to before they are compared; None: as they are.
 
     Raises:
-        UserError: the reference's images are larger or of other channels, or its labels of another width.
+        UserError: The reference's images are larger, or have other channels.
     """
     own, channels = int(generator.img_resolution), int(generator.img_channels)
     where = getattr(reference, "path", reference.name)
     if reference.num_channels not in (None, channels):
         raise UserError(
             f"The reference {where} has images of {reference.num_channels} channels and the generator draws "
-            f"{channels}: give a reference with the generator's."
+            f"{channels}: give a reference with as many channels."
         )
     if reference.resolution is not None and reference.resolution > own:
         raise UserError(
             f"The reference {where} has images of {reference.resolution} pixels and the generator draws {own}: give a "
             "reference of that size or below."
         )
-    width, c_dim = reference.labels.dim if reference.labels else 0, int(generator.c_dim)
-    if width and c_dim and width != c_dim:
-        raise UserError(
-            f"The reference {where} has labels of width {width} and the generator {c_dim}: give the data set that it "
-            "was trained on, or one without labels."
-        )
     return None if reference.resolution == own else reference.resolution
+
+
+def fit_labels(reference: Reference, generator: Any) -> tuple[Labels | None, tuple[str, ...]]:
+    """Distribution of the generator's labels (None: uniform), and what the user should know of it, a sentence each.
+
+    Raises:
+        UserError: The reference has labels that the generator does not take.
+    """
+    c_dim, labels = int(generator.c_dim), reference.labels
+    if not c_dim:
+        return None, ()
+    where = getattr(reference, "path", reference.name)
+    if labels is None:
+        if reference.kind == "teacher":
+            return None, ()
+        return None, (f"{where} has no labels: the generator's {c_dim} classes are drawn uniformly.",)
+    if labels.counts is None or labels.dim > c_dim:
+        if labels.dim != c_dim:
+            raise UserError(
+                f"The reference {where} has labels of width {labels.dim} and the generator {c_dim}: give the data set "
+                "that it was trained on, or one without labels."
+            )
+        return labels, ()
+    labels = labels.widened(c_dim)
+    assert labels.counts is not None
+    absent = np.flatnonzero(labels.counts == 0)
+    if not len(absent):
+        return labels, ()
+    named = ", ".join(map(str, absent[:10])) + (", ..." if len(absent) > 10 else "")
+    note = f"{where} has no images of {len(absent)} of the generator's {c_dim} classes ({named}): they are not drawn."
+    return labels, (note,)
+
+
+def labels_source(reference: Reference | None, labels: Labels | None, generator: Any) -> str | None:
+    """Origin of a generator's labels, for the provenance of rows; None for an unconditional generator."""
+    if not int(generator.c_dim):
+        return None
+    if reference is None or labels is None:
+        return "uniform"
+    return "data" if reference.kind == "data" else "counts" if labels.counts is not None else "vectors"

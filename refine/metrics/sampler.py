@@ -1,4 +1,4 @@
-"""The generator's images for a metric: what is drawn for image number i depends on the seed and on i alone.
+"""Images of a generator, by number: image i depends on the seed and on i alone.
 
 Latents and labels come in blocks of 64 from (seed, stream, block), noise from (seed, stream, i). So batches of any
 size, and any number of processes, see the same images.
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from refine.errors import UserError
+from refine.files.images import require_finite, to_uint8
 from refine.metrics.detectors import exact_convolutions
 from refine.pair.resize import resize
 from refine.runtime.random import stream_generator, stream_seed
@@ -25,11 +25,11 @@ BLOCK = 64
 
 @dataclass(frozen=True)
 class Labels:
-    """What labels are drawn from: those of a data set's images, each as likely as the other.
+    """Distribution of labels: those of a data set's images, each with the same probability.
 
     Attributes:
-        counts: images of each class [K] int64; None where labels are vectors.
-        vectors: [N, dim] float32; None where labels are classes.
+        counts: Images of each class [K] int64; None if labels are vectors.
+        vectors: Label of each image [N, dim] float32; None if labels are classes.
     """
 
     counts: np.ndarray | None = None
@@ -37,13 +37,18 @@ class Labels:
 
     @classmethod
     def of(cls, raw_labels: np.ndarray) -> Labels:
-        """Classes [N] or vectors [N, dim] of a data set's images."""
+        """Distribution of the classes [N] or vectors [N, dim] of a data set's images."""
         return cls(counts=np.bincount(raw_labels)) if raw_labels.ndim == 1 else cls(vectors=raw_labels)
 
     @classmethod
     def uniform(cls, num_classes: int) -> Labels:
-        """Every class as likely as the other."""
+        """Every class with the same probability."""
         return cls(counts=np.ones(num_classes, dtype=np.int64))
+
+    def widened(self, num_classes: int) -> Labels:
+        """Distribution over so many classes, of which the last ones do not occur."""
+        assert self.counts is not None
+        return Labels(counts=np.pad(self.counts, (0, num_classes - len(self.counts))))
 
     @property
     def dim(self) -> int:
@@ -73,7 +78,7 @@ def draw_uniform(indices: range, seed: int, stream: str) -> Tensor:
 
 
 def draw_labels(indices: range, labels: Labels | None, c_dim: int, seed: int) -> Tensor:
-    """Labels [len(indices), c_dim]; of width 0 for an unconditional generator, uniform without `labels`."""
+    """Labels [len(indices), c_dim]; without `labels`, one-hot vectors of uniform classes."""
     if c_dim == 0:
         return torch.zeros(len(indices), 0)
     return (labels or Labels.uniform(c_dim)).rows(draw_uniform(indices, seed, "metric labels"))
@@ -95,13 +100,14 @@ def _from_blocks(indices: range, draw: Any) -> Tensor:
 # -- noise --------------------------------------------------------------------------------------------
 
 
-def noise_inputs(generator: torch.nn.Module) -> list[torch.nn.Module]:
-    """The layers that add noise, in their order in the network."""
-    return [module for module in generator.modules() if isinstance(module._buffers.get("noise_const"), Tensor)]
+def noise_inputs(generator: Any) -> list[torch.nn.Module]:
+    """Layers that add noise, in their order in the network; none in a generator that is not a module."""
+    modules = generator.modules() if isinstance(generator, torch.nn.Module) else ()
+    return [module for module in modules if isinstance(module._buffers.get("noise_const"), Tensor)]
 
 
-def draw_noise(generator: torch.nn.Module, indices: Sequence[int], seed: int, stream: str) -> list[Tensor]:
-    """For each layer of `noise_inputs`, noise [len(indices), 1, R, R] on its device."""
+def draw_noise(generator: Any, indices: Sequence[int], seed: int, stream: str) -> list[Tensor]:
+    """Noise [len(indices), 1, R, R] for each layer of `noise_inputs`, on its device."""
     layers: list[Any] = [module.noise_const for module in noise_inputs(generator)]
     rows: list[list[Tensor]] = [[] for _ in layers]
     for index in indices if layers else ():
@@ -112,8 +118,8 @@ def draw_noise(generator: torch.nn.Module, indices: Sequence[int], seed: int, st
 
 
 @contextmanager
-def with_noise(generator: torch.nn.Module, noise: Sequence[Tensor]) -> Iterator[None]:
-    """Lets `noise_mode="const"` add that noise, an image's own for each image of the batch."""
+def with_noise(generator: Any, noise: Sequence[Tensor]) -> Iterator[None]:
+    """Context in which `noise_mode="const"` adds the given noise, to each image of the batch its own."""
     layers = noise_inputs(generator)
     previous = [layer._buffers["noise_const"] for layer in layers]
     try:
@@ -126,20 +132,15 @@ def with_noise(generator: torch.nn.Module, noise: Sequence[Tensor]) -> Iterator[
 
 
 def images_at_once(resolution: int) -> int:
-    """How many images a generator draws at once: 4 of 1024 pixels and as many pixels of smaller ones."""
+    """Images per pass of a generator: 4 of 1024 pixels, and as many pixels of smaller ones."""
     return max(4 * 1024**2 // resolution**2, 1)
 
 
 # -- images -------------------------------------------------------------------------------------------
 
 
-def to_uint8(images: Tensor) -> Tensor:
-    """Images [N, C, H, W] in [-1, 1] as the suite stores them: x * 127.5 + 128, clamped and truncated."""
-    return (images * 127.5 + 128).clamp(0, 255).to(torch.uint8)
-
-
 def for_detector(images: Tensor) -> Tensor:
-    """Grey images as RGB; others as they are."""
+    """Gray images as RGB; others as they are."""
     return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
 
 
@@ -148,14 +149,14 @@ class Sampler:
     """Draws a generator's images by their number.
 
     Attributes:
-        generator: in evaluation mode.
-        device: where it lies.
-        labels: what labels are drawn from, as wide as the generator's; None: uniform.
-        seed: of everything that is drawn.
+        generator: Generator in evaluation mode.
+        device: Its device.
+        labels: Distribution of labels, as wide as the generator's; None: uniform.
+        seed: Seed of latents, labels and noise.
         noise_mode: `random`, `const` or `none`.
-        truncation_psi: 1: none.
-        resolution: images are reduced to it; None: as they are drawn.
-        resample: the filter for that.
+        truncation_psi: Truncation; 1: none.
+        resolution: Size that images are reduced to; None: as they are drawn.
+        resample: Filter for this, a key of `bridge.FILTERS`.
     """
 
     generator: Any
@@ -172,7 +173,7 @@ class Sampler:
         """Images number i for each of the indices, uint8 [N, C, R, R].
 
         Raises:
-            UserError: one of them is not finite.
+            UserError: An image is not finite.
         """
         z = draw_latents(indices, self.generator.z_dim, self.seed).to(self.device)
         c = draw_labels(indices, self.labels, int(self.generator.c_dim), self.seed).to(self.device)
@@ -183,8 +184,7 @@ class Sampler:
                 for zs, cs, first in zip(z.split(size), c.split(size), range(0, len(indices), size), strict=True)
             ]
         )
-        if not torch.isfinite(images).all():
-            raise UserError("The generator draws images that are not finite: take an earlier snapshot.")
+        require_finite(images, "The generator", "give an earlier snapshot")
         if self.resolution is not None:
             images = resize(images.float(), self.resolution, self.resample)
         return to_uint8(images)

@@ -1,4 +1,4 @@
-"""What a network pickle holds, told without running anything in it."""
+"""Description of a network pickle, made without running anything in it."""
 
 from __future__ import annotations
 
@@ -9,20 +9,30 @@ from typing import Any
 
 from refine import networks, pickles
 from refine.errors import UserError
-from refine.files.atomic import atomic_write
+from refine.files.atomic import atomic_write, cannot_write
 from refine.pickles import NetworkPickle, PersistentObject, PickleError
+from refine.pickles.finite import non_finite
 from refine.pickles.known_sources import KNOWN_SOURCES
 from refine.pickles.records import to_python
 from refine.pickles.tree import module_state
 
 
 def describe(network_pickle: NetworkPickle) -> dict[str, Any]:
-    """Everything that `inspect` shows, as plain values that JSON can hold."""
+    """Everything that `inspect` shows, as plain values that JSON can hold.
+
+    Args:
+        network_pickle: Result of `pickles.load`.
+
+    Raises:
+        OSError: the file cannot be read any more.
+        PickleError: a network has more tensors than any.
+    """
     description = {
         "file": str(network_pickle.path),
         "sha256": pickles.file_sha256(network_pickle.path),
         "bytes": network_pickle.path.stat().st_size,
         "pickle_protocol": network_pickle.protocol,
+        "layout": network_pickle.description or None,
         "entries": _describe_entries(network_pickle),
         "sources": _describe_sources(network_pickle),
     }
@@ -43,13 +53,17 @@ def _for_json(value: Any) -> Any:
 def extract_sources(network_pickle: NetworkPickle, directory: Path) -> list[Path]:
     """Writes every embedded source as `<sha256>.py`, for reading; returns the files.
 
+    Args:
+        network_pickle: Result of `pickles.load`.
+        directory: Folder for the files; it is made if needed.
+
     Raises:
         UserError: the folder cannot be made or written.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"Cannot make the folder {directory} ({error.strerror}): choose another.") from error
+        raise cannot_write(directory, error) from error
     sources = {record.source_sha256: record.module_src for record in network_pickle.persistent_objects()}
     files = []
     for sha256, text in sources.items():
@@ -97,7 +111,7 @@ _SHOWN_SETTINGS = {
 
 
 def _settings(record: PersistentObject) -> dict[str, Any]:
-    """Those of the record's attributes that are worth showing, as plain values."""
+    """The attributes of a record that are worth showing, as plain values."""
     plain = {}
     for name in sorted(_SHOWN_SETTINGS & record.attributes.keys()):
         try:
@@ -108,7 +122,7 @@ def _settings(record: PersistentObject) -> dict[str, Any]:
 
 
 def _describe_rebuild(record: PersistentObject, architecture: networks.Architecture) -> dict[str, Any]:
-    """Whether Refine rebuilds the record, found out by doing it."""
+    """The result of rebuilding the record with Refine's own network."""
     if architecture.build is None:
         return {"rebuilt_by_refine": False}
     try:
@@ -121,10 +135,12 @@ def _describe_rebuild(record: PersistentObject, architecture: networks.Architect
 def _count(record: PersistentObject) -> dict[str, Any]:
     parameters = pickles.named_tensors(record, ["_parameters"])
     tensors = pickles.named_tensors(record)
+    not_finite = non_finite(tensors)
     return {
         "parameters": sum(tensor.num_elements for tensor in parameters.values()),
         "tensors": len(tensors),
         "dtypes": sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()}),
+        **({"not_finite": not_finite} if not_finite else {}),
     }
 
 
@@ -144,10 +160,15 @@ def _describe_sources(network_pickle: NetworkPickle) -> list[dict[str, Any]]:
 
 
 def format_description(description: dict[str, Any]) -> str:
-    """The description as text for a terminal."""
+    """The description as text for a terminal.
+
+    Args:
+        description: Result of `describe`.
+    """
     lines = [
         f"{description['file']}: {description['bytes']:,} bytes, pickle protocol {description['pickle_protocol']}",
         f"sha256 {description['sha256']}",
+        *([f"This is {description['layout']}."] if description["layout"] else []),
     ]
     for key, entry in description["entries"].items():
         if "class" not in entry:
@@ -160,6 +181,8 @@ def format_description(description: dict[str, Any]) -> str:
         if "parameters" in entry:
             dtypes = ", ".join(entry["dtypes"])
             lines.append(f"  {entry['parameters']:,} parameters in {entry['tensors']} tensors ({dtypes})")
+        if "not_finite" in entry:
+            lines.append(f"  WARNING: {_not_finite(entry['not_finite'])}")
         settings = {name: entry[name] for name in sorted(_SHOWN_SETTINGS & entry.keys())}
         if settings:
             lines.append("  " + ", ".join(f"{name} {value}" for name, value in settings.items()))
@@ -172,6 +195,12 @@ def format_description(description: dict[str, Any]) -> str:
         known = source["known"] or "unknown origin"
         lines.append(f"  {source['sha256']}  {source['bytes']:,} bytes, {known}: {', '.join(source['classes'])}")
     return "\n".join(_printable(line) for line in lines)
+
+
+def _not_finite(counts: dict[str, int]) -> str:
+    shown = ", ".join(f"{count:,} in {name}" for name, count in list(counts.items())[:5])
+    more = f" and {len(counts) - 5} other tensors" if len(counts) > 5 else ""
+    return f"values that are NaN or infinite: {shown}{more}"
 
 
 def _printable(line: str) -> str:

@@ -51,8 +51,8 @@ class _UNet(nn.Module):
         for name, value in (("dropout", dropout), ("label_dropout", label_dropout)):
             if not 0 <= value <= 1:
                 raise UserError(f"{name}={value} is not a probability.")
-        if not 1 <= num_blocks <= MAX_BLOCKS_PER_LEVEL:
-            raise UserError(f"num_blocks={num_blocks} is outside of 1 to {MAX_BLOCKS_PER_LEVEL}.")
+        if not 0 <= num_blocks <= MAX_BLOCKS_PER_LEVEL:
+            raise UserError(f"num_blocks={num_blocks} is outside of 0 to {MAX_BLOCKS_PER_LEVEL}.")
         if levels < 1 or img_resolution < 1 or img_resolution % 2 ** (levels - 1):
             raise UserError(f"img_resolution={img_resolution} cannot be halved {levels - 1} times (channel_mult).")
         self.resolutions = [img_resolution >> level for level in range(levels)]
@@ -183,9 +183,7 @@ class SongUNet(_UNet):
         _require_one_of("embedding_type", embedding_type, ("positional", "fourier"))
         _require_one_of("encoder_type", encoder_type, ("standard", "skip", "residual"))
         _require_one_of("decoder_type", decoder_type, ("standard", "skip"))
-        if len(resample_filter) % 2 or not 2 <= len(resample_filter) <= MAX_TAPS:
-            found = reprlib.repr(resample_filter)
-            raise UserError(f"resample_filter={found} must have an even number of taps from 2 to {MAX_TAPS}.")
+        _require_even_filter(resample_filter, is_used=len(channel_mult) > 1)
         self.label_dim = label_dim
         self.encoder_type = encoder_type
         self.decoder_type = decoder_type
@@ -357,6 +355,15 @@ class DhariwalUNet(_UNet):
             emb = emb + self.map_label(class_labels)
         h = self._encode_decode(x, functional.silu(emb))[self.resolutions[0]]
         return self.out_conv(self.out_norm.silu(h))
+
+
+def _require_even_filter(taps: Sequence[float], is_used: bool) -> None:
+    """An odd number of taps shifts the image by half a pixel and loses a row; with one resolution there is none."""
+    found = reprlib.repr(taps)
+    if len(taps) > MAX_TAPS:
+        raise UserError(f"resample_filter={found} has more than {MAX_TAPS} taps.")
+    if is_used and (len(taps) % 2 or not taps or sum(taps) == 0):
+        raise UserError(f"resample_filter={found} must be an even number of taps that do not sum to 0.")
 
 
 def _require_one_of(name: str, value: str, choices: tuple[str, ...]) -> None:

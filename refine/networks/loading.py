@@ -1,14 +1,19 @@
-"""From what a user names (a path, a URL, a zoo name) to the network that a run works on."""
+"""Loading of the networks that a run works on, from anything that a user names: a path, a URL, a zoo name."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from refine import networks, pickles, zoo
-from refine.networks import Architecture
+from refine.networks.rebuilding import unknown_sources
+from refine.networks.registry import Architecture
 from refine.pickles import NetworkPickle, PersistentObject, PickleError
+
+log = logging.getLogger("refine")
 
 _GENERATOR_KEYS = ("G_ema", "G")  # StyleGAN snapshots; the moving average first
 _DENOISER_KEYS = ("ema", "net")  # EDM snapshots
@@ -25,14 +30,14 @@ _DENOISER_ATTRIBUTES = (
 
 @dataclass(frozen=True)
 class LoadedNetwork:
-    """A network and where it came from.
+    """A network and its origin.
 
     Attributes:
-        network: float32, on the CPU, in evaluation mode, gradients off.
-        architecture: what it is.
-        record: its description in the pickle.
-        key: the pickle's entry that it was made from, such as "G_ema".
-        pickle: the whole pickle; `pickles.save` writes it back with new weights.
+        network: Network in float32, on the CPU, in evaluation mode, gradients off.
+        architecture: Kind of network.
+        record: Its description in the pickle.
+        key: The pickle's entry that it was made from, such as "G_ema".
+        pickle: The whole pickle; `pickles.save` writes it back with new weights.
     """
 
     network: torch.nn.Module
@@ -41,42 +46,66 @@ class LoadedNetwork:
     key: str
     pickle: NetworkPickle
 
+    @property
+    def is_embedded(self) -> bool:
+        """True if the network is the one that the pickle brings as source, not Refine's own."""
+        return not type(self.network).__module__.startswith("refine.")
+
 
 def load_gan(spec: str, *, trust: bool = False) -> LoadedNetwork:
-    """Opens a StyleGAN pickle and rebuilds its generator, `G_ema` where there is one.
+    """Opens a StyleGAN pickle and rebuilds its generator, `G_ema` if there is one.
 
     Args:
-        spec: path, http(s) URL or zoo name.
-        trust: run the source embedded in the pickle where Refine has no network of its own.
+        spec: Path, http(s) URL or zoo name.
+        trust: Permission to run the source embedded in the pickle, where Refine has no such network or may have
+            another one; see `networks.rebuild`.
 
     Raises:
-        UserError: the file cannot be had, is no network pickle, or holds no generator.
+        UserError: the file cannot be had, is not a network pickle, or holds no generator with finite weights.
     """
-    network_pickle = pickles.load(zoo.resolve(spec).path, trust=trust)
-    return _load(network_pickle, _GENERATOR_KEYS, "generator", _GENERATOR_ATTRIBUTES)
+    return generator_of(pickles.load(zoo.resolve(spec).path, trust=trust))
 
 
 def load_teacher(spec: str, *, trust: bool = False) -> LoadedNetwork:
     """Opens an EDM pickle and rebuilds its denoiser.
 
     Args:
-        spec: path, http(s) URL or zoo name.
-        trust: run the source embedded in the pickle where Refine has no network of its own.
+        spec: Path, http(s) URL or zoo name.
+        trust: Permission to run the source embedded in the pickle; see `load_gan`.
 
     Raises:
-        UserError: the file cannot be had, is no network pickle, or holds no denoiser.
+        UserError: the file cannot be had, is not a network pickle, or holds no denoiser with finite weights.
     """
-    network_pickle = pickles.load(zoo.resolve(spec).path, trust=trust)
-    return _load(network_pickle, _DENOISER_KEYS, "denoiser", _DENOISER_ATTRIBUTES)
+    return denoiser_of(pickles.load(zoo.resolve(spec).path, trust=trust))
 
 
-def _load(
-    network_pickle: NetworkPickle, keys: tuple[str, ...], role: str, attributes: tuple[str, ...]
-) -> LoadedNetwork:
+def generator_of(network_pickle: NetworkPickle, keys: Sequence[str] = _GENERATOR_KEYS) -> LoadedNetwork:
+    """Rebuilds the generator of an open pickle.
+
+    Args:
+        network_pickle: Result of `pickles.load`.
+        keys: Entries to look for, the preferred one first.
+
+    Raises:
+        UserError: the pickle holds no generator with finite weights under these keys.
+    """
+    return _load(network_pickle, keys, "generator", _GENERATOR_ATTRIBUTES)
+
+
+def denoiser_of(network_pickle: NetworkPickle, keys: Sequence[str] = _DENOISER_KEYS) -> LoadedNetwork:
+    """Rebuilds the denoiser of an open pickle; see `generator_of`.
+
+    Raises:
+        UserError: the pickle holds no denoiser with finite weights under these keys.
+    """
+    return _load(network_pickle, keys, "denoiser", _DENOISER_ATTRIBUTES)
+
+
+def _load(network_pickle: NetworkPickle, keys: Sequence[str], role: str, attributes: tuple[str, ...]) -> LoadedNetwork:
+    key = next((key for key in keys if isinstance(network_pickle.get(key), PersistentObject)), None)
+    if key is None:
+        raise _what_it_is_instead(network_pickle, role)
     with pickles.about(network_pickle.path):
-        key = next((key for key in keys if isinstance(network_pickle.get(key), PersistentObject)), None)
-        if key is None:
-            raise PickleError(_what_it_is_instead(network_pickle, role))
         record = network_pickle[key]
         architecture = networks.identify(record)
         if architecture.role not in (role, "unknown"):
@@ -85,16 +114,36 @@ def _load(
         missing = [name for name in attributes if not hasattr(network, name)]
         if missing:
             raise PickleError(f"its {record.class_name} has no {', '.join(missing)}, so it cannot be used as a {role}")
+    _note_unknown_source(network_pickle, record, architecture)
     return LoadedNetwork(network, architecture, record, key, network_pickle)
 
 
-def _what_it_is_instead(network_pickle: NetworkPickle, wanted: str) -> str:
-    roles = {
-        networks.identify(record).role for record in network_pickle.values() if isinstance(record, PersistentObject)
-    }
-    if wanted == "generator" and "denoiser" in roles:
-        return "it holds an EDM denoiser, not a generator: give it as --teacher, and the StyleGAN pickle as --gan"
-    if wanted == "denoiser" and "generator" in roles:
-        return "it holds a StyleGAN generator, not a denoiser: give it as --gan, and the EDM pickle as --teacher"
+def _note_unknown_source(network_pickle: NetworkPickle, record: PersistentObject, architecture: Architecture) -> None:
+    """One line where a fork may have changed what the network computes, and nobody has compared."""
+    unknown = unknown_sources(record)
+    if unknown and not network_pickle.trusted:
+        log.info(
+            "%s: the source embedded for %s (sha256 %s...) is not a published one that Refine knows, so Refine's own "
+            "%s is used with its weights. If a fork changed the network, its images differ: --trust-pickle compares",
+            *(network_pickle.path, record.class_name, unknown[0][:16], architecture.name),
+        )
+
+
+def _what_it_is_instead(network_pickle: NetworkPickle, wanted: str) -> PickleError:
+    path = network_pickle.path
+    records = {key: record for key, record in network_pickle.items() if isinstance(record, PersistentObject)}
+    roles = {key: networks.identify(record).role for key, record in records.items()}
+    same = [key for key, role in roles.items() if role == wanted]
+    if same:
+        entries = ", ".join(repr(key)[:40] for key in same[:10])
+        expected = " or ".join(_GENERATOR_KEYS if wanted == "generator" else _DENOISER_KEYS)
+        return PickleError(f"{path}: it holds several {wanted}s ({entries}): save one of them as {expected}")
+    other = "denoiser" if wanted == "generator" else "generator"
+    if other in roles.values():
+        found, option = {
+            "denoiser": ("an EDM denoiser", "as --teacher"),
+            "generator": ("a StyleGAN generator", "as --gan"),
+        }[other]
+        return PickleError(f"{path}: it holds {found}, where a {wanted} is needed (refine.py takes it {option})")
     entries = ", ".join(repr(key)[:40] for key in list(network_pickle)[:10])
-    return f"it holds no {wanted}; its entries are {entries}"
+    return PickleError(f"{path}: it holds no {wanted}; its entries are {entries}")

@@ -1,11 +1,12 @@
-"""Which network a record describes, and Refine's own network with the record's weights.
+"""Registry of the networks that Refine rebuilds from the records of a pickle.
 
-A class name alone is ambiguous (Generator exists in StyleGAN2 and StyleGAN3 form, and twice within StyleGAN2),
-and the embedded source is never consulted: the record's children and settings tell.
+A class name alone is ambiguous (Generator exists in StyleGAN2 and StyleGAN3 form, and twice within StyleGAN2), and the
+embedded source is never consulted: the record's children and settings tell.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,8 +16,11 @@ import torch
 
 from refine.errors import UserError
 from refine.networks import edm, stylegan2
+from refine.networks.stylegan2_options import POSITIONAL_ARGUMENTS, Dialect
 from refine.pickles import PickleError
-from refine.pickles.records import PersistentObject, Tensor
+from refine.pickles.finite import require_finite
+from refine.pickles.records import PersistentObject
+from refine.pickles.tensor_records import TensorRecord
 from refine.pickles.tree import module_state, named_tensors, submodules
 
 MAX_COUNT = 1000  # layers or blocks: twenty times the deepest published network
@@ -30,13 +34,13 @@ Build = Callable[[PersistentObject], torch.nn.Module]
 
 @dataclass(frozen=True)
 class Architecture:
-    """What a record describes.
+    """The kind of network that a record describes.
 
     Attributes:
-        name: for people, such as "StyleGAN2 generator (stylegan2-ada-pytorch)".
-        role: what it does.
-        build: makes Refine's own network from the constructor arguments; None where Refine has none, and the
-            record only travels from the source pickle to the written one.
+        name: Name for people, such as "StyleGAN2 generator (stylegan2-ada-pytorch)".
+        role: Purpose.
+        build: Constructor of Refine's own network from a record's constructor arguments; None where Refine has no such
+            network, and the record only travels from the source pickle to the written one.
     """
 
     name: str
@@ -45,7 +49,7 @@ class Architecture:
 
 
 def identify(record: PersistentObject) -> Architecture:
-    """Tells what a record describes, without its source."""
+    """The architecture of a record, recognized without its source."""
     name = record.class_name
     if name.endswith("Discriminator"):
         return Architecture("discriminator", "discriminator")
@@ -64,46 +68,39 @@ def identify(record: PersistentObject) -> Architecture:
     return Architecture("unknown architecture", "unknown")
 
 
-def rebuild(record: PersistentObject, *, trust: bool = False) -> torch.nn.Module:
-    """Refine's own network with a record's weights: float32, on the CPU, in evaluation mode, gradients off.
+def build(record: PersistentObject, architecture: Architecture) -> torch.nn.Module:
+    """Refine's own network with a record's weights: float32, on the CPU.
 
     Args:
-        record: a network of a pickle.
-        trust: run the embedded source where Refine has no network of its own.
+        record: A network of a pickle.
+        architecture: What `identify` says of it; `build` is not None.
 
     Raises:
-        PickleError: the architecture is unknown, or the record's tensors are not those of its architecture.
+        PickleError: the constructor arguments are impossible, the record's tensors are not those of its architecture,
+            or some are not finite.
     """
-    architecture = identify(record)
-    if architecture.build is not None:
-        try:
-            with torch.device("meta"):
-                network = architecture.build(record)
-        except (TypeError, ValueError, ArithmeticError, RuntimeError, MemoryError) as error:
-            if isinstance(error, UserError):
-                raise
-            raise PickleError(f"{record.class_name} cannot be built from its constructor arguments: {error}") from error
-        load_strictly(network, named_tensors(record), record.class_name)
-    elif trust:
-        # Imported here: nothing on the ordinary path can even reach the code that runs embedded source.
-        from refine.pickles import trusted
-
-        network = trusted.instantiate(record)
-        if not isinstance(network, torch.nn.Module):
-            raise PickleError(f"{record.class_name} is no torch module, so it cannot be used as a network")
-    else:
-        raise PickleError(
-            f"{record.class_name} ({architecture.name}) is not one of the networks that Refine rebuilds; "
-            "if you know and trust its author, --trust-pickle runs the source that travels inside the pickle"
-        )
-    return network.eval().requires_grad_(False)
+    assert architecture.build is not None
+    try:
+        with torch.device("meta"):
+            network = architecture.build(record)
+    except (TypeError, ValueError, ArithmeticError, RuntimeError, MemoryError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise PickleError(f"{record.class_name} cannot be built from its constructor arguments: {error}") from error
+    load_strictly(network, named_tensors(record), record.class_name)
+    return network
 
 
-def load_strictly(network: torch.nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
+def load_strictly(network: torch.nn.Module, tensors: Mapping[str, TensorRecord], what: str) -> None:
     """Gives a network made on the meta device its weights, in float32.
 
+    Args:
+        network: A network without weights.
+        tensors: Parameters and buffers by name.
+        what: Name of the network, for messages.
+
     Raises:
-        PickleError: the first key, in the network's order, that is missing, unknown or of another shape.
+        PickleError: a tensor is missing, unknown, of another shape or not finite; it names the first one.
     """
     expected = network.state_dict()
     for name, value in expected.items():
@@ -119,17 +116,10 @@ def load_strictly(network: torch.nn.Module, tensors: Mapping[str, Tensor], what:
     stored = {id(record.storage): record.storage.blob.num_elements for record in tensors.values()}
     if sum(record.num_elements for record in tensors.values()) > 4 * sum(stored.values()) + FREE_ELEMENTS:
         raise PickleError(f"{what}: its tensors are views of far smaller storages, which no network's are")
+    require_finite(tensors, what)
     values = {name: record.read() for name, record in tensors.items()}
-    network.load_state_dict(
-        {name: v.float() if v.is_floating_point() else v for name, v in values.items()},
-        strict=True,
-        assign=True,
-    )
-
-
-# The order of constructor arguments, for pickles of networks that were constructed by position.
-_GENERATOR_ARGUMENTS = ("z_dim", "c_dim", "w_dim", "img_resolution", "img_channels")
-_DENOISER_ARGUMENTS = ("img_resolution", "img_channels", "label_dim", "use_fp16")
+    values = {name: value.float() if value.is_floating_point() else value for name, value in values.items()}
+    network.load_state_dict(values, strict=True, assign=True)
 
 
 def _identify_generator(synthesis: Any) -> Architecture:
@@ -142,16 +132,19 @@ def _identify_generator(synthesis: Any) -> Architecture:
     # Only the stylegan3 repository's blocks choose the form of the modulated convolution by a setting.
     is_sg3 = "fused_modconv_default" in (module_state(blocks["b4"]) or {})
     repository = "stylegan3" if is_sg3 else "stylegan2-ada-pytorch"
-    dialect: Literal["sg3", "ada"] = "sg3" if is_sg3 else "ada"
+    dialect: Dialect = "sg3" if is_sg3 else "ada"
 
     def build(record: PersistentObject) -> torch.nn.Module:
-        return stylegan2.generator_from_init_kwargs(_arguments(record, _GENERATOR_ARGUMENTS), dialect)
+        arguments = _arguments(record, POSITIONAL_ARGUMENTS[dialect])
+        return stylegan2.generator_from_init_kwargs(arguments, dialect)
 
     return Architecture(f"StyleGAN2 generator ({repository})", "generator", build)
 
 
 def _build_denoiser(record: PersistentObject) -> torch.nn.Module:
-    return edm.denoiser_from_init_kwargs(record.class_name, _arguments(record, _DENOISER_ARGUMENTS))
+    parameters = inspect.signature(edm.PRECONDITIONERS[record.class_name]).parameters
+    order = tuple(name for name in parameters if name != "model_kwargs")
+    return edm.denoiser_from_init_kwargs(record.class_name, _arguments(record, order))
 
 
 def _arguments(record: PersistentObject, order: tuple[str, ...]) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from refine.errors import UserError
@@ -103,12 +102,6 @@ def image_of_ws(generator: Any, ws: Tensor, noise_mode: str = "const") -> Tensor
     """The image [N, C, H, W] of intermediate latents [N, num_ws, w_dim], of a generator of the StyleGAN family."""
     image: Tensor = generator.synthesis(ws, noise_mode=noise_mode)
     return image
-
-
-def to_picture(image: Tensor) -> Image.Image:
-    """An image [1, C, H, W] in [-1, 1], C = 1 or 3, as 8-bit pixels: x * 127.5 + 128, clamped, truncated."""
-    pixels: Any = (image[0].permute(1, 2, 0) * 127.5 + 128).clamp(0, 255).to(torch.uint8).numpy()
-    return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
 
 
 def squared_difference(one: Tensor, other: Tensor) -> float:

@@ -1,9 +1,7 @@
 """The StyleGAN2 generator, under the names of the checkpoints of stylegan2-ada-pytorch and stylegan3.
 
 Karras et al., "Analyzing and Improving the Image Quality of StyleGAN" (arXiv 1912.04958), as refined in "Training
-Generative Adversarial Networks with Limited Data" (arXiv 2006.06676). Weights have the equalised learning rate of
-"Progressive Growing of GANs" (arXiv 1710.10196): they are stored with unit variance and scaled by 1 / sqrt(fan_in)
-whenever they are used.
+Generative Adversarial Networks with Limited Data" (arXiv 2006.06676).
 
 Every tensor of a module is a parameter or a persistent buffer, so a generator can be made on the meta device and
 filled by `load_state_dict(state, strict=True, assign=True)`.
@@ -18,7 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from refine.errors import UserError
 from refine.networks.initial import normal
+from refine.networks.stylegan2_layers import (
+    Conv2dLayer,
+    FullyConnectedLayer,
+    SynthesisLayer,
+    ToRGBLayer,
+    normalize_2nd_moment,
+)
 from refine.networks.stylegan2_options import (
     Dialect,
     GeneratorOptions,
@@ -26,58 +32,9 @@ from refine.networks.stylegan2_options import (
     SynthesisOptions,
     options_from_init_kwargs,
 )
-from stylegan_ops.bias_act import ACTIVATIONS, bias_act
-from stylegan_ops.conv2d_resample import conv2d_resample
-from stylegan_ops.modulated_conv2d import modulated_conv2d
 from stylegan_ops.upfirdn2d import setup_filter, upsample2d
 
 NOISE_MODES = ("random", "const", "none")
-
-
-def normalize_2nd_moment(x: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
-    """Scale x so that its mean square along `dim` is 1."""
-    return x * (x.square().mean(dim=dim, keepdim=True) + eps).rsqrt()
-
-
-class FullyConnectedLayer(nn.Module):
-    """[N, in_features] -> [N, out_features], with equalised learning rate, bias and activation."""
-
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        bias: bool = True,
-        activation: str = "linear",
-        lr_multiplier: float = 1.0,
-        bias_init: float = 0.0,
-    ) -> None:
-        super().__init__()
-        self.activation = activation
-        self.weight_gain = lr_multiplier / math.sqrt(in_features)
-        self.bias_gain = lr_multiplier
-        self.weight = nn.Parameter(normal(out_features, in_features, std=1 / lr_multiplier))
-        self.bias = nn.Parameter(torch.full([out_features], float(bias_init))) if bias else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map [N, in_features] to [N, out_features]."""
-        bias = None if self.bias is None else self.bias * self.bias_gain
-        return bias_act(x @ (self.weight * self.weight_gain).t(), bias, act=self.activation)
-
-
-class Conv2dLayer(nn.Module):
-    """The shortcut of a residual block: 1x1 convolution and upsampling by two, without bias or activation."""
-
-    def __init__(self, in_channels: int, out_channels: int, resample_filter: tuple[float, ...]) -> None:
-        super().__init__()
-        self.weight_gain = 1 / math.sqrt(in_channels)
-        self.weight = nn.Parameter(normal(out_channels, in_channels, 1, 1))
-        self.resample_filter: Tensor
-        self.register_buffer("resample_filter", setup_filter(resample_filter))
-
-    def forward(self, x: Tensor, gain: float = 1.0) -> Tensor:
-        """Map [N, in_channels, H, W] to [N, out_channels, 2 H, 2 W], times `gain`."""
-        weight = (self.weight * (self.weight_gain * gain)).to(x.dtype)
-        return conv2d_resample(x, weight, self.resample_filter, up=2)
 
 
 class MappingNetwork(nn.Module):
@@ -88,8 +45,8 @@ class MappingNetwork(nn.Module):
         self.z_dim, self.c_dim, self.w_dim, self.num_ws = z_dim, c_dim, w_dim, num_ws
         self.num_layers = options.num_layers
         self.w_avg_beta = options.w_avg_beta
-        embed_features = options.embed_features or w_dim
-        layer_features = options.layer_features or w_dim
+        embed_features = w_dim if options.embed_features is None else options.embed_features
+        layer_features = w_dim if options.layer_features is None else options.layer_features
         widths = [z_dim + (embed_features if c_dim else 0), *[layer_features] * (self.num_layers - 1), w_dim]
         if c_dim:
             self.embed = FullyConnectedLayer(c_dim, embed_features)
@@ -98,8 +55,8 @@ class MappingNetwork(nn.Module):
                 widths[i], widths[i + 1], activation=options.activation, lr_multiplier=options.lr_multiplier
             )
             self.add_module(f"fc{i}", layer)
-        self.w_avg: Tensor
-        self.register_buffer("w_avg", torch.zeros(w_dim))
+        self.w_avg: Tensor | None
+        self.register_buffer("w_avg", None if options.w_avg_beta is None else torch.zeros(w_dim))
 
     def forward(
         self,
@@ -113,25 +70,32 @@ class MappingNetwork(nn.Module):
         This never changes `w_avg`, not even in training mode: see `update_w_avg`.
 
         Args:
-            z: [N, z_dim], normally distributed.
-            c: labels [N, c_dim], one-hot or soft; ignored by an unconditional network.
-            truncation_psi: 1 leaves w alone, 0 replaces it by `w_avg`.
-            truncation_cutoff: truncate the first so many layers only; None is all.
+            z: Latents [N, z_dim], normally distributed.
+            c: Labels [N, c_dim], one-hot or soft; ignored by an unconditional network.
+            truncation_psi: Share of w that remains: 1 leaves w alone, 0 replaces it by `w_avg`.
+            truncation_cutoff: Number of layers, from the first, that are truncated; None is all.
 
         Returns:
-            ws [N, num_ws, w_dim].
+            Intermediate latents [N, num_ws, w_dim].
 
         Raises:
-            ValueError: if z or c has another shape.
+            ValueError: z or c has another shape.
+            UserError: truncation is asked of a network without `w_avg`.
         """
-        x = normalize_2nd_moment(_shaped("z", z, self.z_dim).to(self.w_avg.dtype))
+        dtype = next(self.parameters(), z).dtype
+        parts = [normalize_2nd_moment(_shaped("z", z, self.z_dim).to(dtype))] if self.z_dim else []
         if self.c_dim:
-            y = self.embed(_shaped("c", c, self.c_dim).to(self.w_avg.dtype))
-            x = torch.cat([x, normalize_2nd_moment(y)], dim=1)
+            parts.append(normalize_2nd_moment(self.embed(_shaped("c", c, self.c_dim).to(dtype))))
+        x = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
         for i in range(self.num_layers):
             x = self.get_submodule(f"fc{i}")(x)
         ws = x[:, None].expand(-1, self.num_ws, -1)
         if truncation_psi != 1:
+            if self.w_avg is None:
+                raise UserError(
+                    f"This generator has no average w (w_avg_beta=None), so truncation psi {truncation_psi:g} is not "
+                    "possible: use 1."
+                )
             truncated = self.w_avg.lerp(ws[:, :truncation_cutoff], truncation_psi)
             ws = torch.cat([truncated, ws[:, truncated.shape[1] :]], dim=1)
         return ws
@@ -154,79 +118,6 @@ def update_w_avg(mapping: nn.Module, w_mean: Tensor) -> None:
     w_avg, beta = getattr(mapping, "w_avg", None), getattr(mapping, "w_avg_beta", None)
     if isinstance(w_avg, Tensor) and beta is not None and w_avg.shape == w_mean.shape:
         w_avg.copy_(w_mean.lerp(w_avg, beta))
-
-
-class SynthesisLayer(nn.Module):
-    """Modulated convolution, noise, bias and activation: [N, in, H, W] -> [N, out, resolution, resolution]."""
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        w_dim: int,
-        resolution: int,
-        up: int,
-        options: SynthesisOptions,
-    ) -> None:
-        super().__init__()
-        self.resolution, self.up = resolution, up
-        self.use_noise = options.use_noise
-        self.activation = options.activation
-        self.conv_clamp = options.conv_clamp
-        self.padding = options.kernel_size // 2
-        self.act_gain = ACTIVATIONS[options.activation].gain
-        self.affine = FullyConnectedLayer(w_dim, in_channels, bias_init=1)
-        self.weight = nn.Parameter(normal(out_channels, in_channels, options.kernel_size, options.kernel_size))
-        self.resample_filter: Tensor
-        self.register_buffer("resample_filter", setup_filter(options.resample_filter))
-        if self.use_noise:
-            self.noise_const: Tensor
-            self.register_buffer("noise_const", normal(resolution, resolution))
-            self.noise_strength = nn.Parameter(torch.zeros([]))
-        self.bias = nn.Parameter(torch.zeros(out_channels))
-
-    def forward(
-        self, x: Tensor, w: Tensor, noise_mode: str = "random", fused_modconv: bool | None = True, gain: float = 1.0
-    ) -> Tensor:
-        """Apply the layer to x in the style w [N, w_dim]; `gain` scales the result and the clamp."""
-        noise = None
-        if self.use_noise and noise_mode == "random":
-            # One normal draw [N, 1, resolution, resolution] a layer: part of what a seed means.
-            size = [x.shape[0], 1, self.resolution, self.resolution]
-            noise = torch.randn(size, device=x.device) * self.noise_strength
-        elif self.use_noise and noise_mode == "const":
-            noise = self.noise_const * self.noise_strength
-        x = modulated_conv2d(
-            x,
-            self.weight,
-            self.affine(w),
-            noise,
-            up=self.up,
-            padding=self.padding,
-            resample_filter=self.resample_filter,
-            flip_weight=self.up == 1,  # How the weights of upsampling layers are stored.
-            fused_modconv=fused_modconv,
-        )
-        clamp = None if self.conv_clamp is None else self.conv_clamp * gain
-        return bias_act(x, self.bias, act=self.activation, gain=self.act_gain * gain, clamp=clamp)
-
-
-class ToRGBLayer(nn.Module):
-    """Features to an image: 1x1 modulated convolution without demodulation, noise or activation."""
-
-    def __init__(self, in_channels: int, img_channels: int, w_dim: int, conv_clamp: float | None) -> None:
-        super().__init__()
-        self.conv_clamp = conv_clamp
-        self.weight_gain = 1 / math.sqrt(in_channels)
-        self.affine = FullyConnectedLayer(w_dim, in_channels, bias_init=1)
-        self.weight = nn.Parameter(normal(img_channels, in_channels, 1, 1))
-        self.bias = nn.Parameter(torch.zeros(img_channels))
-
-    def forward(self, x: Tensor, w: Tensor, fused_modconv: bool | None = True) -> Tensor:
-        """Map [N, in_channels, H, W] to [N, img_channels, H, W] in the style w [N, w_dim]."""
-        styles = self.affine(w) * self.weight_gain
-        x = modulated_conv2d(x, self.weight, styles, demodulate=False, fused_modconv=fused_modconv)
-        return bias_act(x, self.bias, clamp=self.conv_clamp)
 
 
 class SynthesisBlock(nn.Module):

@@ -1,4 +1,4 @@
-"""The options of the StyleGAN2 generator, and how its pickles spell them.
+"""Options of the StyleGAN2 generator, and their spelling in pickles.
 
 Two repositories write such pickles: stylegan2-ada-pytorch and stylegan3 (its `networks_stylegan2`). Their weights
 have the same names; their constructor arguments are arranged differently and have different defaults.
@@ -7,7 +7,7 @@ have the same names; their constructor arguments are arranged differently and ha
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypeAlias
 
@@ -15,6 +15,9 @@ from refine.errors import UserError
 from stylegan_ops.bias_act import ACTIVATIONS
 
 Dialect: TypeAlias = Literal["ada", "sg3"]
+# A resampling filter: None is the single tap 1, numbers are a separable filter, rows of numbers a 2-D one.
+Filter: TypeAlias = float | Sequence[float] | Sequence[Sequence[float]] | None
+DEFAULT_FILTER = (1, 3, 3, 1)
 ARCHITECTURES = ("orig", "skip", "resnet")
 
 # Bounds of what a file may ask for. They are far above any real network and keep a malicious one small.
@@ -44,6 +47,26 @@ def _check_real(name: str, value: Any, low: float, high: float) -> None:
         raise UserError(f"A StyleGAN2 generator needs {name} as a number from {low} to {high}, not {_shown(value)}.")
 
 
+def _check_finite(name: str, value: Any) -> None:
+    _check_real(name, value, -1e30, 1e30)
+
+
+def _check_filter(value: Any) -> None:
+    rows: Any = value if isinstance(value, list | tuple) else [1 if value is None else value]
+    if not any(isinstance(row, list | tuple) for row in rows):
+        rows = [rows]
+    is_grid = all(isinstance(row, list | tuple) for row in rows) and len({len(row) for row in rows}) == 1
+    if not is_grid or not (1 <= len(rows) <= MAX_TAPS and 1 <= len(rows[0]) <= MAX_TAPS):
+        raise UserError(
+            f"A StyleGAN2 generator needs resample_filter as 1 to {MAX_TAPS} numbers or rows of as many, not "
+            f"{_shown(value)}."
+        )
+    for tap in (tap for row in rows for tap in row):
+        _check_real("resample_filter", tap, -1e6, 1e6)
+    if sum(sum(row) for row in rows) == 0:
+        raise UserError(f"The resample_filter {_shown(value)} sums to 0 and cannot be normalized.")
+
+
 def _check_choice(name: str, value: Any, choices: tuple[bool | str, ...]) -> None:
     if not isinstance(value, bool | str) or value not in choices:
         allowed = ", ".join(str(choice) for choice in choices)
@@ -52,15 +75,15 @@ def _check_choice(name: str, value: Any, choices: tuple[bool | str, ...]) -> Non
 
 @dataclass(frozen=True)
 class MappingOptions:
-    """How z and c become w; the defaults are those of the stylegan3 repository.
+    """Options of the network that maps z and c to w; the defaults are those of the stylegan3 repository.
 
     Attributes:
-        num_layers: fully connected layers after the concatenation of z and the embedded label.
-        embed_features: width of the label's embedding; None is w_dim.
-        layer_features: width of all layers but the last; None is w_dim.
-        activation: a key of `stylegan_ops.bias_act.ACTIVATIONS`.
-        lr_multiplier: learning rate of these layers relative to the rest.
-        w_avg_beta: share of the old value that `w_avg` keeps in an update, 0 to 1.
+        num_layers: Fully connected layers after the concatenation of z and the embedded label.
+        embed_features: Width of the label's embedding; None is w_dim.
+        layer_features: Width of all layers but the last; None is w_dim.
+        activation: Key of `stylegan_ops.bias_act.ACTIVATIONS`.
+        lr_multiplier: Learning rate of these layers relative to the rest.
+        w_avg_beta: Share of its old value that `w_avg` keeps in an update; None is a network without `w_avg`.
     """
 
     num_layers: int = 8
@@ -68,35 +91,39 @@ class MappingOptions:
     layer_features: int | None = None
     activation: str = "lrelu"
     lr_multiplier: float = 0.01
-    w_avg_beta: float = 0.998
+    w_avg_beta: float | None = 0.998
 
     def __post_init__(self) -> None:
-        _check_whole("num_layers", self.num_layers, 1, MAX_LAYERS)
-        for name, width in (("embed_features", self.embed_features), ("layer_features", self.layer_features)):
-            if width is not None:
-                _check_whole(name, width, 1, MAX_WIDTH)
+        _check_whole("num_layers", self.num_layers, 0, MAX_LAYERS)
+        if self.embed_features is not None:
+            _check_whole("embed_features", self.embed_features, 0, MAX_WIDTH)
+        if self.layer_features is not None:
+            _check_whole("layer_features", self.layer_features, 1, MAX_WIDTH)
         _check_choice("activation", self.activation, tuple(ACTIVATIONS))
-        _check_real("lr_multiplier", self.lr_multiplier, 1e-6, 1e6)
-        _check_real("w_avg_beta", self.w_avg_beta, 0, 1)
+        _check_finite("lr_multiplier", self.lr_multiplier)
+        if self.lr_multiplier == 0:
+            raise UserError("A StyleGAN2 generator cannot have lr_multiplier=0: its weights are divided by it.")
+        if self.w_avg_beta is not None:
+            _check_finite("w_avg_beta", self.w_avg_beta)
 
 
 @dataclass(frozen=True)
 class SynthesisOptions:
-    """How w becomes an image; the defaults are those of the stylegan3 repository.
+    """Options of the network that turns w into an image; the defaults are those of the stylegan3 repository.
 
     Attributes:
-        channel_base: channels times resolution, for the resolutions where that is less than channel_max.
-        channel_max: most channels of a block.
-        num_fp16_res: how many of the highest resolutions compute in float16 on CUDA; never those below 8.
-        conv_clamp: limit of the magnitude of each layer's output, scaled with its gain; None is no limit.
+        channel_base: Channels times resolution, for the resolutions where that is less than channel_max.
+        channel_max: Most channels of a block.
+        num_fp16_res: Number of the highest resolutions that compute in float16 on CUDA; never those below 8.
+        conv_clamp: Limit of the magnitude of each layer's output, scaled with its gain; None is no limit.
         architecture: `skip` adds up the images of all resolutions, `resnet` joins the blocks by residual
             connections, `orig` does neither.
-        resample_filter: taps of the upsampling filter.
-        kernel_size: odd size of the convolutions.
-        use_noise: whether the layers add noise.
-        activation: a key of `stylegan_ops.bias_act.ACTIVATIONS`.
-        fused_modconv_default: the argument `fused_modconv` of `modulated_conv2d`, or `inference_only` for what
-            is faster; a matter of speed and memory only.
+        resample_filter: Upsampling filter.
+        kernel_size: Odd size of the convolutions.
+        use_noise: True if the layers add noise.
+        activation: Key of `stylegan_ops.bias_act.ACTIVATIONS`.
+        fused_modconv_default: Argument `fused_modconv` of `modulated_conv2d`, or `inference_only` for the faster
+            form; a matter of speed and memory only.
     """
 
     channel_base: int = 32768
@@ -104,7 +131,7 @@ class SynthesisOptions:
     num_fp16_res: int = 4
     conv_clamp: float | None = 256
     architecture: str = "skip"
-    resample_filter: tuple[float, ...] = (1, 3, 3, 1)
+    resample_filter: Filter = DEFAULT_FILTER
     kernel_size: int = 3
     use_noise: bool = True
     activation: str = "lrelu"
@@ -117,15 +144,7 @@ class SynthesisOptions:
         if self.conv_clamp is not None:
             _check_real("conv_clamp", self.conv_clamp, 0, 1e30)
         _check_choice("architecture", self.architecture, ARCHITECTURES)
-        if not isinstance(self.resample_filter, tuple) or not 1 <= len(self.resample_filter) <= MAX_TAPS:
-            raise UserError(
-                f"A StyleGAN2 generator needs resample_filter as a list of 1 to {MAX_TAPS} numbers, "
-                f"not {_shown(self.resample_filter)}."
-            )
-        for tap in self.resample_filter:
-            _check_real("resample_filter", tap, -1e6, 1e6)
-        if sum(self.resample_filter) == 0:
-            raise UserError(f"The resample_filter {_shown(self.resample_filter)} sums to 0 and cannot be normalised.")
+        _check_filter(self.resample_filter)
         _check_whole("kernel_size", self.kernel_size, 1, MAX_TAPS)
         if self.kernel_size % 2 == 0:
             raise UserError(f"A StyleGAN2 generator needs an odd kernel_size, not {self.kernel_size}.")
@@ -136,19 +155,19 @@ class SynthesisOptions:
 
 @dataclass(frozen=True)
 class GeneratorOptions:
-    """What a StyleGAN2 generator is made of.
+    """Options of a StyleGAN2 generator.
 
     Attributes:
-        z_dim: width of the latents z.
-        c_dim: number of label entries; 0 is unconditional.
-        w_dim: width of the intermediate latents w.
-        img_resolution: pixels along each side, a power of two from 4 on.
-        img_channels: colours.
-        mapping: options of the mapping network.
-        synthesis: options of the synthesis network.
+        z_dim: Width of the latents z; 0 is a generator that is driven by its labels alone.
+        c_dim: Number of label entries; 0 is unconditional.
+        w_dim: Width of the intermediate latents w.
+        img_resolution: Pixels along each side, a power of two from 4 on.
+        img_channels: Channels of the image.
+        mapping: Options of the mapping network.
+        synthesis: Options of the synthesis network.
 
     Raises:
-        UserError: here and in the two parts, if a value is out of range; it names the option.
+        UserError: here and in the two parts, a value is out of range; it names the option.
     """
 
     z_dim: int
@@ -160,13 +179,20 @@ class GeneratorOptions:
     synthesis: SynthesisOptions = field(default_factory=SynthesisOptions)
 
     def __post_init__(self) -> None:
-        _check_whole("z_dim", self.z_dim, 1, MAX_WIDTH)
         _check_whole("c_dim", self.c_dim, 0, MAX_WIDTH)
+        _check_whole("z_dim", self.z_dim, 0 if self.c_dim else 1, MAX_WIDTH)
         _check_whole("w_dim", self.w_dim, 1, MAX_WIDTH)
         _check_whole("img_resolution", self.img_resolution, 4, MAX_RESOLUTION)
         _check_whole("img_channels", self.img_channels, 1, MAX_WIDTH)
         if self.img_resolution & (self.img_resolution - 1):
             raise UserError(f"A StyleGAN2 generator needs img_resolution a power of two, not {self.img_resolution}.")
+        embedded = self.w_dim if self.mapping.embed_features is None else self.mapping.embed_features
+        width = self.z_dim + (embedded if self.c_dim else 0)
+        if width == 0 or (self.mapping.num_layers == 0 and width != self.w_dim):
+            raise UserError(
+                f"A StyleGAN2 generator with {self.mapping.num_layers} mapping layers cannot turn {width} numbers into "
+                f"a w of {self.w_dim}."
+            )
         if self.synthesis.channel_base < self.img_resolution:
             raise UserError(
                 f"A StyleGAN2 generator of resolution {self.img_resolution} needs channel_base to be at least "
@@ -174,12 +200,20 @@ class GeneratorOptions:
             )
 
 
+# The order of constructor arguments, for networks that were constructed by position.
+_SHAPE_ARGUMENTS = ("z_dim", "c_dim", "w_dim", "img_resolution", "img_channels")
+POSITIONAL_ARGUMENTS: dict[Dialect, tuple[str, ...]] = {
+    "ada": (*_SHAPE_ARGUMENTS, "mapping_kwargs", "synthesis_kwargs"),
+    "sg3": (*_SHAPE_ARGUMENTS, "mapping_kwargs"),
+}
+
+
 def options_from_init_kwargs(init_kwargs: Mapping[str, Any], dialect: Dialect) -> GeneratorOptions:
-    """Translate the constructor arguments in a pickle; see `stylegan2.generator_from_init_kwargs`."""
+    """Translates the constructor arguments in a pickle; see `stylegan2.generator_from_init_kwargs`."""
     arguments = dict(init_kwargs)
     mapping = _keywords(arguments.pop("mapping_kwargs", {}), "mapping_kwargs")
     shape: dict[str, Any] = {}
-    for name in ("z_dim", "c_dim", "w_dim", "img_resolution", "img_channels"):
+    for name in _SHAPE_ARGUMENTS:
         if name not in arguments:
             raise UserError(f"The constructor arguments of this StyleGAN2 generator lack {name}.")
         shape[name] = arguments.pop(name)
@@ -193,8 +227,6 @@ def options_from_init_kwargs(init_kwargs: Mapping[str, Any], dialect: Dialect) -
     else:
         synthesis = arguments
     synthesis.pop("fp16_channels_last", None)  # A memory layout; the values do not depend on it.
-    if isinstance(synthesis.get("resample_filter"), list):
-        synthesis["resample_filter"] = tuple(synthesis["resample_filter"])
     return GeneratorOptions(
         **shape,
         mapping=MappingOptions(**_known(mapping, MappingOptions)),

@@ -1,1 +1,1 @@
-"""A generator and its teacher: the bridge between them, and checks that they fit."""
+"""A generator and its teacher, the bridge between them, and checks that the two fit together."""

@@ -1,7 +1,7 @@
-"""Whether generator and teacher mean the same by class 0, 1, 2, as far as their pickles tell.
+"""Comparison of the generator's and the teacher's classes, as far as their pickles describe them.
 
-Neither family of pickles has to name its classes. Where both do, the names are compared; where both name their data
-sets, those are. Nothing is opened: a pickle's own words are all there is.
+Neither family of pickles has to name its classes. If both do, the names are compared; otherwise, if both name their
+data sets, those names are compared. Only the pickles are read, never the data sets.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from refine.errors import UserError
+from refine.errors import OptionError
 from refine.pickles import NetworkPickle, PickleError
 from refine.pickles.records import to_python
 
@@ -26,24 +26,24 @@ def class_notes(
     num_teacher_classes: int,
     class_map: Sequence[int] | None = None,
 ) -> list[str]:
-    """What there is to say about the classes of a pair that fits, a sentence each.
+    """Notes on the classes of a pair that fits, one sentence each; warnings begin with "Warning:".
 
     Args:
-        gan: the generator's pickle.
-        teacher: the teacher's.
-        num_classes: of the generator, 0 = unconditional.
-        num_teacher_classes: of the teacher.
-        class_map: what the user said.
+        gan: Pickle of the generator.
+        teacher: Pickle of the teacher.
+        num_classes: Number of the generator's classes; 0 for an unconditional generator.
+        num_teacher_classes: Number of the teacher's classes; 0 for an unconditional teacher.
+        class_map: Teacher class of each generator class, as the user gave them; None if not given.
 
     Raises:
-        UserError: both name their classes, and not the same in the same order.
+        UserError: Both pickles name their classes, and the names or their order differ.
     """
     if not num_classes:
         return []
     if not num_teacher_classes:
         return [
-            "Warning: The generator has classes and the teacher has none: it sees only that an image is likely, not "
-            "that it shows its class, and classes may drift."
+            "Warning: The generator has classes and the teacher has none: the teacher judges whether an image is "
+            "likely, not whether it shows its class, so classes may drift."
         ]
     names, teacher_names = (_class_names(pickle) for pickle in (gan, teacher))
     if names and teacher_names and len(names) == num_classes and len(teacher_names) == num_teacher_classes:
@@ -52,34 +52,36 @@ def class_notes(
         return []
     data, teacher_data = (_data_name(pickle) for pickle in (gan, teacher))
     if data and data == teacher_data:
-        return [f"Both were trained on {data!r}: their classes are taken to be in the same order."]
+        return [f"Generator and teacher were both trained on {data!r}: assuming the same classes in the same order."]
     known = (
-        f"the generator was trained on {data!r} and the teacher on {teacher_data!r}" if data and teacher_data else ""
+        f"the generator was trained on {data!r} and the teacher on {teacher_data!r}"
+        if data and teacher_data
+        else "the pickles carry no class names"
     )
-    return [
-        f"Warning: Class {0 if num_classes == 1 else f'0 to {num_classes - 1}'} of the generator is taken to be the "
-        f"teacher's class of that number, and {known or 'the pickles do not tell'}: if not, say which with --class-map."
-    ]
+    numbers = "class 0 is the teacher's class 0"
+    if num_classes > 1:
+        numbers = f"classes 0-{num_classes - 1} are the teacher's classes 0-{num_classes - 1}"
+    return [f"Warning: Assuming that the generator's {numbers} ({known}): otherwise use --class-map."]
 
 
 def _compare_names(names: list[str], teacher_names: list[str], class_map: Sequence[int] | None) -> list[str]:
     mapped = [teacher_names[i] for i in class_map] if class_map is not None else teacher_names
     if mapped == names:
-        return ["Generator and teacher name the same classes in the same order."]
+        return ["Generator and teacher have the same class names in the same order."]
     if set(names) <= set(teacher_names):
         right = ",".join(str(teacher_names.index(name)) for name in names)
-        raise UserError(f"Generator and teacher name their classes in another order: use --class-map={right}.")
+        raise OptionError(f"Generator and teacher have the same classes in different order: use {{class_map={right}}}.")
     missing = next(name for name in names if name not in teacher_names)
     if class_map is not None:
-        return [f"Warning: The teacher does not name a class {missing!r}; --class-map is taken at its word."]
-    raise UserError(
-        f"The generator's class {missing!r} is none that the teacher names: say which of the teacher's classes each of "
-        "the generator's is, with --class-map."
+        return [f"Warning: The teacher has no class named {missing!r}; using --class-map as given."]
+    raise OptionError(
+        f"The teacher has no class named {missing!r}, which the generator has: map each generator class to a teacher "
+        "class with {class_map}."
     )
 
 
 def _settings(pickle: NetworkPickle) -> dict[str, Any]:
-    """What the pickle says about its training data."""
+    """Description of the training data in a pickle; empty if there is none."""
     for key in _DATA_ENTRIES:
         try:
             value = to_python(pickle.get(key))
@@ -100,7 +102,7 @@ def _class_names(pickle: NetworkPickle) -> list[str] | None:
 
 
 def _data_name(pickle: NetworkPickle) -> str | None:
-    """The data set's file name without what says nothing about its classes: folder, suffix, size."""
+    """File name of the data set, without the parts that do not concern its classes: folder, suffix, size."""
     path = _settings(pickle).get("path")
     if not isinstance(path, str):
         return None

@@ -1,4 +1,4 @@
-"""Mistakes that a pair of generator and teacher may have, each with what would undo it, for the preflight to try."""
+"""Known mismatches of generator and teacher, each with a correction that the preflight tries."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-SUSPICIOUS = 1.1  # a loss ratio from which a mirror, the channels or the range of colours are tried
-BAD = 1.25  # one from which the crop is tried too
+SUSPICIOUS = 1.1  # loss ratio from which flips, channel order and color range are tried
+BAD = 1.25  # loss ratio from which crops are tried too
 
 Correction = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A mistake that a pair may have, and what would undo it.
+    """A mismatch that a pair may have, and its correction.
 
     Attributes:
-        sentence: what is wrong and what helps.
-        correct: generator's images [N, C, H, W] -> what they would be without the mistake.
-        needs: the loss ratio from which it is tried.
-        of_range: whether it is about the range of colours, which shows in the pixels' mean and deviation too.
+        sentence: Description of the mismatch, with a remedy.
+        correct: Correction: the generator's images [N, C, H, W] -> the images without the mismatch.
+        needs: Loss ratio from which the correction is tried.
+        of_range: Whether the mismatch concerns the color range, which shows in the pixels' mean and deviation too.
     """
 
     sentence: str
@@ -33,7 +33,7 @@ class Candidate:
 
 
 def _zoomed(share: float) -> Correction:
-    """The central share of each image; above 1, more than the image, reflected at its borders."""
+    """Crop to the central share of each image; above 1, padding by reflection instead."""
 
     def correct(x: Tensor) -> Tensor:
         size = x.shape[-1]
@@ -47,42 +47,48 @@ def _zoomed(share: float) -> Correction:
 
 CANDIDATES: dict[str, Candidate] = {
     "range 0..1": Candidate(
-        "Its colours seem to lie in 0..1 where the teacher expects -1..1: take a generator trained on images in -1..1, "
-        "or check how its training read images.",
+        "The generator's colors seem to lie in 0..1, and the teacher expects -1..1: use a generator trained on images "
+        "in -1..1, or check how its training code read images.",
         lambda x: x * 2 - 1,
         of_range=True,
     ),
     "range 0..255": Candidate(
-        "Its colours seem to lie in 0..255 where the teacher expects -1..1: take a generator trained on images in "
-        "-1..1, or check how its training read images.",
+        "The generator's colors seem to lie in 0..255, and the teacher expects -1..1: use a generator trained on "
+        "images in -1..1, or check how its training code read images.",
         lambda x: x / 127.5 - 1,
         of_range=True,
     ),
     "teacher's range 0..1": Candidate(
-        "The teacher seems to expect colours in 0..1 where the generator draws -1..1: take a teacher trained on images "
+        "The teacher seems to expect colors in 0..1, and the generator's lie in -1..1: use a teacher trained on images "
         "in -1..1.",
         lambda x: (x + 1) / 2,
         of_range=True,
     ),
-    "negative": Candidate("Its images seem to be negatives: one of the two was trained on inverted images.", torch.neg),
+    "negative": Candidate(
+        "The generator's images look like negatives to the teacher: one of the two was trained on inverted images.",
+        torch.neg,
+    ),
     "channel order": Candidate(
-        "Its red and blue channels seem to be swapped (BGR): one of the two was trained on images read in that order.",
+        "The generator's red and blue channels seem to be swapped (BGR): one of the two was trained on images read in "
+        "that order.",
         lambda x: x.flip(1),
     ),
     "horizontal mirror": Candidate(
-        "Its images seem to be mirrored left to right: one of the two was trained on mirrored images.",
+        "The generator's images look flipped left to right to the teacher: one of the two was trained on flipped "
+        "images.",
         lambda x: x.flip(3),
     ),
     "vertical mirror": Candidate(
-        "Its images seem to be upside down: one of the two was trained on flipped images.", lambda x: x.flip(2)
+        "The generator's images look upside down to the teacher: one of the two was trained on flipped images.",
+        lambda x: x.flip(2),
     ),
 } | {
     f"crop {share:g}": Candidate(
-        f"The teacher seems to know only the central {share:.0%} of what the generator draws: "
-        "take a teacher whose data set was cropped as the generator's was."
+        f"The teacher seems to have been trained on the central {share:.0%} of such images: "
+        "use a teacher whose data set was cropped like the generator's."
         if share < 1
-        else "The teacher seems to know a wider frame than the generator draws: "
-        "take a teacher whose data set was cropped as the generator's was.",
+        else "The teacher seems to have been trained on images with a wider frame: "
+        "use a teacher whose data set was cropped like the generator's.",
         _zoomed(share),
         needs=BAD,
     )

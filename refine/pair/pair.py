@@ -1,4 +1,4 @@
-"""A generator and its teacher, loaded once, checked once, and handed on."""
+"""Generator and teacher: loaded once, checked once, and passed on together."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class Pair:
     """A generator, a teacher, and the bridge between them.
 
     Attributes:
-        generator: The generator as loaded, float32, on the CPU; whoever trains it works on a copy.
-        teacher: The teacher as loaded, likewise.
-        bridge: From the generator's images and labels to the teacher's.
-        gan_file: File of the generator; None for a network that comes from Python.
-        teacher_file: File of the teacher; None likewise.
-        digests: SHA-256 of both files, by the option that named them.
-        notes: What the files tell of their classes, a sentence each.
+        generator: Generator as loaded, in float32, on the CPU; training works on a copy.
+        teacher: Teacher as loaded, in float32, on the CPU; training works on a copy.
+        bridge: Conversion of the generator's images and labels to the teacher's.
+        gan_file: File of the generator; None for a network that was made in Python.
+        teacher_file: File of the teacher; None for a network that was made in Python.
+        digests: SHA-256 of each file, keyed by the option that names the file: `gan`, `teacher`.
+        notes: Notes on the classes of the two networks, one sentence each.
     """
 
     generator: Generator
@@ -49,12 +49,12 @@ class Pair:
         )
 
     def write_snapshot(self, path: Path, live: Mapping[str, Tensor], average: Mapping[str, Tensor]) -> None:
-        """Writes the pickle that the generator came in, with new weights; everything else stays as it was.
+        """Writes a copy of the generator's pickle with new weights; everything else stays unchanged.
 
         Args:
             path: File to write.
-            live: Tensors of the live generator, for the entry `G`.
-            average: Tensors of the moving average, for the entry `G_ema`.
+            live: State dict of the live generator, for the entry `G`.
+            average: State dict of the moving average, for the entry `G_ema`.
 
         Raises:
             UserError: The file cannot be written.
@@ -73,17 +73,17 @@ def load_pair(
     class_map: Sequence[int] | None = None,
     trust: bool = False,
 ) -> Pair:
-    """Opens both files and joins them.
+    """Loads both files and joins the networks.
 
     Args:
-        gan: StyleGAN pickle: path, URL, or zoo name.
-        teacher: EDM pickle, likewise.
-        resample: A key of `bridge.FILTERS`.
-        class_map: Class of the teacher for each class of the generator; None for the same numbers.
-        trust: Run the source embedded in the pickles where Refine has no network of its own.
+        gan: Path, URL, or zoo name of a StyleGAN pickle.
+        teacher: Path, URL, or zoo name of an EDM pickle.
+        resample: Key of `resize.FILTERS`.
+        class_map: Teacher class of each generator class; None if both number their classes alike.
+        trust: Permission to run source code embedded in the pickles, for networks that Refine does not know.
 
     Raises:
-        UserError: A file cannot be had or read, or the two do not fit.
+        UserError: A file cannot be downloaded or read, or the two networks do not fit together.
     """
     gan_file, teacher_file = load_gan(gan, trust=trust), load_teacher(teacher, trust=trust)
     return pair_of(gan_file, teacher_file, resample=resample, class_map=class_map)
@@ -96,7 +96,7 @@ def pair_of(
     resample: str = "lanczos",
     class_map: Sequence[int] | None = None,
 ) -> Pair:
-    """Joins two networks that are open; see `load_pair`."""
+    """Joins two networks that are already loaded; see `load_pair`."""
     generator = as_generator(gan_file.network, f"{gan_file.record.class_name} in {gan_file.pickle.path}")
     denoiser = as_denoiser(teacher_file.network)
     bridge = make_bridge(generator, denoiser, resample, class_map)

@@ -1,13 +1,13 @@
-"""Is the pair worth a night? What the teacher makes of the generator's images, measured before the first step.
+"""Test of a pair before the first step: the teacher's denoising loss on the generator's images.
 
-A denoiser that knows a kind of image removes noise from it about as well as from its own samples. Where it does not,
-the usual causes are tried out: a correction (swapped channels, another range of colours, a crop, a mirror) that brings
-the loss to the teacher's own level names the mistake. Differences are judged against their sampling error, with the
-same images and the same noise for everything that is compared.
+A denoiser that knows a kind of image removes noise from it about as well as from its own samples. If its loss on the
+generator's images is larger, the usual causes are tried: a correction (channel order, color range, crop, flip) that
+brings the loss down to the teacher's own level identifies the mismatch. Differences are judged against their sampling
+error, and everything that is compared uses the same images and the same noise.
 
-A large loss that nothing mends has two causes that the loss cannot tell apart: another kind of image, or a generator
-that is very far away yet. Labels can: a teacher that gains from being told which class the generator meant sees that
-class in the image.
+A large loss that no correction reduces has two possible causes: another kind of image, or a generator that is still
+very far from good. The loss cannot tell them apart, but labels can: if the teacher denoises better with the class that
+the generator was given, it recognizes that class in the images.
 """
 
 from __future__ import annotations
@@ -34,31 +34,32 @@ log = logging.getLogger("refine")
 
 SIGMAS = (0.1, 0.4, 1.5, 6.0)
 NUM_IMAGES, NUM_IMAGES_ON_CPU = 64, 16
-# From sigma 20 an image is as good as from 80, and 18 steps then give Gaussian data 97 % of its variance or better.
+# Samples that start at sigma 20 are as good as from 80, and 18 steps then keep at least 97% of a Gaussian's variance.
 SAMPLER = HeunOptions(num_steps=18, sigma_min=0.01, sigma_max=20)
 IMAGES_AT_ONCE = 16
 
-HOPELESS = 3.0  # a loss ratio that, if nothing mends it, is no matter of quality alone, unless labels show that it is
-NUM_ERRORS = 3.0  # standard errors that make a difference
-NUM_LABELLED = 64  # images that labels are tried on: those of a bad generator gain little
-LABEL_SIGMAS = (1.5, 6.0)  # from where on a label says something that the image does not say better
-NUM_SHIFTS = 9  # wrong labels that each right one is compared with
-FEWEST_CLASSES = 5  # whose gains have a standard error worth the name
+HOPELESS = 3.0  # loss ratio that, if no correction reduces it, low quality alone does not explain, unless labels help
+NUM_ERRORS = 3.0  # standard errors that make a difference significant
+NUM_LABELED = 64  # images of the label test: a bad generator's images gain little each
+LABEL_SIGMAS = (1.5, 6.0)  # noise levels at which a label adds to what the image itself shows
+NUM_SHIFTS = 9  # wrong labels that each right label is compared with
+FEWEST_CLASSES = 5  # fewer classes give no reliable standard error of their gains
 
 
 @dataclass(frozen=True)
 class Preflight:
-    """What was measured.
+    """Result of the test.
 
     Attributes:
-        sigmas: noise levels.
-        generator_loss: the teacher's mean squared error on the generator's images, at each of them.
-        teacher_loss: the same on its own samples.
-        generator_range, teacher_range: mean and standard deviation of the pixels.
-        findings: names in `CANDIDATES`, `classes` or `domain`; empty: nothing stands against the pair.
-        warnings: a sentence for each.
-        num_images: of either kind.
-        recognised: the loss is hopelessly large, but labels show that the generator draws the teacher's classes.
+        sigmas: Noise levels.
+        generator_loss: Mean squared error of the teacher on the generator's images, at each noise level.
+        teacher_loss: Mean squared error of the teacher on its own samples, at each noise level.
+        generator_range: Mean and standard deviation of the generator's pixels.
+        teacher_range: Mean and standard deviation of the pixels of the teacher's samples.
+        findings: Problems found: keys of `CANDIDATES`, `classes` or `domain`; empty if there are none.
+        warnings: Sentence for each finding.
+        num_images: Number of generator images, and of teacher samples.
+        recognized: Whether the loss is very large, but labels show that the teacher recognizes the generator's classes.
     """
 
     sigmas: tuple[float, ...]
@@ -69,10 +70,10 @@ class Preflight:
     findings: tuple[str, ...]
     warnings: tuple[str, ...]
     num_images: int
-    recognised: bool = False
+    recognized: bool = False
 
     def lines(self) -> list[str]:
-        """The report as text."""
+        """Report, one line of text each."""
 
         def row(title: str, values: tuple[float, ...], form: str) -> str:
             return f"  {title:<22}" + "".join(f"{value:>11{form}}" for value in values)
@@ -80,8 +81,8 @@ class Preflight:
         ratios = tuple(a / b for a, b in zip(self.generator_loss, self.teacher_loss, strict=True))
         ranges = [f"mean {mean:.2f} std {std:.2f}" for mean, std in (self.generator_range, self.teacher_range)]
         return [
-            f"Preflight: how well the teacher denoises {self.num_images} images of the generator and of its own "
-            "(mean squared error)",
+            f"Preflight: the teacher's denoising error (MSE) on {self.num_images} images of the generator and "
+            f"{self.num_images} samples of its own",
             row("sigma", self.sigmas, "g"),
             row("generator's images", self.generator_loss, ".4g"),
             row("teacher's own samples", self.teacher_loss, ".4g"),
@@ -92,13 +93,17 @@ class Preflight:
 
     def _verdict(self, ratio: float) -> str:
         if ratio < BAD:
-            return "Nothing stands against this pair."
-        if self.recognised:
+            return "No problems found with this pair."
+        if self.recognized:
             return (
-                "The generator is very far from the teacher's images, as one that was stopped early is, but it draws "
-                "the teacher's classes: the right labels help the denoising. Nothing else stands against this pair."
+                "The generator is very far from the teacher's images, as after training that was stopped early, but "
+                "the teacher recognizes its classes: the right labels help the denoising. No other problems found with "
+                "this pair."
             )
-        return f"No known mistake of a pair explains the ratio of {ratio:.2g}: the generator may just be that far away."
+        return (
+            f"No known mismatch explains the loss ratio of {ratio:.2g}: the generator may simply be far from the "
+            "teacher's images."
+        )
 
 
 @torch.no_grad()
@@ -108,11 +113,11 @@ def denoising_losses(
     """Mean squared error of the denoised images, by noise level and image: ||D(x0 + sigma n, sigma) - x0||^2 / (CHW).
 
     Args:
-        denoiser: the network D.
-        images: x0 [N, C, R, R].
-        labels: [N, label_dim] or None.
-        sigmas: noise levels > 0.
-        noise: n [len(sigmas), N, C, R, R], on any device.
+        denoiser: Network D.
+        images: Clean images x0, [N, C, R, R].
+        labels: Class labels, [N, label_dim]; None for none.
+        sigmas: Noise levels > 0.
+        noise: Standard normal noise n, [len(sigmas), N, C, R, R], on any device.
 
     Returns:
         [len(sigmas), N] float64 on the CPU.
@@ -130,30 +135,30 @@ def denoising_losses(
 
 
 def mismatch(losses: Tensor, own: Tensor) -> float:
-    """How far the losses [S, N] are from the teacher's own: root mean square of the logarithm of their ratio.
+    """Distance of losses [S, N] from the teacher's own [S, M]: root mean square of ln of the ratio of their means.
 
-    A ratio below 1 is as telling as one above: images without contrast are easy to denoise.
+    A ratio below 1 counts as much as a ratio above: images of low contrast are easy to denoise.
     """
     return float((losses.mean(1) / own.mean(1)).log().square().mean().sqrt())
 
 
 def pixel_distance(images: Tensor, others: Tensor) -> float:
-    """How far apart the colours of two sets of images are: in mean, by the others' deviation, and in log deviation."""
+    """Distance of the colors of two sets of images: in mean (relative to the others' deviation) and log deviation."""
     shift = float((images.mean() - others.mean()) / others.std())
     return math.hypot(shift, math.log(max(float(images.std() / others.std()), 1e-9)))
 
 
 def is_beyond_chance(losses: Tensor, own: Tensor) -> bool:
-    """Whether losses [S, N] differ from the teacher's own [S, M] by more than chance, at any noise level."""
+    """True if losses [S, N] differ significantly from the teacher's own [S, M] at any noise level."""
     difference = (losses.mean(1) / own.mean(1)).log().abs()
     relative = [x.std(1) / x.mean(1) / math.sqrt(x.shape[1]) for x in (losses, own)]
     return bool((difference > NUM_ERRORS * torch.hypot(*relative)).any())
 
 
 def is_better(corrected: Tensor, losses: Tensor, own: Tensor) -> bool:
-    """Whether a correction brings losses [S, N] to the teacher's own: half of the mismatch goes, and not by chance.
+    """True if a correction at least halves the mismatch of losses [S, N], significantly.
 
-    The same images and noise are behind both, so it is the change per image whose error counts.
+    Both losses come from the same images and noise, so the error that matters is that of the change per image.
     """
     if mismatch(corrected, own) > mismatch(losses, own) / 2:
         return False
@@ -170,14 +175,14 @@ def preflight(
     seed: int = 0,
     num_images: int | None = None,
 ) -> Preflight:
-    """Measures the pair; takes well under a minute on a GPU.
+    """Tests a pair; takes well under a minute on a GPU.
 
     Args:
-        generator: of the StyleGAN contract, on its device.
-        teacher: on the same device.
-        bridge: between the two.
-        seed: of latents and noise.
-        num_images: of the generator and of the teacher; None: by device.
+        generator: Generator, on any device.
+        teacher: Teacher, on the same device.
+        bridge: Bridge from the generator to the teacher.
+        seed: Seed of latents and noise.
+        num_images: Number of generator images, and of teacher samples; None for a default by device.
     """
     device = next(generator.module.parameters()).device
     count = num_images or (NUM_IMAGES if device.type == "cuda" else NUM_IMAGES_ON_CPU)
@@ -199,33 +204,33 @@ def preflight(
         as_drawn = losses(bridge.images(drawn))
 
         def corrected(correct: Correction, of_range: bool) -> Tensor | None:
-            """None where the pixels rule it out: images with less contrast are easier to denoise, right or wrong."""
+            """None if the pixels rule the correction out: lower contrast makes any image easier to denoise."""
             images = bridge.images(correct(drawn))
             before, after = (pixel_distance(x, samples) for x in (bridge.images(drawn), images))
             return losses(images) if after < (before / 2 if of_range else before + 0.5) else None
 
         findings = _find(corrected, as_drawn, own)
-        recognised = "domain" in findings and _labels_help(generator, teacher, bridge, seed)
-        if recognised:
+        recognized = "domain" in findings and _labels_help(generator, teacher, bridge, seed)
+        if recognized:
             findings = []
         wrong_classes = (
             labels is not None
-            and not (findings or recognised)
+            and not (findings or recognized)
             and _classes_differ(losses, samples, bridge.images(drawn), c, bridge)
         )
     ranges = [(float(x.mean()), float(x.std())) for x in (bridge.images(drawn), samples)]
     sentences = [f"Warning: {CANDIDATES[name].sentence}" for name in findings if name in CANDIDATES]
     if "domain" in findings:
         sentences.append(
-            "Warning: The teacher hardly knows such images, and no change of colours, channels, crop or direction "
-            "helps. If it was trained on another kind of image, take one that was trained on the generator's; if the "
-            "generator is just very far from good (look at what it draws), go on."
+            "Warning: The teacher fits these images poorly, and no tested correction (color range, channel order, "
+            "crop, flip) helps. If the teacher was trained on another kind of image, use a teacher for the generator's "
+            "kind; if the generator's images are simply still very bad (look at them), continue."
         )
     if wrong_classes:
         findings = [*findings, "classes"]
         sentences.append(
-            "Warning: The teacher's classes seem to be in another order than the generator's: its denoising does not "
-            "gain from the labels that it is given; say which is which with --class-map."
+            "Warning: The teacher's classes seem to be in another order than the generator's: the labels do not help "
+            "the teacher denoise. Map the classes with --class-map."
         )
     return Preflight(
         sigmas=sigmas,
@@ -236,18 +241,18 @@ def preflight(
         findings=tuple(findings),
         warnings=tuple(sentences),
         num_images=count,
-        recognised=recognised,
+        recognized=recognized,
     )
 
 
 def _known(sigmas: tuple[float, ...], teacher: Denoiser) -> tuple[float, ...]:
-    """The nearest noise levels that the teacher was trained at."""
+    """Nearest noise levels that the teacher supports."""
     levels = torch.tensor(sigmas, dtype=torch.float64).clamp(*usable_sigmas(teacher))
     return tuple(round(float(sigma), 6) for sigma in teacher.round_sigma(levels))
 
 
 def _find(corrected: Callable[[Correction, bool], Tensor | None], as_drawn: Tensor, own: Tensor) -> list[str]:
-    """The mistakes, the most telling first: at most two, the second looked for with the first one corrected."""
+    """Mismatches, the largest first: at most two, the second searched for with the first corrected."""
     found: list[str] = []
     correct: Correction = lambda x: x  # noqa: E731
     now = as_drawn
@@ -273,13 +278,13 @@ def _after(first: Correction, second: Correction) -> Correction:
 def _classes_differ(
     losses: Callable[[Tensor, Tensor | None], Tensor], samples: Tensor, images: Tensor, c: Tensor, bridge: Bridge
 ) -> bool:
-    """Whether right labels help the teacher with its own samples, but the generator's do not with the generator's."""
+    """True if labels help the teacher denoise its own samples, but not the generator's images."""
     if c.shape[1] < 2:
         return False
     right, wrong = bridge.labels(c), bridge.labels(c.roll(1, dims=1))
 
     def gain(x: Tensor) -> tuple[float, float]:
-        """What the labels of c gain over those of the next class: mean and standard error."""
+        """Gain of the right labels over those of the next class: mean and standard error."""
         gains = (losses(x, wrong).log() - losses(x, right).log()).mean(0)
         return float(gains.mean()), float(gains.std()) / math.sqrt(len(gains))
 
@@ -289,15 +294,15 @@ def _classes_differ(
 
 
 def _labels_help(generator: Generator, teacher: Denoiser, bridge: Bridge, seed: int) -> bool:
-    """Whether the teacher denoises the generator's images better with their own labels than with other ones.
+    """True if the teacher denoises the generator's images better with their own labels than with other labels.
 
-    Classes, not images, are what varies by chance: an image of another kind may lie nearer to one class than to
-    others, and all images of its class with it, but right and wrong labels then win alike.
+    The standard error is taken over classes, not images: an image of another kind, and with it all images of its
+    class, may lie nearer to one class of the teacher than to others, but then right and wrong labels win equally often.
     """
     num_classes = int(generator.c_dim)
     if bridge.label_dim == 0 or num_classes < FEWEST_CLASSES:
         return False
-    drawn, c = _draw(generator, NUM_LABELLED, seed)
+    drawn, c = _draw(generator, NUM_LABELED, seed)
     images = bridge.images(drawn)
     sigmas = _known(LABEL_SIGMAS, teacher)
     noise = torch.randn([len(sigmas), *images.shape], generator=stream_generator(seed, "preflight/label noise", 0))
@@ -315,7 +320,7 @@ def _labels_help(generator: Generator, teacher: Denoiser, bridge: Bridge, seed: 
 
 @torch.no_grad()
 def _draw(generator: Generator, count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Images [N, C, H, W] as drawn and one-hot labels [N, c_dim], the classes in turn."""
+    """Images [N, C, H, W] as generated, and one-hot labels [N, c_dim] that cycle through the classes."""
     device = next(generator.module.parameters()).device
     z = torch.randn(count, *generator.z_shape, generator=stream_generator(seed, "preflight/z", 0)).to(device)
     c = labels_in_turn(count, generator.c_dim).to(device)
@@ -324,7 +329,7 @@ def _draw(generator: Generator, count: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 class _FromCpu:
-    """A denoiser called with tensors on the CPU: the sampler computes in float64, which not all devices have."""
+    """Denoiser for tensors on the CPU: the sampler computes in float64, which not all devices support."""
 
     def __init__(self, denoiser: Denoiser, labels: Tensor | None, device: torch.device) -> None:
         self.denoiser, self.labels, self.device = denoiser, labels, device

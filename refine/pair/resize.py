@@ -1,6 +1,6 @@
-"""Resizing as Pillow does it, differentiable.
+"""Differentiable resizing, equal to Pillow's.
 
-Data sets were made with Pillow: a teacher sees images that were reduced with its filters.
+Data sets are made with Pillow: teachers were trained on images that its filters downsampled.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def _lanczos(x: float) -> float:
     return _sinc(x) * _sinc(x / 3) if -3 <= x < 3 else 0.0
 
 
-FILTERS: dict[str, tuple[Callable[[float], float], float]] = {  # name -> (kernel, its radius in output pixels)
+FILTERS: dict[str, tuple[Callable[[float], float], float]] = {  # name -> (kernel, radius in output pixels)
     "lanczos": (_lanczos, 3.0),
     "bicubic": (_bicubic, 2.0),
     "box": (_box, 0.5),
@@ -41,13 +41,21 @@ FILTERS: dict[str, tuple[Callable[[float], float], float]] = {  # name -> (kerne
 
 @lru_cache(maxsize=32)
 def resize_matrix(in_size: int, out_size: int, name: str = "lanczos") -> Tensor:
-    """The matrix [out_size, in_size] that resizes one axis as Pillow's `Image.resize` does, in float64.
+    """Matrix that resizes one axis as Pillow's `Image.resize` does.
 
-    Each row holds the kernel, widened by the reduction factor and centred on the output pixel, cut at the image's
-    border and normalised to sum 1.
+    Each row holds the kernel, widened by the reduction factor, centered on the output pixel, cut off at the image
+    border, and normalized to sum 1.
+
+    Args:
+        in_size: Pixels of the axis before resizing.
+        out_size: Pixels of the axis after resizing.
+        name: Key of `FILTERS`.
+
+    Returns:
+        [out_size, in_size] float64. The result is cached: do not change it in place.
 
     Raises:
-        ValueError: an unknown filter or a size below 1.
+        ValueError: The filter is unknown, or a size is below 1.
     """
     if name not in FILTERS:
         raise ValueError(f"the filter must be one of {', '.join(FILTERS)}, not {name!r}")
@@ -58,24 +66,27 @@ def resize_matrix(in_size: int, out_size: int, name: str = "lanczos") -> Tensor:
     width = max(scale, 1.0)
     matrix = torch.zeros(out_size, in_size, dtype=torch.float64)
     for row in range(out_size):
-        centre = (row + 0.5) * scale
-        first = max(int(centre - radius * width + 0.5), 0)
-        last = min(int(centre + radius * width + 0.5), in_size)
-        taps = [kernel((i - centre + 0.5) / width) for i in range(first, last)]
+        center = (row + 0.5) * scale
+        first = max(int(center - radius * width + 0.5), 0)
+        last = min(int(center + radius * width + 0.5), in_size)
+        taps = [kernel((i - center + 0.5) / width) for i in range(first, last)]
         matrix[row, first:last] = torch.tensor(taps, dtype=torch.float64) / sum(taps)
     return matrix
 
 
 def resize(images: Tensor, size: int, name: str = "lanczos") -> Tensor:
-    """Resizes square or other images to size x size as Pillow does to float images; differentiable.
+    """Resizes images to size x size as Pillow resizes float images; differentiable.
 
     Args:
-        images: [N, C, H, W], floating point.
-        size: pixels of the result along both axes.
-        name: a key of `FILTERS`.
+        images: Images of a floating-point dtype, [N, C, H, W].
+        size: Height and width of the result in pixels.
+        name: Key of `FILTERS`.
 
     Returns:
-        [N, C, size, size] of the same dtype; the images themselves where they have that size already.
+        [N, C, size, size] in the dtype of `images`; `images` itself if no resizing is needed.
+
+    Raises:
+        ValueError: The filter is unknown, or a size is below 1.
     """
     height, width = images.shape[2:]
     if (height, width) == (size, size):

@@ -1,16 +1,19 @@
-"""NVIDIA network pickles: opened, understood and rewritten without running what is inside them."""
+"""Network pickles of NVIDIA's repositories: opened, understood and rewritten without running anything in them."""
 
-from refine.pickles.errors import PickleError, about
-from refine.pickles.reader import NetworkPickle, file_sha256, load
+from refine.pickles.errors import DamagedFileError, NonFiniteError, PickleError, about
+from refine.pickles.reader import NetworkPickle, damage, file_sha256, load
 from refine.pickles.records import PersistentObject
 from refine.pickles.tree import module_state, named_tensors, submodules
 from refine.pickles.writer import save
 
 __all__ = [
+    "DamagedFileError",
     "NetworkPickle",
+    "NonFiniteError",
     "PersistentObject",
     "PickleError",
     "about",
+    "damage",
     "file_sha256",
     "load",
     "module_state",

@@ -1,76 +1,43 @@
-"""Reads a network pickle into records, executing nothing.
+"""Reader of network pickles: from a file to records, executing nothing.
 
-Three gates: the kind of file (`wrong_file`), the scan of its opcodes (`scan`), and `pickle.Unpickler` with an
-allow-list of globals, each of which becomes an inert class (`records`).
+Three gates: the kind of file (`diagnose`), the scan of its opcodes (`scan`), and `pickle.Unpickler` with an allow-list
+of globals, each of which becomes an inert class (`unpickler`, `records`).
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
-import pickle
+import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
-import torch
-
-from refine.pickles import records
-from refine.pickles.diagnose import explain_content, explain_failure, explain_globals
-from refine.pickles.errors import PickleError
-from refine.pickles.records import Inert, InertType
-from refine.pickles.scan import PickleScan, scan_pickle
+from refine.pickles import diagnose, records, torch_file
+from refine.pickles.errors import DamagedFileError, PickleError
+from refine.pickles.layout import Layout, arrange
+from refine.pickles.records import Inert
+from refine.pickles.scan import scan_pickle
 from refine.pickles.tree import walk
+from refine.pickles.unpickler import InertUnpickler, allowed_record
 
-# Every global that occurs in the snapshots of stylegan2-ada-pytorch, stylegan3, edm and their forks, and the
-# record that each becomes. NumPy is spelled numpy.core up to version 1, numpy._core since 2.
-ALLOWED_GLOBALS: dict[tuple[str, str], type[Inert]] = {
-    ("torch_utils.persistence", "_reconstruct_persistent_obj"): records.PersistentObject,
-    ("dnnlib.util", "EasyDict"): records.InertDict,
-    ("collections", "OrderedDict"): records.InertDict,
-    ("builtins", "set"): records.Values,  # protocol 3 has no opcode for sets
-    ("torch._utils", "_rebuild_parameter"): records.Parameter,
-    ("torch._utils", "_rebuild_tensor_v2"): records.Tensor,
-    ("torch.storage", "_load_from_bytes"): records.Storage,
-    ("torch", "Size"): records.Values,
-    ("torch", "device"): records.Values,
-    ("numpy", "dtype"): records.NumpyDtype,
-    ("numpy", "ndarray"): records.Name,
-    **{
-        (f"{core}.{name}", function): record
-        for core in ("numpy.core", "numpy._core")
-        for name, function, record in (
-            ("multiarray", "scalar", records.NumpyScalar),
-            ("multiarray", "_reconstruct", records.NumpyArray),
-            ("numeric", "_frombuffer", records.NumpyBuffer),
-        )
-    },
-}
+log = logging.getLogger("refine")
 
-
-def allowed_record(module: str, name: str) -> type[Inert] | None:
-    """The record that a global becomes; None where it is not allowed.
-
-    Beside the list, modules of PyTorch itself: unlike a call, making one bare and filling it runs nothing.
-    """
-    if module.startswith("torch.nn.modules.") and "." not in name:
-        return records.PlainModule
-    if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
-        return records.Name
-    return ALLOWED_GLOBALS.get((module, name))
+TORCH_WRITE_PROTOCOL = 4  # torch.save writes protocol 2, which is not enough for a network pickle
 
 
 @dataclass(frozen=True)
 class NetworkPickle(Mapping[str, Any]):
-    """A network pickle in memory: a read-only mapping of its top-level entries to records.
+    """A network pickle in memory: a read-only mapping of its entries to records.
 
     Attributes:
-        root: the top-level dict, as inert values.
-        protocol: pickle protocol of the file.
-        path: where it was read from.
-        trusted: whether the caller allowed its embedded source to be run.
-        foreign_globals: names that it uses beyond the allowed ones; always empty unless it is trusted.
+        root: Networks and other entries by name, as inert values.
+        protocol: Pickle protocol of the file, or of the one to write if it is a file of `torch.save`.
+        path: Where it was read from.
+        trusted: True if the caller allowed its embedded source to be run.
+        foreign_globals: Names that it uses beyond the allowed ones; always empty unless it is trusted.
+        layout: Arrangement of the networks in the file; None means that `root` is all of it.
+        kind: Kind of the file.
     """
 
     root: dict[str, Any]
@@ -78,6 +45,8 @@ class NetworkPickle(Mapping[str, Any]):
     path: Path
     trusted: bool = False
     foreign_globals: tuple[str, ...] = ()
+    layout: Layout | None = field(default=None, repr=False)
+    kind: diagnose.Kind = "pickle"
 
     def __getitem__(self, key: str) -> Any:
         return self.root[key]
@@ -92,86 +61,129 @@ class NetworkPickle(Mapping[str, Any]):
         """Every persistent object in the pickle, each once."""
         return (value for value in walk(self.root) if isinstance(value, records.PersistentObject))
 
+    @property
+    def description(self) -> str:
+        """The kind and arrangement of the file in words, if it is not an ordinary snapshot; empty if it is."""
+        arrangement = self.layout.description if self.layout else ""
+        saved = "a file of torch.save" if self.kind != "pickle" else ""
+        return " with ".join(part for part in (saved, arrangement) if part)
 
-class _InertUnpickler(pickle.Unpickler):
-    def __init__(self, file: Any, trust: bool) -> None:
-        super().__init__(file, fix_imports=False)
-        self.trust = trust
-        self.types: dict[tuple[str, str], InertType] = {}
 
-    def find_class(self, module: str, name: str) -> Any:
-        base = allowed_record(module, name) or (records.Foreign if self.trust else None)
-        if base is None:
-            raise PickleError(
-                f"names the global {module}.{name}, which no network of a repository that Refine knows needs; "
-                "only if you know and trust its author, open it with --trust-pickle"
-            )
-        if (module, name) not in self.types:
-            # The two strings are kept as objects: the pickle may refer to them again.
-            names = {"global_module": module, "global_name": name}
-            self.types[module, name] = InertType(name, (base,), names)
-        return self.types[module, name]
+class _Parsed(NamedTuple):
+    value: Any
+    globals: tuple[tuple[str, str], ...]
+    protocol: int
 
 
 def load(path: str | Path, *, trust: bool = False) -> NetworkPickle:
-    """Reads a network pickle. Nothing inside it is imported or executed, whatever `trust` says.
+    """Reads a network pickle, or a file of `torch.save` with a network. Nothing inside it is imported or executed.
 
     Args:
-        path: a local file.
-        trust: also accept globals that are not on the allow-list, as inert records, and permit
-            `networks.rebuild` to run embedded source for architectures that Refine does not know.
+        path: A local file.
+        trust: Permission to keep globals that are not on the allow-list, as inert records, and for
+            `networks.rebuild` to run embedded source later.
 
     Raises:
-        PickleError: it is another kind of file, is damaged, or asks for what no network pickle needs.
+        PickleError: it is another kind of file, is damaged, or asks for something that no network pickle needs.
     """
     path = Path(path)
+    size = 0
+    kind: diagnose.Kind | None = None
     try:
         size = path.stat().st_size
-        explain_content(path, size)
-        with path.open("rb") as file:
-            scan = _scan(path, file, size)
-            if scan.end != size:
-                raise PickleError(
-                    f"has {size - scan.end} bytes after the end of its pickle: something was added; download it again"
-                )
-            explain_globals(scan.globals)
-            file.seek(0)
-            root = _InertUnpickler(file, trust).load()
-            if file.tell() != size:
-                raise PickleError("reads differently in parts: forged; refused")
-        for value in walk(root):
+        kind = diagnose.kind_of(path, size)
+        parsed = _parse(path, size, kind, trust)
+        for value in walk(parsed.value):
             if isinstance(value, Inert):
                 value.check()
-        if not isinstance(root, dict) or not any(isinstance(v, records.PersistentObject) for v in root.values()):
-            raise PickleError("holds no network, but other pickled data: give the .pkl of a StyleGAN or EDM network")
-    except PickleError as error:
-        raise PickleError(f"{path} {error}") from None
+        layout = arrange(parsed.value)
     except OSError as error:
-        raise PickleError(f"{path} cannot be read: {error.strerror}") from None
+        raise PickleError(f"{path} cannot be read: {error.strerror or error}") from None
     except MemoryError:
-        raise PickleError(f"{path} does not fit into memory") from None
+        raise PickleError(f"{path} does not fit into memory: close other programs, or use a larger machine") from None
+    except PickleError as error:
+        raise type(error)(f"{path} {_cause(path, size, kind, error)}") from None
     except Exception as error:  # damaged bytes can fail in any of the unpickler's ways
         reason = f"{type(error).__name__}: {error!s:.200}"
-        raise PickleError(f"{path} is damaged or no network pickle ({reason}); download it again") from error
-    foreign = tuple(f"{module}.{name}" for module, name in scan.globals if allowed_record(module, name) is None)
-    return NetworkPickle(root, scan.protocol, path, trust, foreign)
+        failure = DamagedFileError(f"is damaged or not a network pickle ({reason}); download or copy it again")
+        raise DamagedFileError(f"{path} {_cause(path, size, kind, failure)}") from error
+    foreign = tuple(f"{module}.{name}" for module, name in parsed.globals if allowed_record(module, name) is None)
+    opened = NetworkPickle(layout.root, parsed.protocol, path, trust, foreign, layout, kind)
+    if opened.description:
+        log.info("%s is %s", path, opened.description)
+    return opened
 
 
-def inert(value: Any) -> Any:
-    """A value as records: what reading a pickle of it would give."""
-    return _InertUnpickler(io.BytesIO(pickle.dumps(value, protocol=4)), trust=False).load()
+def damage(path: str | Path) -> str | None:
+    """The sign by which a file that should hold a network shows that it is incomplete or another file altogether.
 
+    Only opcodes and directories are looked at, no tensor is read. A file that is whole but refused for other reasons
+    counts as whole.
 
-def _scan(path: Path, file: BinaryIO, size: int) -> PickleScan:
+    Args:
+        path: A local file, such as a finished download.
+
+    Returns:
+        The end of a sentence that begins with the file; None if the file is whole.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    path = Path(path)
+    size = path.stat().st_size
     try:
-        return scan_pickle(file, size)
+        if diagnose.kind_of(path, size) == "pickle":
+            with path.open("rb") as file:
+                _scan(file, size)
+    except DamagedFileError as error:
+        return _cause(path, size, "pickle", error)
     except PickleError:
-        explain_failure(path)
-        raise
+        return None
+    return None
+
+
+def _parse(path: Path, size: int, kind: diagnose.Kind, trust: bool) -> _Parsed:
+    if kind == "torch-zip":
+        return _Parsed(*torch_file.read_zip(path, size, trust), TORCH_WRITE_PROTOCOL)
+    with path.open("rb") as file:
+        if kind == "torch-legacy":
+            return _Parsed(*torch_file.read_legacy(file, size, trust), TORCH_WRITE_PROTOCOL)
+        scan = _scan(file, size)
+        diagnose.explain_globals(scan.globals)
+        file.seek(0)
+        value = InertUnpickler(file, trust).load()
+        if file.tell() != size:
+            raise PickleError("reads differently in parts: forged; refused")
+        return _Parsed(value, scan.globals, scan.protocol)
+
+
+def _scan(file: BinaryIO, size: int) -> Any:
+    scan = scan_pickle(file, size)
+    if scan.end != size:
+        raise DamagedFileError(
+            f"has {size - scan.end} bytes after the end of its pickle: something was added; download it again"
+        )
+    return scan
+
+
+def _cause(path: Path, size: int, kind: diagnose.Kind | None, error: PickleError) -> str:
+    """The sentence that names the cause of a failure, where the file shows one."""
+    if kind == "pickle":
+        try:
+            diagnose.explain_failure(path, size)
+        except PickleError as cause:
+            return str(cause)
+        except OSError:
+            pass
+    return str(error)
 
 
 def file_sha256(path: str | Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
+    """SHA-256 of a file, hexadecimal.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
     digest = hashlib.sha256()
     with Path(path).open("rb") as file:
         while chunk := file.read(1 << 20):

@@ -10,17 +10,11 @@ tensors, storages and NumPy values.
 from __future__ import annotations
 
 import hashlib
-import math
-import re
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
-import torch
-
 from refine.pickles.errors import PickleError
-from refine.pickles.storage import StorageBlob, parse_storage
 
 MAX_EXPANDED = 100_000  # values, where shared ones count each time; the settings of a network have 100
 
@@ -103,6 +97,14 @@ class Inert(metaclass=InertType):
     def children(self) -> Iterator[Any]:
         """Everything the record refers to."""
         yield from (self.args, self.state, self.list_items, self.dict_items)
+
+    def plain(self) -> Any:
+        """The Python value that the record stands for: a number or a list of them.
+
+        Raises:
+            PickleError: there is none.
+        """
+        raise PickleError(f"has a setting of a kind that Refine does not read: {self!r:.80}")
 
     def _require(self, condition: bool, what: str) -> None:
         if not condition:
@@ -218,182 +220,6 @@ class PersistentObject(Inert):
             self._require(isinstance(meta["state"].get(field, kind() if kind is dict else ()), kind), f"{field} is odd")
 
 
-class Storage(Inert):
-    """The memory of a tensor: a torch.save archive of the old kind, kept as bytes.
-
-    Parsed when the record is made, so that a forged archive is refused at once.
-    """
-
-    blob: StorageBlob
-
-    def __new__(cls, *args: Any) -> Storage:
-        """Parses the archive."""
-        if len(args) != 1 or not isinstance(args[0], bytes):
-            raise PickleError("has a tensor storage that is not one string of bytes; it is damaged or forged")
-        record = super().__new__(cls, *args)
-        assert isinstance(record, Storage)
-        record.blob = parse_storage(args[0])
-        return record
-
-    def children(self) -> Iterator[Any]:
-        """None: a storage is bytes."""
-        return iter(())
-
-
-class Tensor(Inert):
-    """A tensor: a view on a `Storage`."""
-
-    @property
-    def storage(self) -> Storage:
-        """The memory it looks at."""
-        return self.args[0]
-
-    @property
-    def offset(self) -> int:
-        """First element, counted in elements of the storage."""
-        return self.args[1]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Number of elements by axis."""
-        return self.args[2]
-
-    @property
-    def stride(self) -> tuple[int, ...]:
-        """Distance between neighbours by axis, in elements."""
-        return self.args[3]
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Element type."""
-        return self.storage.blob.dtype
-
-    @property
-    def num_elements(self) -> int:
-        """Number of elements of the view."""
-        return math.prod(self.shape)
-
-    @property
-    def is_contiguous(self) -> bool:
-        """Whether the elements lie in the storage in the order of a C array."""
-        expected = 1
-        for size, step in zip(self.shape[::-1], self.stride[::-1], strict=True):
-            if size != 1 and step != expected:
-                return False
-            expected *= size
-        return True
-
-    def check(self) -> None:
-        """A view that lies within its storage, and is not larger than it."""
-        super().check()
-        self._require(len(self.args) in (6, 7), "call has another form")
-        self._require(isinstance(self.args[0], Storage), "storage is not a storage")
-        shape, stride = self.args[2], self.args[3]
-        self._require(
-            isinstance(shape, tuple) and isinstance(stride, tuple) and len(shape) == len(stride) <= 16,
-            "shape and stride do not belong together",
-        )
-        self._require(
-            all(type(n) is int and 0 <= n < 2**40 for n in (self.args[1], *shape, *stride)),
-            "offset, shape or stride is not a list of natural numbers",
-        )
-        self._require(math.prod(n for n in shape if n) < 2**40, "shape is beyond any tensor's")
-        last = self.offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
-        fits = self.num_elements == 0 or (
-            last < self.storage.blob.num_elements and self.num_elements <= self.storage.blob.num_elements
-        )
-        self._require(fits, f"shape {shape} does not fit its storage of {self.storage.blob.num_elements} elements")
-        hooks = self.args[5]
-        self._require(isinstance(hooks, dict) and not hooks, "hooks are not empty")
-
-    def read(self) -> torch.Tensor:
-        """A fresh copy in memory of its own, contiguous, on the CPU."""
-        return self.storage.blob.view(self.shape, self.stride, self.offset)
-
-
-class Parameter(Inert):
-    """A `torch.nn.Parameter` around a `Tensor`."""
-
-    @property
-    def tensor(self) -> Tensor:
-        """The tensor itself."""
-        return self.args[0]
-
-    def check(self) -> None:
-        """Around a tensor, without hooks."""
-        super().check()
-        self._require(len(self.args) == 3, "call has another form")
-        self._require(isinstance(self.args[0], Tensor), "content is not a tensor")
-        self._require(isinstance(self.args[2], dict) and not self.args[2], "hooks are not empty")
-
-
-class NumpyDtype(Inert):
-    """A `numpy.dtype`: code such as 'f8' in `args[0]`, byte order in `state[1]`."""
-
-    may_have_state = True
-
-    def check(self) -> None:
-        """A code in text."""
-        super().check()
-        self._require(bool(self.args) and isinstance(self.args[0], str), "code is not text")
-
-    def plain(self) -> np.dtype[Any]:
-        """The dtype itself. Raises PickleError unless it is a boolean, an integer or a float."""
-        if not re.fullmatch(r"b1|[iu][1248]|f[248]", self.args[0]):
-            raise PickleError(f"holds NumPy data of type {self.args[0][:20]!r}, which Refine does not read")
-        order = self.state[1] if isinstance(self.state, tuple) and len(self.state) > 1 else "|"
-        return np.dtype(self.args[0]).newbyteorder(order if order in ("<", ">") else "=")
-
-
-class NumpyScalar(Inert):
-    """A NumPy scalar: a dtype and its bytes."""
-
-    def check(self) -> None:
-        """A dtype, and bytes of its size."""
-        super().check()
-        ok = len(self.args) == 2 and isinstance(self.args[0], NumpyDtype) and isinstance(self.args[1], bytes)
-        self._require(ok, "call has another form")
-
-    def plain(self) -> bool | int | float:
-        """The number as a Python value."""
-        dtype, data = self.args[0].plain(), self.args[1]
-        self._require(len(data) == dtype.itemsize, f"{len(data)} bytes are not one {dtype}")
-        return np.frombuffer(data, dtype)[0].item()
-
-
-class NumpyArray(Inert):
-    """A NumPy array: state = (version, shape, dtype, is_fortran, bytes)."""
-
-    may_have_state = True
-
-    def plain(self) -> list[Any]:
-        """The array as lists. Raises PickleError where shape and bytes do not agree."""
-        state = self.state
-        self._require(isinstance(state, tuple) and len(state) == 5, "state has another form")
-        return _plain_array(self, state[4], state[2], state[1], "F" if state[3] is True else "C")
-
-
-class NumpyBuffer(Inert):
-    """A NumPy array of protocol 5: args = (bytes, dtype, shape, order)."""
-
-    def plain(self) -> list[Any]:
-        """The array as lists. Raises PickleError where shape and bytes do not agree."""
-        self._require(len(self.args) == 4 and self.args[3] in ("C", "F"), "call has another form")
-        return _plain_array(self, *self.args)
-
-
-def _plain_array(record: Inert, data: Any, dtype: Any, shape: Any, order: Any) -> list[Any]:
-    def require(condition: bool) -> None:
-        if not condition:
-            raise PickleError("has a NumPy array whose shape and data do not agree; it is damaged or forged")
-
-    require(isinstance(data, (bytes, bytearray)) and isinstance(dtype, NumpyDtype) and isinstance(shape, tuple))
-    require(len(shape) <= 32 and all(type(n) is int and 0 <= n <= MAX_EXPANDED for n in shape))
-    require(math.prod(n for n in shape if n) <= MAX_EXPANDED)
-    require(math.prod(shape) * dtype.plain().itemsize == len(data))
-    return np.frombuffer(data, dtype.plain()).reshape(shape, order=order).tolist()
-
-
 @lru_cache(maxsize=64)
 def _text_sha256(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
@@ -419,9 +245,7 @@ def to_python(value: Any) -> Any:
             return {key: convert(item) for key, item in value.items()}
         if isinstance(value, (list, tuple)):
             return type(value)(convert(item) for item in value)
-        if isinstance(value, NumpyScalar):
-            return value.plain()
-        if isinstance(value, (NumpyArray, NumpyBuffer)):
+        if isinstance(value, Inert):
             return convert(value.plain())
         raise PickleError(f"has a setting of a kind that Refine does not read: {value!r:.80}")
 

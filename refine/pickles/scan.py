@@ -1,10 +1,10 @@
-"""Bounds what a pickle can ask for, before anything is built from it.
+"""Walk over the opcodes of a pickle, which bounds what it can ask for before anything is built from it.
 
-An allow-list of globals keeps a pickle from running code, not from exhausting the machine: nine bytes can
-ask for a memo of gigabytes, a chain of one-byte opcodes for a tuple so deep that hashing it overflows the C
-stack. So the opcodes are walked first, as a stack machine over *sizes* instead of values: one Python integer
-or short string per value, no payload read. Only opcodes that Python's own picklers write at protocols 2 to 5
-are known here; everything else is refused.
+An allow-list of globals keeps a pickle from running code, not from exhausting the machine: nine bytes can ask for a
+memo of gigabytes, a chain of one-byte opcodes for a tuple so deep that hashing it overflows the C stack. So the opcodes
+are walked first, as a stack machine over *sizes* instead of values: one Python integer or short string per value, no
+payload read. Only opcodes that Python's own picklers write at protocols 2 to 5 are known here; everything else is
+refused.
 
 Source: the opcode table of `pickletools` (PEP 307, 3154, 574).
 """
@@ -16,15 +16,19 @@ import pickletools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
-from refine.pickles.errors import PickleError
+from refine.pickles.errors import DamagedFileError, PickleError
 
 MAX_DEPTH = 150  # a StyleGAN2 snapshot needs 30; the writer recurses, so this also bounds its stack
 MAX_SHORT_STRING = 256  # bytes; longer strings cannot name a global
 MAX_OPCODES = 4_000_000
-MAX_NESTED_OPCODES = 200  # of each pickle in a torch archive, which needs 40
+MAX_STORAGE_OPCODES = 200  # of each pickle in the archive of one storage, which needs 40
 MAX_CONTAINERS = 500_000  # an object of up to 300 bytes for one byte of file
+
+# A network pickle; the object within a file of torch.save, whose tensors' data lies elsewhere; a part of the archive of
+# one storage. The last two refer to storages by persistent ids and are of protocol 2.
+ScanKind = Literal["network", "torch", "storage"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,8 @@ class PickleScan:
 _Value = str | int
 _KEY, _ATOM = 0, 1
 _NAME = re.compile(r"[A-Za-z0-9_.]+")
+
+_OPCODE_NAMES = {info.code: info.name for info in pickletools.opcodes}
 
 _FIXED_ATOMS = {  # opcode -> (bytes of argument, value)
     pickle.NONE: (0, _KEY),
@@ -75,28 +81,31 @@ _TUPLES = {pickle.TUPLE1: 1, pickle.TUPLE2: 2, pickle.TUPLE3: 3}
 _CALLS = {pickle.REDUCE: 2, pickle.NEWOBJ: 2, pickle.NEWOBJ_EX: 3, pickle.BUILD: 2}
 
 
-def scan_pickle(file: BinaryIO, size: int, *, nested: bool = False) -> PickleScan:
+def scan_pickle(
+    file: BinaryIO, size: int, *, kind: ScanKind = "network", max_opcodes: int = MAX_STORAGE_OPCODES
+) -> PickleScan:
     """Walks the pickle that starts at the file's position, without building anything.
 
     Args:
-        file: seekable; left at the end of the pickle.
-        size: where the data ends, counted as the file's positions are.
-        nested: whether it is one of the small pickles of a nested torch archive, which refer to their storage by
-            a persistent id.
+        file: Seekable; left at the end of the pickle.
+        size: Position where the data ends.
+        kind: Kind of pickle.
+        max_opcodes: Most opcodes, for the kind "storage" only; the others' bound grows with the size.
 
     Raises:
-        PickleError: an unknown or unexpected opcode, a length that does not fit, a memo index, a number of
-            values or a nesting that no honest pickle of this size has.
+        DamagedFileError: a length does not fit, bytes are no opcode, or a value is missing.
+        PickleError: an unexpected opcode, a memo index, a number of values or a nesting that no honest pickle of this
+            size has.
     """
-    return _Scanner(file, size, nested).run()
+    return _Scanner(file, size, kind, max_opcodes).run()
 
 
 class _Scanner:
-    def __init__(self, file: BinaryIO, size: int, nested: bool) -> None:
+    def __init__(self, file: BinaryIO, size: int, kind: ScanKind, max_opcodes: int) -> None:
         self.file = file
         self.start = file.tell()
         self.size = size
-        self.nested = nested
+        self.kind = kind
         self.stack: list[_Value] = []
         self.marked_stacks: list[list[_Value]] = []
         self.memo: list[_Value] = []
@@ -105,8 +114,9 @@ class _Scanner:
         self.frame_end = 0
         # Small snapshots have an opcode every 17 to 140 bytes, a container every 90 to 730; large ones fewer.
         length = size - self.start
-        self.max_opcodes = MAX_NESTED_OPCODES if nested else min(MAX_OPCODES, 100_000 + length // 8)
-        self.max_containers = min(MAX_CONTAINERS, 8_000 + length // 32)
+        sparse = 4 if kind == "torch" else 1  # times as many where tensors' data lies elsewhere
+        self.max_opcodes = max_opcodes if kind == "storage" else min(MAX_OPCODES, 100_000 + sparse * length // 8)
+        self.max_containers = min(MAX_CONTAINERS, 8_000 + sparse * length // 32)
 
     def run(self) -> PickleScan:
         steps = {bytes([code]): step for code, step in self._steps().items()}
@@ -115,7 +125,7 @@ class _Scanner:
             begin = self.file.tell()
             opcode = read(1)
             if not opcode:
-                raise PickleError("is cut off: it ends before its last opcode; download or copy it again")
+                raise DamagedFileError("is cut off: it ends before its last opcode; download or copy it again")
             if (opcode == pickle.PROTO) != (num_opcodes == 0):
                 raise PickleError("is not a pickle of protocol 2 or later")
             num_opcodes += 1
@@ -130,7 +140,7 @@ class _Scanner:
             elif opcode in steps:
                 steps[opcode]()
             elif opcode != pickle.STOP:
-                raise PickleError(f"uses the opcode {_name(opcode)}, which no network pickle needs; refused")
+                raise self._unusable(opcode, begin)
             # Python's unpicklers differ in what they read where an opcode crosses the end of a frame.
             crosses = opcode != pickle.FRAME and begin < self.frame_end < self.file.tell()
             if crosses or (opcode == pickle.STOP and begin + 1 < self.frame_end):
@@ -138,7 +148,7 @@ class _Scanner:
             if opcode == pickle.STOP:
                 self._pop()
                 if self.stack or self.marked_stacks:
-                    raise PickleError("is damaged: values are left over at its end; download or copy it again")
+                    raise DamagedFileError("is damaged: values are left over at its end; download or copy it again")
                 return PickleScan(self.protocol, tuple(self.globals), self.file.tell())
 
     def _steps(self) -> dict[int, Callable[[], None]]:
@@ -167,16 +177,28 @@ class _Scanner:
             steps[opcode] = lambda n=num_values: self._push(  # type: ignore[misc]
                 1 + _depth([self._pop() for _ in range(n)])
             )
-        if self.nested:
+        if self.kind != "network":
             steps[pickle.BINPERSID] = lambda: self._push(1 + _depth([self._pop()]))
         return {opcode[0]: step for opcode, step in steps.items()}
+
+    @staticmethod
+    def _unusable(opcode: bytes, position: int) -> PickleError:
+        """An opcode that Python has but no network pickle needs may be an attack; a byte that is none is damage."""
+        if opcode.decode("latin-1") not in _OPCODE_NAMES:
+            return DamagedFileError(
+                f"is damaged: its byte {position:,}, {opcode!r}, is not an opcode; download or copy it again"
+            )
+        return PickleError(
+            f"uses the opcode {_OPCODE_NAMES[opcode.decode('latin-1')]} at byte {position:,}, which no network pickle "
+            "needs: it is damaged or forged; download it again from a source that you trust"
+        )
 
     # -- reading --------------------------------------------------------------------------------------
 
     def _read(self, num_bytes: int) -> bytes:
         data = self.file.read(num_bytes)
         if len(data) < num_bytes:
-            raise PickleError("is cut off in the middle of an opcode; download or copy it again")
+            raise DamagedFileError("is cut off in the middle of an opcode; download or copy it again")
         return data
 
     def _number(self, num_bytes: int) -> int:
@@ -185,7 +207,7 @@ class _Scanner:
     def _length(self, num_bytes: int) -> int:
         length, left = self._number(num_bytes), self.size - self.file.tell()
         if length > left:
-            raise PickleError(
+            raise DamagedFileError(
                 f"is cut off (or forged): byte {self.file.tell()} declares {length} bytes, where {left} are left; "
                 "download or copy it again"
             )
@@ -206,7 +228,7 @@ class _Scanner:
 
     def _pop(self) -> _Value:
         if not self.stack:
-            raise PickleError("is damaged: an opcode finds no value to work on; download or copy it again")
+            raise DamagedFileError("is damaged: an opcode finds no value to work on; download or copy it again")
         return self.stack.pop()
 
     def _mark(self) -> None:
@@ -217,7 +239,7 @@ class _Scanner:
 
     def _pop_mark(self) -> list[_Value]:
         if not self.marked_stacks:
-            raise PickleError("is damaged: an opcode finds no mark to go back to; download or copy it again")
+            raise DamagedFileError("is damaged: an opcode finds no mark to go back to; download or copy it again")
         items, self.stack = self.stack, self.marked_stacks.pop()
         return items
 
@@ -242,14 +264,14 @@ class _Scanner:
 
     def _get(self, index: int) -> None:
         if index >= len(self.memo):
-            raise PickleError(f"is damaged: it reads memo entry {index}, which it never wrote; download it again")
+            raise DamagedFileError(f"is damaged: it reads memo entry {index}, which it never wrote; download it again")
         self._push(self.memo[index])
 
     # -- opcodes with an effect of their own ----------------------------------------------------------
 
     def _proto(self) -> None:
         self.protocol = self._number(1)
-        lowest = 2 if self.nested else 3
+        lowest = 3 if self.kind == "network" else 2
         if not lowest <= self.protocol <= pickle.HIGHEST_PROTOCOL:
             raise PickleError(
                 f"is a pickle of protocol {self.protocol}, and Refine reads {lowest} to {pickle.HIGHEST_PROTOCOL}: "
@@ -293,8 +315,3 @@ def _shown(name: str) -> str:
 
 def _depth(values: list[_Value]) -> int:
     return max((value for value in values if isinstance(value, int)), default=0)
-
-
-def _name(opcode: bytes) -> str:
-    names = {info.code: info.name for info in pickletools.opcodes}
-    return names.get(opcode.decode("latin-1"), repr(opcode))

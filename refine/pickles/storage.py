@@ -12,15 +12,16 @@ import io
 import math
 import pickle
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 
 from refine.pickles.errors import PickleError
-from refine.pickles.scan import scan_pickle
+from refine.pickles.scan import MAX_STORAGE_OPCODES, scan_pickle
 
 MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
+LEGACY_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # its pickle, with which every archive begins
 PROTOCOL_VERSION = 1001
 
 STORAGE_DTYPES = {
@@ -86,7 +87,7 @@ def parse_storage(archive: bytes) -> StorageBlob:
         PickleError: it is not such an archive, or its declared and its actual size differ.
     """
     file = io.BytesIO(archive)
-    magic, protocol, system, description, keys = (_load_next(file, len(archive)) for _ in range(5))
+    magic, protocol, system, description, keys = (load_next(file, len(archive)) for _ in range(5))
     if magic != MAGIC_NUMBER or protocol != PROTOCOL_VERSION:
         raise PickleError("has a tensor storage that is no torch.save archive; it is damaged or forged")
     if not (isinstance(system, dict) and system.get("little_endian") is True):
@@ -109,12 +110,57 @@ def parse_storage(archive: bytes) -> StorageBlob:
     return StorageBlob(archive, data_start, dtype, num_elements)
 
 
-def _load_next(file: io.BytesIO, size: int) -> Any:
+def load_next(file: BinaryIO, size: int, max_opcodes: int = MAX_STORAGE_OPCODES) -> Any:
+    """Reads one of the small pickles of an archive; the file is left behind it.
+
+    Args:
+        file: Seekable, at the beginning of the pickle.
+        size: Length of the file in bytes.
+        max_opcodes: Most opcodes of the pickle.
+
+    Raises:
+        PickleError: it is damaged, forged, or names a global other than a storage type.
+    """
     start = file.tell()
-    end = scan_pickle(file, size, nested=True).end
+    end = scan_pickle(file, size, kind="storage", max_opcodes=max_opcodes).end
     file.seek(start)
     part = io.BytesIO(file.read(end - start))
     value = _ArchiveUnpickler(part).load()
     if part.tell() != end - start:
         raise PickleError("has a tensor storage that reads differently in parts: forged; refused")
     return value
+
+
+class _ArchivePickler(pickle.Pickler):
+    """Writes the description of a storage: a persistent id, as `torch.save` does."""
+
+    def __init__(self, file: BinaryIO, description: tuple[Any, ...]) -> None:
+        super().__init__(file, protocol=2)
+        self.description = description
+
+    def persistent_id(self, obj: Any) -> Any:
+        return self.description if obj is self else None
+
+
+def archive_of(data: bytes, kind: str, num_elements: int) -> bytes:
+    """An archive around raw data.
+
+    Args:
+        data: Elements, little-endian.
+        kind: Key of `STORAGE_DTYPES`.
+        num_elements: Number of elements.
+    """
+    file = io.BytesIO()
+    system = {
+        "protocol_version": PROTOCOL_VERSION,
+        "little_endian": True,
+        "type_sizes": {"short": 2, "int": 4, "long": 4},
+    }
+    for value in (MAGIC_NUMBER, PROTOCOL_VERSION, system):
+        pickle.dump(value, file, protocol=2)
+    description = ("storage", getattr(torch, kind), "0", "cpu", num_elements, None)
+    pickler = _ArchivePickler(file, description)
+    pickler.dump(pickler)
+    pickle.dump(["0"], file, protocol=2)
+    file.write(num_elements.to_bytes(8, "little"))
+    return file.getvalue() + data

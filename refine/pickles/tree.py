@@ -6,8 +6,9 @@ from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 from refine.pickles.errors import PickleError
-from refine.pickles.records import Inert, Parameter, PersistentObject, Tensor
+from refine.pickles.records import Inert, PersistentObject
 from refine.pickles.scan import MAX_DEPTH
+from refine.pickles.tensor_records import ParameterRecord, TensorRecord
 
 MAX_NAME_CHARACTERS = 2_000_000  # of all tensors of a network; a large one needs 200,000
 MAX_MODULES = 20_000  # where shared ones count each time; a large network has 1000
@@ -35,14 +36,14 @@ def submodules(record: Any) -> dict[str, Inert]:
     return {name: child for name, child in state["_modules"].items() if module_state(child) is not None}
 
 
-def named_tensors(record: Any, kinds: Collection[str] = ("_parameters", "_buffers")) -> dict[str, Tensor]:
+def named_tensors(record: Any, kinds: Collection[str] = ("_parameters", "_buffers")) -> dict[str, TensorRecord]:
     """Parameters and persistent buffers of a torch module's record, named and ordered as `state_dict()` does.
 
     Raises:
         PickleError: an entry is neither a parameter, a tensor nor None, or there are more modules than in any
             network (a module that many others share is counted, and named, each time).
     """
-    found: dict[str, Tensor] = {}
+    found: dict[str, TensorRecord] = {}
     num_modules = num_characters = 0
 
     def visit(module: Any, prefix: str) -> None:
@@ -58,8 +59,8 @@ def named_tensors(record: Any, kinds: Collection[str] = ("_parameters", "_buffer
             for name, value in state[kind].items():
                 if value is None or (kind == "_buffers" and name in transient):
                     continue
-                tensor = value.tensor if isinstance(value, Parameter) else value
-                if not isinstance(tensor, Tensor):
+                tensor = value.tensor if isinstance(value, ParameterRecord) else value
+                if not isinstance(tensor, TensorRecord):
                     raise PickleError(f"has an entry {prefix}{name} that is no tensor; it is damaged or forged")
                 num_characters += len(prefix) + len(str(name))
                 if num_characters > MAX_NAME_CHARACTERS:

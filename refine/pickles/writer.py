@@ -19,17 +19,12 @@ import torch
 from refine.files.atomic import atomic_write
 from refine.pickles.errors import PickleError
 from refine.pickles.known_sources import KNOWN_SOURCES
+from refine.pickles.layout import like_dict
 from refine.pickles.reader import NetworkPickle
-from refine.pickles.records import (
-    Inert,
-    InertDict,
-    InertType,
-    Parameter,
-    PersistentObject,
-    Storage,
-    Tensor,
-)
+from refine.pickles.records import Inert, InertDict, InertType, PersistentObject
+from refine.pickles.tensor_records import ParameterRecord, StorageRecord, TensorRecord
 from refine.pickles.tree import module_state, named_tensors, walk
+from refine.pickles.unpickler import inert
 
 log = logging.getLogger("refine")
 
@@ -63,7 +58,7 @@ def write(
     network_pickle: NetworkPickle, file: BinaryIO, tensors: Mapping[str, Mapping[str, torch.Tensor]] | None = None
 ) -> None:
     """`save` into an open file, without a word about embedded source; see there."""
-    root = _dict_like(network_pickle.root, dict(network_pickle.root))
+    root = like_dict(network_pickle.root, dict(network_pickle.root))
     new_data: dict[int, torch.Tensor] = {}
     for key, values in (tensors or {}).items():
         record = root.get(key)
@@ -73,7 +68,33 @@ def write(
         if any(id(tensor.storage) in elsewhere for tensor in named_tensors(record).values()):
             record = root[key] = unshared(record)
         new_data |= _new_data(named_tensors(record), values, key)
-    dump(root, file, network_pickle.protocol, new_data)
+    layout = network_pickle.layout
+    value: Any = root
+    if layout is not None:
+        value = layout.enclose(root) if layout.is_snapshot else snapshot_of(root)
+    dump(value, file, network_pickle.protocol, new_data)
+
+
+def snapshot_of(root: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of a StyleGAN snapshot around a generator.
+
+    The loader of NVIDIA's repositories wants a module under each of G, D and G_ema. A G that is missing is G_ema
+    itself. A D that is missing becomes an empty module, which fails at once where somebody calls it; copying from it
+    into a discriminator copies nothing.
+
+    Args:
+        root: Entries of which `G_ema` is one; without it they are returned as they are.
+    """
+    if "G_ema" not in root:
+        return dict(root)
+    expected = {
+        "training_set_kwargs": None,
+        "G": root["G_ema"],
+        "D": inert(torch.nn.ModuleDict()) if root.get("D") is None else None,
+        "G_ema": None,
+        "augment_pipe": None,
+    }
+    return expected | {key: value for key, value in root.items() if not (key == "D" and value is None)}
 
 
 def warn_of_code(network_pickle: NetworkPickle, path: str | Path) -> None:
@@ -97,7 +118,7 @@ def dump(value: Any, file: BinaryIO, protocol: int, new_data: Mapping[int, torch
         value: records and plain values.
         file: open for writing.
         protocol: 3 to 5.
-        new_data: flat tensors to write instead of a storage's own data, by `id` of the `Storage`.
+        new_data: flat tensors to write instead of a storage's own data, by `id` of the `StorageRecord`.
     """
     _RecordPickler(file, protocol, new_data or {}).dump(value)
 
@@ -116,18 +137,18 @@ def unshared(module: Any) -> Any:
         return copies[id(record)]
 
     def _copy(record: Any) -> Any:
-        if isinstance(record, Storage):
+        if isinstance(record, StorageRecord):
             return _like(record, record.args)
-        if isinstance(record, (Tensor, Parameter)):
+        if isinstance(record, (TensorRecord, ParameterRecord)):
             return _like(record, (copy(record.args[0]), *record.args[1:]))
         state = module_state(record)
         if state is None:
             return record
-        state = _dict_like(state, dict(state))
+        state = like_dict(state, dict(state))
         for field in ("_parameters", "_buffers", "_modules"):
-            state[field] = _dict_like(state[field], {name: copy(item) for name, item in state[field].items()})
+            state[field] = like_dict(state[field], {name: copy(item) for name, item in state[field].items()})
         if isinstance(record, PersistentObject):
-            return _like(record, (_dict_like(record.meta, record.meta | {"state": state}),))
+            return _like(record, (like_dict(record.meta, record.meta | {"state": state}),))
         result = _like(record, record.args)
         result.state = state
         return result
@@ -141,20 +162,14 @@ def _like(record: Inert, args: tuple[Any, ...]) -> Any:
     return result
 
 
-def _dict_like(source: dict[Any, Any], items: dict[Any, Any]) -> dict[Any, Any]:
-    if isinstance(source, InertDict):
-        result = _like(source, source.args)
-        result.update(items)
-        return result
-    return items
-
-
 def _storages(values: Any) -> set[int]:
     """Ids of all storages that can be reached from `values`."""
-    return {id(value) for value in walk(values) if isinstance(value, Storage)}
+    return {id(value) for value in walk(values) if isinstance(value, StorageRecord)}
 
 
-def _new_data(old: Mapping[str, Tensor], new: Mapping[str, torch.Tensor], network: str) -> dict[int, torch.Tensor]:
+def _new_data(
+    old: Mapping[str, TensorRecord], new: Mapping[str, torch.Tensor], network: str
+) -> dict[int, torch.Tensor]:
     """Flat contents of every storage of a network, by its id.
 
     Raises:
@@ -171,7 +186,7 @@ def _new_data(old: Mapping[str, Tensor], new: Mapping[str, torch.Tensor], networ
 
 
 def _storage_data(
-    old: Mapping[str, Tensor], new: Mapping[str, torch.Tensor], names: list[str], network: str
+    old: Mapping[str, TensorRecord], new: Mapping[str, torch.Tensor], names: list[str], network: str
 ) -> torch.Tensor:
     """New contents of the one storage that the tensors `names` are views of."""
     values = {name: new[name].detach().to(device="cpu", dtype=old[name].dtype) for name in names}
@@ -218,7 +233,7 @@ class _RecordPickler(_PythonPickler):
 
     def _save_inert(self, obj: Inert) -> None:
         self.save(type(obj))
-        if isinstance(obj, Storage) and id(obj) in self.new_data:
+        if isinstance(obj, StorageRecord) and id(obj) in self.new_data:
             head, data = obj.blob.with_data(self.new_data[id(obj)])
             self._save_bytes(head, data)
             self.write(pickle.TUPLE1)

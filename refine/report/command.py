@@ -8,18 +8,18 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 from refine.config import RunConfig
-from refine.files.address import without_secrets
+from refine.files.addresses import without_secrets
 from refine.presets import PRESETS
 
 ALWAYS = ("gan", "teacher", "preset")
 
 
 def defaults(preset: Any) -> list[dict[str, Any]]:
-    """What options are if they are not given: with labels, and without.
+    """Values of options that are not given: for a pair with labels, and for one without.
 
     Args:
-        preset: Name of the preset; None, or a name that this version does not know: Only the options that no preset
-            sets have a default, since the command line would choose a preset by itself.
+        preset: Name of the preset. With None, or a name that this version does not know, only the options that no
+            preset sets have a default, since the command line would choose a preset by itself.
     """
     values = {f.name: f.default for f in fields(RunConfig) if f.default is not MISSING}
     if isinstance(preset, str) and preset in PRESETS:
@@ -35,10 +35,13 @@ def changed_options(options: Mapping[str, Any]) -> dict[str, Any]:
         options: `training_options.json`.
     """
     variants = defaults(options.get("preset"))
+    numbers = {f.name for f in fields(RunConfig) if re.search(r"\b(int|float)\b", str(f.type))}
     return {
         name: value
         for name, value in options.items()
-        if (value is not None if name in ALWAYS else any(_differs(value, name, variant) for variant in variants))
+        # The command line can say `none` for numbers only.
+        if (value is not None or name in numbers)
+        and (name in ALWAYS or any(_differs(value, name, variant) for variant in variants))
     }
 
 
@@ -56,7 +59,7 @@ def command(options: Mapping[str, Any]) -> str:
 
 def _differs(value: Any, name: str, variant: Mapping[str, Any]) -> bool:
     if name not in variant:
-        return value is not None
+        return True
     default = variant[name]
     return value != (list(default) if isinstance(default, tuple) else default)
 

@@ -1,4 +1,4 @@
-"""The page: what it shows of runs, as values that the template lays out."""
+"""The page: values of runs that the template lays out."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from refine.files.address import without_secrets
+from refine.files.addresses import without_secrets
 from refine.report.charts import NUM_COLORS, SMALL, Chart, Line, band_lines, bar_chart, line_chart
 from refine.report.command import command
 from refine.report.measured import Metric, measured
@@ -189,7 +189,7 @@ def page(runs: Sequence[Run], folder: Path) -> str:
 
 
 def section(run: Run, folder: Path, letter: str = "") -> Section:
-    """What the page shows of one run."""
+    """Section of the page about one run."""
     metrics = measured(run)
     verdict = judge(run, metrics)
     names = list(dict.fromkeys(name for metric in metrics for name in metric.yardsticks))

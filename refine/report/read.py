@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from refine.errors import UserError
+from refine.files.jsonl import read_rows
 
 Row = dict[str, Any]
 Points = list[tuple[float, float]]  # (kimg, value), finite, ascending in kimg
@@ -262,11 +263,12 @@ def _objects(path: Path, damage: list[int]) -> list[Row]:
 
 def _rows(path: Path, damage: list[int], most: int | None = None) -> list[Row]:
     """The objects of a file of JSON lines; of more than `most`, evenly many and the last one."""
-    lines = [line for line in _text(path, damage).split("\n") if line.strip()] if path.is_file() else []
-    step = 1 if most is None else max(-(-len(lines) // most), 1)
-    rows = [_json(line, damage) for line in (lines if step == 1 else [*lines[:-1:step], lines[-1]])]
-    damage += [1 for row in rows if row is not None and not isinstance(row, dict)]
-    return [row for row in rows if isinstance(row, dict)]
+    try:
+        rows, num_damaged = read_rows(path, most)
+    except UserError:
+        rows, num_damaged = [], 1
+    damage += [1] * num_damaged
+    return rows
 
 
 def _find(value: Any, key: str) -> Iterator[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -16,7 +17,7 @@ TITLES: dict[State, str] = {"better": "Better", "worse": "Worse", "same": "About
 RARE = 0.25  # a class is rare below this part of an even share
 PAST_BEST = 0.01  # the end is called worse than the best snapshot beyond this relative difference
 RISE, FALL = 1.5, 0.5  # factors beyond which a statistic of the course gets a remark
-FEWEST_POINTS = 8
+FEWEST_MEDIANS = 4  # of a statistic, below which it gets no remark
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def class_fact(run: Run) -> str:
 
 
 def warnings(run: Run, metrics: Sequence[Metric]) -> list[str]:
-    """What a reader should know before believing the numbers, a sentence each."""
+    """Warnings that a reader should know before believing the numbers, a sentence each."""
     found = []
     nonfinite = [value for _, value in run.series("Progress/num_nonfinite")]
     if nonfinite and max(nonfinite) > 0:
@@ -111,7 +112,7 @@ def warnings(run: Run, metrics: Sequence[Metric]) -> list[str]:
 
 
 def _past_best(run: Run, metric: Metric) -> str:
-    """Whether a distance rose again after its best snapshot."""
+    """A sentence if a distance rose again after its best snapshot, else nothing."""
     (best_kimg, best), (kimg, last) = metric.best, metric.end
     if not metric.is_distance or last <= best * (1 + PAST_BEST):
         return ""
@@ -139,7 +140,7 @@ def _course(run: Run) -> list[str]:
     """Remarks on statistics that have gone where they should not."""
     found = []
     gap = _smoothed(run.series("Score/gap"))
-    if len(gap) >= FEWEST_POINTS:
+    if len(gap) >= FEWEST_MEDIANS:
         lowest = min(gap, key=lambda point: point[1])
         if gap[-1][1] > RISE * lowest[1]:
             found.append(
@@ -155,10 +156,10 @@ def _course(run: Run) -> list[str]:
     return found
 
 
-def _smoothed(points: Points, width: int = 3) -> Points:
-    """Running means, so that a single tick does not count."""
+def _smoothed(points: Points, width: int = 5) -> Points:
+    """Running medians, so that one or two ticks do not count."""
     return [
-        (points[i + width - 1][0], sum(y for _, y in points[i : i + width]) / width)
+        (points[i + width - 1][0], statistics.median(y for _, y in points[i : i + width]))
         for i in range(len(points) - width + 1)
     ]
 

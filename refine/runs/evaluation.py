@@ -10,12 +10,14 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from refine import pickles
 from refine.config import RunConfig
 from refine.errors import UserError
 from refine.files.dataset import ImageDataset
+from refine.files.matched_images import matching_images
 from refine.metrics.options import MetricOptions
 from refine.metrics.reference import Teacher
 from refine.metrics.resolve import dataset_path, warn_of_recorded_data
@@ -62,7 +64,6 @@ def metric_options(config: RunConfig, device: torch.device, *, trust_detector: b
         trust_detector=trust_detector,
         seed=config.metric_seed,
         fid_seeds=config.fid_seeds,
-        every=config.metric_every,
         resample=config.resample,
     )
 
@@ -138,15 +139,18 @@ def prefetch_for(config: RunConfig, *, trust: bool = False, trust_detector: bool
     return prefetch(get)
 
 
-def real_images(data: str, count: int) -> torch.Tensor:
-    """The first images of a data set, [N, C, R, R] in [-1, 1], for `reals.png`.
+def real_images(data: str, classes: Sequence[int | None], seed: int) -> np.ndarray:
+    """Images of a data set for `reals.png`, uint8 [N, C, R, R].
+
+    Args:
+        data: Data set: ZIP, folder or zoo name.
+        classes: Class of each place; None for any image.
+        seed: Seed of the choice.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: The data set cannot be read.
     """
-    dataset = ImageDataset(dataset_path(data))
-    images = torch.cat([torch.from_numpy(part) for part in dataset.batches(range(min(count, len(dataset))), 16)])
-    return (images.float() - 127.5) / 127.5
+    return matching_images(ImageDataset(dataset_path(data)), classes, seed)
 
 
 def is_measured(folder: RunFolder, snapshot_pkl: str) -> bool:

@@ -17,10 +17,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from refine.errors import UserError
 from refine.files.atomic import atomic_write, cannot_write
+from refine.files.jsonl import read_rows, to_json
 
 OPTIONS, STATS, LOG, BEST = "training_options.json", "stats.jsonl", "log.txt", "network-best.pkl"
 _SNAPSHOT = re.compile(r"network-snapshot-(\d{6,})(?:_(\d{3}))?\.pkl")
@@ -82,15 +81,15 @@ class RunFolder:
 
     def add_stats(self, row: Mapping[str, Any]) -> None:
         """Appends a row to `stats.jsonl`."""
-        self._append(STATS, json.dumps(row))
+        self._append(STATS, to_json(row))
 
     def add_metric(self, row: Mapping[str, Any]) -> None:
         """Appends a row to `metric-<name>.jsonl`."""
-        self._append(f"metric-{row['metric']}.jsonl", json.dumps(row))
+        self._append(f"metric-{row['metric']}.jsonl", to_json(row))
 
     def metric_rows(self, name: str) -> list[dict[str, Any]]:
         """The rows of `metric-<name>.jsonl`, oldest first."""
-        return _read_rows(self.path / f"metric-{name}.jsonl")
+        return read_rows(self.path / f"metric-{name}.jsonl").rows
 
     def metric_names(self) -> list[str]:
         """The metrics that there are rows of."""
@@ -116,7 +115,7 @@ class RunFolder:
 
     def _cut(self, path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
         if path.exists():
-            rows = [json.dumps(row) for row in _read_rows(path) if keep(row)]
+            rows = [to_json(row) for row in read_rows(path).rows if keep(row)]
             with atomic_write(path) as file:
                 file.write("".join(f"{row}\n" for row in rows).encode())
 
@@ -154,11 +153,6 @@ class RunFolder:
         """The training states in the folder, oldest first."""
         return sorted((p for p in self.path.iterdir() if _STATE.fullmatch(p.name)), key=_kimg)
 
-    def save_picture(self, name: str, picture: Image.Image) -> None:
-        """Writes a picture as PNG."""
-        with atomic_write(self.path / name) as file:
-            picture.save(file, "PNG")
-
     def _append(self, name: str, line: str) -> None:
         path = self.path / name
         try:
@@ -186,16 +180,6 @@ def _kimg(state: Path) -> int:
     match = _STATE.fullmatch(state.name)
     assert match
     return int(match[1])
-
-
-def _read_rows(path: Path) -> list[dict[str, Any]]:
-    rows = []
-    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:  # the last row of a run that was killed
-            continue
-    return rows
 
 
 def _snapshot_nimg(row: Mapping[str, Any]) -> int:

@@ -17,16 +17,20 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from refine.config import RunConfig
 from refine.errors import UserError
-from refine.files.images import image_grid
+from refine.files.image_grid import grid_shape, save_grid
+from refine.files.images import to_uint8
 from refine.networks.sampling import labels_in_turn
 from refine.pair.pair import Pair
 from refine.pair.preflight import Preflight, preflight
+from refine.report import REPORT, try_write_report
 from refine.runs.evaluation import Evaluate, is_measured, real_images, record
 from refine.runs.folder import RunFolder, snapshot_tag
 from refine.runs.interrupts import StopRequest
+from refine.runs.provenance import write_preflight
 from refine.runs.status import Tick, resources, tick_line, tick_row, warm_up_row
 from refine.runs.tensorboard import TensorBoard
-from refine.runs.tracker import Trackers
+from refine.runs.tracker import Tracker, Trackers
+from refine.runs.wandb import WeightsAndBiases
 from refine.runs.writer import Origin, Writer
 from refine.runtime import distributed
 from refine.runtime.random import stream_generator
@@ -38,7 +42,8 @@ from refine.training.trainer import Trainer
 
 log = logging.getLogger("refine")
 
-GRID_COLUMNS, GRID_ROWS = 10, 6
+MAX_GRID_IMAGES_ON_CPU, MAX_GRID_PIXELS_ON_CPU = 240, 2**21  # of a grid, where drawing is slow
+GRID_BATCH = 24  # images drawn at once
 STATE_SECONDS = 600.0  # at most so much work is lost if the process is killed
 
 OnTick = Callable[[Mapping[str, Any]], object]
@@ -120,7 +125,7 @@ class Run:
         has_snapshot = finished and self.snapshot_path().exists()
         self.saved_nimg = trainer.progress.cur_nimg if has_snapshot else None
         self.stopping = self.ending = False
-        self.trackers = Trackers([TensorBoard(folder.path, position(config, trainer))])
+        self.trackers = Trackers(self._choose_trackers() if distributed.is_first() else [])
 
     def go(self) -> Path:
         """Warm-up, then refinement until `kimg`; returns the last snapshot."""
@@ -138,17 +143,23 @@ class Run:
             self.finish()
         return self.snapshot_path()
 
+    def _choose_trackers(self) -> list[Tracker]:
+        trackers: list[Tracker] = [TensorBoard(self.folder.path, position(self.config, self.trainer))]
+        return [*trackers, WeightsAndBiases(self.folder.path)] if self.config.wandb else trackers
+
     # -- phases ---------------------------------------------------------------------------------------
 
     def begin(self) -> None:
         """Preflight, first snapshot and first metrics of a new run."""
         progress = self.trainer.progress
         if progress.step == 0 and progress.warmup_nimg == 0:
+            self.trackers.add_options(self.config.to_dict())
             self.try_pair()
-            self.save_grid("fakes_init.png", self.draw_grid())
+            self.save_grid("fakes_init.png", self.draw_grid(), "before refinement")
             self.save_reals()
             self.writer.save(snapshot=True)
             self.evaluate()
+            self.report()
         elif progress.step == 0 and not self.start_is_measured():
             self.evaluate()  # the run was stopped before that was done
 
@@ -218,6 +229,7 @@ class Run:
                 self.start_tick()
             if self.saved_nimg != progress.cur_nimg:
                 self.save()
+            self.say(f"Report: {self.folder.path / REPORT}")
         self.writer.wait()
         self.should_stop()  # somebody may have asked for it while the last snapshot was saved
         if self.stopping:
@@ -230,7 +242,9 @@ class Run:
     def try_pair(self) -> None:
         """Says what the teacher makes of the generator's images, so that a hopeless pair is noticed at once."""
         if self.config.preflight and distributed.is_first():
-            for line in preflight_of(self.pair, self.trainer).lines():
+            found = preflight_of(self.pair, self.trainer)
+            write_preflight(self.folder.path, found)
+            for line in found.lines():
                 self.say(line)
 
     def should_stop(self) -> bool:
@@ -357,9 +371,10 @@ class Run:
         self.raise_everywhere(problem if grid is not None and not grid.isfinite().all() else None)
         self.writer.save(snapshot=True, state=True)
         self.state_time = time.perf_counter()
-        self.save_grid(f"fakes{self.tag()}.png", grid)
+        self.save_grid(f"fakes{self.tag()}.png", grid, f"{self.trainer.progress.cur_nimg / 1000:g} kimg")
         self.saved_nimg = self.trainer.progress.cur_nimg
         self.evaluate()
+        self.report()
         if self.callbacks.on_snapshot is not None and distributed.is_first():
             self.writer.wait()
             self.callbacks.on_snapshot(self.snapshot_path())
@@ -382,10 +397,23 @@ class Run:
         """Whether the last state is so old that too much would be lost; the first process's clock decides."""
         return distributed.broadcast(time.perf_counter() - self.state_time > STATE_SECONDS)
 
+    def grid_shape(self) -> tuple[int, int]:
+        """Columns and rows of a grid of images."""
+        generator = self.averaged_generator()
+        most = None
+        if self.trainer.device.type != "cuda":
+            most = max(min(MAX_GRID_IMAGES_ON_CPU, MAX_GRID_PIXELS_ON_CPU // generator.img_resolution**2), 1)
+        return grid_shape(generator.img_resolution, generator.c_dim, most)
+
     def save_reals(self) -> None:
-        """A grid of the data set, where there is one."""
-        if self.config.data is not None and distributed.is_first():
-            self.save_grid("reals.png", real_images(self.config.data, GRID_COLUMNS * GRID_ROWS))
+        """A grid of the data set, where there is one, with the classes of the fakes in its columns."""
+        if self.config.data is None or not distributed.is_first():
+            return
+        (columns, rows), num_classes = self.grid_shape(), self.averaged_generator().c_dim
+        classes = [place % columns % num_classes if num_classes else None for place in range(columns * rows)]
+        images = real_images(self.config.data, classes, self.config.seed)
+        save_grid(self.folder.path / "reals.png", images, columns, "real images", self.column_names())
+        self.trackers.add_picture("reals", self.folder.path / "reals.png", 0, time.time())
 
     @torch.no_grad()
     def draw_grid(self) -> Tensor | None:
@@ -397,16 +425,29 @@ class Run:
         if not distributed.is_first():
             return None
         generator, device = self.averaged_generator(), self.trainer.device
-        count = GRID_COLUMNS * GRID_ROWS
-        z = torch.randn(count, *generator.z_shape, generator=stream_generator(self.config.seed, "grid", 0))
-        c = labels_in_turn(count, generator.c_dim, GRID_COLUMNS)
-        pairs = zip(z.split(12), c.split(12), strict=True)
+        columns, rows = self.grid_shape()
+        z = torch.randn(columns * rows, *generator.z_shape, generator=stream_generator(self.config.seed, "grid", 0))
+        c = labels_in_turn(columns * rows, generator.c_dim, columns)
+        pairs = zip(z.split(GRID_BATCH), c.split(GRID_BATCH), strict=True)
         return torch.cat([generator(z.to(device), c.to(device), noise_mode="const").images.cpu() for z, c in pairs])
 
-    def save_grid(self, name: str, images: Tensor | None) -> None:
+    def column_names(self) -> list[str]:
+        """Classes of the columns of a grid; empty for a generator without classes."""
+        num_classes = self.averaged_generator().c_dim
+        return [str(column % num_classes) for column in range(self.grid_shape()[0])] if num_classes else []
+
+    def save_grid(self, name: str, images: Tensor | None, title: str) -> None:
         """Writes a grid of images as PNG."""
         if images is not None:
-            self.folder.save_picture(name, image_grid(images, GRID_COLUMNS))
+            path = self.folder.path / name
+            save_grid(path, to_uint8(images).numpy(), self.grid_shape()[0], title, self.column_names())
+            self.trackers.add_picture("fakes", path, self.trainer.progress.cur_nimg, time.time())
+
+    def report(self) -> None:
+        """Writes the report of the run so far."""
+        if distributed.is_first():
+            self.writer.wait()
+            try_write_report(self.folder.path)
 
     def averaged_generator(self) -> Any:
         """The moving average of the generator, which snapshots are judged by."""

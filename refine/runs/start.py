@@ -16,7 +16,9 @@ from refine.errors import OptionError, UserError
 from refine.pair.pair import Pair, load_pair
 from refine.runs.evaluation import Evaluate, evaluation_for
 from refine.runs.folder import RunFolder
+from refine.runs.provenance import add_session, session
 from refine.runs.run import Callbacks, OnSnapshot, OnTick, Run, position
+from refine.runs.wandb import require_wandb
 from refine.runs.writer import Origin
 from refine.runtime import distributed
 from refine.runtime.device import choose_device, would_use_cuda
@@ -67,6 +69,8 @@ def run(
         UserError: The pair does not fit, a file cannot be read or written, or the state is not of these options.
         KeyboardInterrupt: A signal stopped the run; its state is saved.
     """
+    if config.wandb:
+        require_wandb()
     backend = "nccl" if would_use_cuda(config.device) else "gloo"
     with _log_shown(), distributed.processes(backend) as place:
         device = choose_device(config.device, place.local_rank if place.size > 1 else None)
@@ -120,6 +124,7 @@ def _new_run(config: RunConfig, pair: Pair, trainer: Trainer, callbacks: Callbac
         )
     config = replace(config, precision=trainer.precision)
     folder = RunFolder(distributed.broadcast(_new_folder(config, pair)))
+    _record_session(folder, pair, trainer, 0)
     return Run(config, pair, trainer, folder, Origin(pair.digests, start), drift, callbacks)
 
 
@@ -141,7 +146,14 @@ def _resumed_run(config: RunConfig, pair: Pair, trainer: Trainer, callbacks: Cal
         folder.write_options(config.to_json())
         folder.cut_rows(position(config, trainer))
         folder.set_aside(trainer.progress.cur_nimg)
+    _record_session(folder, pair, trainer, position(config, trainer))
     return Run(config, pair, trainer, folder, Origin(pair.digests, start), drift, callbacks)
+
+
+def _record_session(folder: RunFolder, pair: Pair, trainer: Trainer, cur_nimg: int) -> None:
+    """Notes program, machine and date."""
+    if distributed.is_first():
+        add_session(folder.path, session(trainer.device, distributed.size(), pair.digests, cur_nimg))
 
 
 def _new_folder(config: RunConfig, pair: Pair) -> Path | None:

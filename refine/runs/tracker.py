@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from refine.files.address import without_secrets
+from refine.files.addresses import without_secrets
 
 log = logging.getLogger("refine")
 

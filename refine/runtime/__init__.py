@@ -1,1 +1,1 @@
-"""The machine: devices, processes, random streams, background work."""
+"""Runtime services: devices, processes, random streams, background work, spans, numbers as text."""

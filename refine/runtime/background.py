@@ -1,4 +1,4 @@
-"""One piece of work at a time in a thread beside the run, and copies of tensors that it can work on meanwhile."""
+"""Background thread for one piece of work at a time, and host copies of tensors for it to work on."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-JOIN_SECONDS = 0.2  # on Windows, Ctrl-C does not end a wait for a thread that has no limit
+JOIN_SECONDS = 0.2  # on Windows, Ctrl-C does not interrupt a join without a timeout
 
 T = TypeVar("T")
 
 
 class Background:
-    """A thread for work whose result is needed later; an error in it is raised where somebody waits or asks.
+    """Thread for work whose result is needed later; `wait` and `check` raise the errors of the work.
 
-    As a context it waits at the end. The thread is a daemon: a process that is told to end at once, by a second Ctrl-C
-    or an error in `wait` itself, does not stay for it.
+    As a context manager, it waits at the end of the `with` block. The thread is a daemon: if the process has to end at
+    once, after a second Ctrl-C or an error in `wait` itself, it does not wait for the thread.
     """
 
     def __init__(self) -> None:
@@ -28,10 +28,10 @@ class Background:
         self._error: BaseException | None = None
 
     def start(self, work: Callable[[], None]) -> None:
-        """Begins, once what is under way has ended.
+        """Starts new work, after waiting for the earlier work to end.
 
         Raises:
-            Exception: what the earlier work raised; the new one is not begun then.
+            Exception: The earlier work failed; its exception is raised once, and the new work is not started.
         """
         self.wait()
 
@@ -45,17 +45,21 @@ class Background:
         self._thread.start()
 
     def wait(self) -> None:
-        """Returns when nothing is under way.
+        """Waits until no work is running.
 
         Raises:
-            Exception: what the work raised, once.
+            Exception: The work failed; its exception is raised once.
         """
         while self._thread is not None and self._thread.is_alive():
             self._thread.join(JOIN_SECONDS)
         self.check()
 
     def check(self) -> None:
-        """Raises what work that has ended raised, once; does not wait."""
+        """Raises the exception of work that has failed, once, without waiting.
+
+        Raises:
+            Exception: The work failed.
+        """
         if self._thread is not None and not self._thread.is_alive():
             self._thread = None
             error, self._error = self._error, None
@@ -69,22 +73,22 @@ class Background:
         try:
             self.wait()
         except Exception:
-            if error is None:  # else the first error is the one to be told
+            if error is None:  # otherwise the first error matters more
                 raise
 
 
 def host_copy(value: T, shared: Iterable[Any] = ()) -> tuple[T, Callable[[], None]]:
-    """A deep copy whose tensors lie in main memory: the only copy that writing them needs.
+    """Deep copy with all tensors in host memory, ready to be written to a file.
 
-    From a CUDA device tensors go to pinned memory without waiting; work that is queued afterwards on the same stream,
-    such as the next step, cannot change what arrives. Tensors that share memory share it in the copy.
+    Tensors on a CUDA device are copied to pinned memory asynchronously; work that is queued later on the same stream,
+    such as the next step, cannot change the copy. Tensors that share memory also share memory in the copy.
 
     Args:
-        value: tensors in dicts, lists and tuples; other values are copied as `copy.deepcopy` does.
-        shared: objects within it that never change, and are not copied.
+        value: Tensors in dicts, lists and tuples; other values are copied with `copy.deepcopy`.
+        shared: Objects inside `value` that never change; they are not copied.
 
     Returns:
-        The copy, and a function to call before it is read, from any thread: it waits for the tensors to arrive.
+        The copy, and a function that waits for its tensors to arrive; call it, from any thread, before reading them.
     """
     memo: dict[int, Any] = {id(item): item for item in shared}
     storages: dict[int, torch.UntypedStorage] = {}
@@ -104,12 +108,15 @@ def host_copy(value: T, shared: Iterable[Any] = ()) -> tuple[T, Callable[[], Non
 
 
 def to_host(tensor: Tensor, storages: dict[int, torch.UntypedStorage], *, pinned: bool) -> Tensor:
-    """A copy in main memory of a tensor's whole storage, made once for all tensors that share it.
+    """Copies a tensor's whole storage to host memory, once for all tensors that share the storage.
 
     Args:
-        tensor: on any device.
-        storages: copies so far, by the address of the original; the copy is added.
-        pinned: in memory that a CUDA device writes to by itself; the copy has not arrived yet when this returns.
+        tensor: Tensor on any device.
+        storages: Copies of storages so far, by the address of the original; the new copy is added.
+        pinned: Whether to copy asynchronously to pinned memory; the copy is then not complete on return.
+
+    Returns:
+        Tensor of the same shape and strides in host memory.
     """
     source = tensor.untyped_storage()
     if source.data_ptr() not in storages or not source.nbytes():

@@ -1,10 +1,10 @@
-"""Several processes, one to a GPU: who is who, sums over all of them, and time-outs that say what was going on.
+"""Collective operations over several processes, one per GPU, with timeouts that name the phase of the run.
 
-`torchrun` (or SLURM with the same variables) tells each process its place in RANK, WORLD_SIZE, LOCAL_RANK,
-MASTER_ADDR and MASTER_PORT. Without them there is one process, and every function here does the obvious thing.
+`torchrun` (or SLURM, with the same variables) tells each process its place in RANK, WORLD_SIZE, LOCAL_RANK,
+MASTER_ADDR and MASTER_PORT. Without these variables there is one process, and every operation is trivial.
 
-Two groups are made: one that moves tensors (NCCL on CUDA, else gloo), and a gloo group for signs between processes,
-which needs no GPU and whose time-outs can be caught.
+There are two process groups: one for tensors (NCCL on CUDA, otherwise gloo), and a gloo group for control messages,
+which needs no GPU and whose timeouts can be caught.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ _phase = "start-up"
 
 @dataclass(frozen=True)
 class Place:
-    """Where a process stands.
+    """Place of a process among all processes.
 
     Attributes:
-        rank: among all processes; 0 writes files and speaks.
-        size: number of processes.
-        local_rank: on this machine; the index of its GPU.
+        rank: Index among all processes; rank 0 writes files and logs.
+        size: Number of processes.
+        local_rank: Index among the processes of this machine, which is the index of the GPU.
     """
 
     rank: int = 0
@@ -48,10 +48,10 @@ class Place:
 
 
 def place_from_environment() -> Place:
-    """What the launcher says; one process where there is none.
+    """Place given by the launcher's environment variables; a single process without them.
 
     Raises:
-        UserError: the variables contradict each other.
+        UserError: The variables are not numbers, or contradict each other.
     """
     try:
         place = Place(
@@ -63,21 +63,22 @@ def place_from_environment() -> Place:
         raise UserError(f"RANK, WORLD_SIZE and LOCAL_RANK must be numbers ({error}): start with torchrun.") from error
     if not 0 <= place.rank < place.size or place.local_rank < 0:
         raise UserError(
-            f"RANK={place.rank} of WORLD_SIZE={place.size} cannot be: start with torchrun, or clear both variables."
+            f"RANK={place.rank} with WORLD_SIZE={place.size} and LOCAL_RANK={place.local_rank} is impossible: start "
+            "with torchrun, or unset these variables."
         )
     return place
 
 
 @contextmanager
 def processes(backend: str = "gloo", timeout: timedelta = TIMEOUT) -> Iterator[Place]:
-    """Joins the processes that the launcher started, for the time of a `with` block.
+    """Joins the processes that the launcher started, for the duration of a `with` block.
 
     Args:
-        backend: of the group that moves tensors, "nccl" or "gloo".
-        timeout: how long a process waits for the others.
+        backend: Backend of the process group for tensors, "nccl" or "gloo".
+        timeout: Longest time that a process waits for the others.
 
     Raises:
-        UserError: they do not find each other.
+        UserError: The processes do not find each other.
     """
     global _control_group
     place = place_from_environment()
@@ -94,7 +95,7 @@ def processes(backend: str = "gloo", timeout: timedelta = TIMEOUT) -> Iterator[P
         raise UserError(
             f"Process {place.rank} of {place.size} did not find the others at "
             f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')} ({_first_line(error)}): "
-            "start all of them with one torchrun."
+            "start all processes with one torchrun."
         ) from error
     try:
         yield place
@@ -106,12 +107,13 @@ def processes(backend: str = "gloo", timeout: timedelta = TIMEOUT) -> Iterator[P
 
 @contextmanager
 def _said_after(seconds: float, place: Place) -> Iterator[None]:
-    """Says that a process waits for the others: one that was started by itself would wait for minutes in silence."""
+    """Logs a warning if a process has waited that long for the others, which may never have been started."""
     timer = threading.Timer(
         seconds,
         lambda: log.warning(
-            f"Process {place.rank} waits for {place.size - 1} more at {os.environ.get('MASTER_ADDR')}:"
-            f"{os.environ.get('MASTER_PORT')}, since WORLD_SIZE={place.size}. To run alone, clear WORLD_SIZE and RANK."
+            f"Process {place.rank} is waiting for {place.size - 1} more at {os.environ.get('MASTER_ADDR')}:"
+            f"{os.environ.get('MASTER_PORT')}, because WORLD_SIZE={place.size}. To run a single process, unset "
+            "WORLD_SIZE and RANK."
         ),
     )
     timer.daemon = True
@@ -123,7 +125,7 @@ def _said_after(seconds: float, place: Place) -> Iterator[None]:
 
 
 def rank() -> int:
-    """The number of this process; 0 if it is alone."""
+    """Index of this process among all processes; 0 if there is one."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
@@ -133,18 +135,18 @@ def size() -> int:
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes files and speaks."""
+    """True on rank 0, the process that writes files and logs."""
     return rank() == 0
 
 
 def share(count: int) -> slice:
-    """The part of `count` things that is this process's: contiguous, equal but for one, in the order of ranks."""
+    """Share of `count` items for this process: contiguous, in the order of ranks, equal in size up to one item."""
     return slice(count * rank() // size(), count * (rank() + 1) // size())
 
 
 @contextmanager
 def phase(name: str) -> Iterator[None]:
-    """Names what goes on, for the message when a process waits in vain."""
+    """Names the work of a `with` block, for the error message if a process loses the others."""
     global _phase
     previous, _phase = _phase, name
     try:
@@ -154,7 +156,11 @@ def phase(name: str) -> Iterator[None]:
 
 
 def sum_in_place(tensors: Sequence[torch.Tensor]) -> None:
-    """Adds tensors of one dtype and device over all processes, in one message."""
+    """Sums tensors over all processes, in place and in a single all-reduce.
+
+    Args:
+        tensors: Tensors of one dtype on one device, of the same shapes on all processes.
+    """
     if size() == 1 or not tensors:
         return
     flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
@@ -165,7 +171,14 @@ def sum_in_place(tensors: Sequence[torch.Tensor]) -> None:
 
 
 def gather(value: Any) -> list[Any]:
-    """Every process's value (a picklable object on the CPU), by rank, at every process."""
+    """Collects the values of all processes on every process.
+
+    Args:
+        value: Picklable object on the CPU.
+
+    Returns:
+        Values by rank.
+    """
     if size() == 1:
         return [value]
     values: list[Any] = [None] * size()
@@ -175,7 +188,7 @@ def gather(value: Any) -> list[Any]:
 
 
 def broadcast(value: Any) -> Any:
-    """The first process's value, a picklable object on the CPU."""
+    """Value of rank 0, a picklable object on the CPU, on every process."""
     if size() == 1:
         return value
     values = [value if is_first() else None]
@@ -185,7 +198,7 @@ def broadcast(value: Any) -> Any:
 
 
 def any_process(condition: bool) -> bool:
-    """Whether the condition holds at any process; all of them get the same answer."""
+    """True if the condition holds on any process; the result is the same on all processes."""
     if size() == 1:
         return condition
     flag = torch.tensor(float(condition))
@@ -195,7 +208,7 @@ def any_process(condition: bool) -> bool:
 
 
 def barrier() -> None:
-    """Waits until all processes are here."""
+    """Waits until all processes have arrived."""
     any_process(False)
 
 
@@ -206,7 +219,7 @@ def _waiting() -> Iterator[None]:
     except RuntimeError as error:
         raise UserError(
             f"Process {rank()} of {size()} lost the others during {_phase} ({_first_line(error)}): "
-            "look at their output for what ended them, then go on with --resume=latest."
+            "look in their output for the cause, then resume with --resume=latest."
         ) from error
 
 

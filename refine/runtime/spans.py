@@ -1,4 +1,4 @@
-"""Named spans of work: they show in PyTorch's profiler, and to a listener such as `training.profiling`."""
+"""Named spans of work, visible to PyTorch's profiler and to listeners such as `training.profiling`."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch.profiler import record_function
 
 
 class Listener(Protocol):
-    """Whoever wants to know when spans begin and end."""
+    """Receiver of the beginnings and ends of spans."""
 
     def enter(self, name: str) -> None:
-        """Begins a span."""
+        """Called at the beginning of a span."""
         ...
 
     def leave(self) -> None:
-        """Ends the innermost span."""
+        """Called at the end of the innermost span."""
         ...
 
 
@@ -26,7 +26,7 @@ _listeners: list[Listener] = []
 
 @contextmanager
 def span(name: str) -> Iterator[None]:
-    """Names the work of a `with` block."""
+    """Marks the work of a `with` block as a span."""
     with record_function(name):
         for listener in _listeners:
             listener.enter(name)
@@ -39,7 +39,7 @@ def span(name: str) -> Iterator[None]:
 
 @contextmanager
 def listening(listener: Listener) -> Iterator[None]:
-    """Tells a listener of all spans within a `with` block."""
+    """Reports all spans within a `with` block to a listener."""
     _listeners.append(listener)
     try:
         yield

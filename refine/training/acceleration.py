@@ -1,6 +1,6 @@
-"""Acceleration of a network's blocks: compilation, and recomputation in the backward pass.
+"""Compilation of a network's blocks, and recomputation of their activations in the backward pass.
 
-Both leave modules, parameters and their names as they are; random numbers are those of the plain networks.
+Both leave modules, parameters and their names unchanged, and draw the same random numbers as the plain networks.
 """
 
 from __future__ import annotations
@@ -12,13 +12,17 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-MAX_VARIANTS = 256  # of one kind of block: by shape, and with and without gradients
+MAX_VARIANTS = 256  # compiled variants of one kind of block: by shape, and with and without gradients
 
 
 def checkpoint_blocks(blocks: Sequence[nn.Module]) -> None:
-    """Makes every block keep its input only, and compute the rest again when its gradient is wanted.
+    """Enables activation checkpointing of every block, in place (Chen et al., arXiv 1604.06174).
 
-    This costs a forward pass and saves most of the memory of activations (Chen et al., arXiv 1604.06174).
+    Each block keeps only its input and recomputes its activations in the backward pass. This costs one more forward
+    pass and saves most of the memory for activations.
+
+    Args:
+        blocks: Blocks of a generator or a denoiser.
     """
 
     def wrap(block: nn.Module) -> None:
@@ -27,7 +31,7 @@ def checkpoint_blocks(blocks: Sequence[nn.Module]) -> None:
         def forward(*args: Any, **kwargs: Any) -> Any:
             if not torch.is_grad_enabled():
                 return plain(*args, **kwargs)
-            mode = block.training  # may be another one by the time of the backward pass
+            mode = block.training  # may have changed by the time of the backward pass
 
             def in_this_mode(*args: Any, **kwargs: Any) -> Any:
                 later_mode = block.training
@@ -46,12 +50,12 @@ def checkpoint_blocks(blocks: Sequence[nn.Module]) -> None:
 
 
 def compile_blocks(blocks: Sequence[nn.Module], backend: str = "inductor") -> None:
-    """Lets torch.compile compile every block as a whole, once for all blocks of a shape, on first use.
+    """Compiles every block with torch.compile, in place, once for all blocks of a shape, on first use.
 
-    With `checkpoint_blocks`, this comes first: what is computed again is then what was compiled.
+    If `checkpoint_blocks` is used too, call this first, so that compiled blocks are recomputed.
 
-    Each shape of a block is compiled for itself (inductor fails on some of these blocks if sizes are symbols), which
-    takes minutes on a CPU and makes nothing faster there: this is meant for GPUs.
+    Each shape of a block is compiled separately (inductor fails on some of these blocks with symbolic sizes). This
+    takes minutes on a CPU and speeds up nothing there: it is meant for GPUs.
 
     Args:
         blocks: Blocks of a generator or a denoiser.
@@ -61,6 +65,6 @@ def compile_blocks(blocks: Sequence[nn.Module], backend: str = "inductor") -> No
     import torch._inductor.config
 
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_VARIANTS)
-    torch._inductor.config.fallback_random = True  # the numbers that eager PyTorch draws
+    torch._inductor.config.fallback_random = True  # the random numbers of eager PyTorch
     for block in blocks:
         block.forward = torch.compile(block.forward, fullgraph=True, dynamic=False, backend=backend)

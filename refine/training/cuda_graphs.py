@@ -1,10 +1,10 @@
-"""CUDA graphs of forward passes without gradients: one launch in place of hundreds, where a GPU waits for Python.
+"""CUDA graphs of forward passes without gradients: one launch in place of hundreds, when a GPU waits for Python.
 
-A graph repeats kernels at the addresses that they had when it was captured. So inputs are copied to buffers of their
-own, the result is copied out, and weights, which an optimiser moves in place, are seen as they are. Whatever a graph
-would not repeat faithfully runs as usual: gradients, dropout and all that is random, other shapes, other settings.
+A graph replays kernels with the memory addresses of its capture. Inputs are therefore copied to buffers, the result is
+copied out, and weights, which an optimizer changes in place, are always current. Everything that a graph would not
+replay faithfully runs as usual: gradients, dropout and other random operations, new shapes, changed settings.
 
-Tests run this with a stand-in for CUDA; on a GPU it has not been run yet.
+The tests use a stand-in for CUDA; this module has not been run on a GPU yet.
 """
 
 from __future__ import annotations
@@ -19,34 +19,37 @@ from torch import Tensor, nn
 
 log = logging.getLogger("refine")
 
-CALLS_BEFORE = 2  # as usual, before a graph is made: many shapes occur once
-MAX_GRAPHS = 4  # of one network; each keeps its buffers
+CALLS_BEFORE = 2  # ordinary calls before a graph is captured: many shapes occur only once
+MAX_GRAPHS = 4  # per network; each keeps its buffers
 WARM_UPS = 2
 
 
 class CudaGraphs:
-    """What is needed of CUDA. All graphs share one pool of memory: none needs another's while it runs."""
+    """Interface to CUDA. All graphs share one memory pool, because they never run at the same time."""
 
     def __init__(self) -> None:
         self._pool: Any = None
 
     def usable(self, tensors: Sequence[Tensor]) -> bool:
-        """Whether these can be inputs of a graph."""
+        """True if the tensors can be inputs of a graph."""
         on_cuda = bool(tensors) and all(tensor.device.type == "cuda" for tensor in tensors)
         return on_cuda and not torch.cuda.is_current_stream_capturing()
 
     def random_state(self, tensor: Tensor) -> Tensor:
-        """The state of the default generator of a tensor's device."""
+        """State of the default random number generator of a tensor's device."""
         return torch.cuda.get_rng_state(tensor.device)
 
     def capture(self, run: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
-        """Records what `run` does.
+        """Captures the work of `run` as a graph.
+
+        Args:
+            run: Function to capture; it is called `WARM_UPS` times first.
 
         Returns:
-            Where its result lies, and the function that computes it anew.
+            Result of the captured call, and a function that replays the graph and overwrites that result.
 
         Raises:
-            RuntimeError: it does something that cannot be recorded, or memory does not suffice.
+            RuntimeError: The work cannot be captured, or memory ran out.
         """
         current, side = torch.cuda.current_stream(), torch.cuda.Stream()
         side.wait_stream(current)
@@ -55,7 +58,7 @@ class CudaGraphs:
                 run()
         current.wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        # Other threads (NCCL's, the one that writes snapshots) may use CUDA meanwhile.
+        # Other threads (NCCL's, and the writer of snapshots) may use CUDA at the same time.
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             output = run()
         self._pool = graph.pool()
@@ -70,11 +73,11 @@ class _Graph(NamedTuple):
 
 
 class GraphedForward:
-    """A network's forward function that replays a graph where it can.
+    """Forward function of a network that replays CUDA graphs whenever possible.
 
     Args:
-        network: whose result is one tensor.
-        cuda: makes graphs.
+        network: Network that returns one tensor.
+        cuda: Interface to CUDA.
     """
 
     def __init__(self, network: nn.Module, cuda: CudaGraphs) -> None:
@@ -84,7 +87,7 @@ class GraphedForward:
         self.given_up = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
-        """What the network's own forward function returns, in memory of its own."""
+        """Result of the network's own forward function, in newly allocated memory."""
         tensors = [value for value in args if isinstance(value, Tensor)]
         varies = self.network.training or torch.is_grad_enabled() or torch.is_inference_mode_enabled()
         if self.given_up or varies or kwargs or not self.cuda.usable(tensors):
@@ -118,7 +121,7 @@ class GraphedForward:
                     self._give_up("it draws random numbers")
                     return None
                 output, replay = self.cuda.capture(lambda: self.plain(*buffers))
-        except RuntimeError as error:  # CUDA's errors, among them that of memory
+        except RuntimeError as error:  # CUDA errors, including out of memory
             self._give_up((str(error).splitlines() or [type(error).__name__])[0])
             return None
         return _Graph(inputs, output, replay, self._addresses())
@@ -126,20 +129,20 @@ class GraphedForward:
     def _give_up(self, reason: str) -> None:
         self.given_up = True
         self.graphs.clear()
-        log.warning(f"{type(self.network).__name__} runs without CUDA graphs: {reason}")
+        log.warning(f"{type(self.network).__name__} falls back to running without CUDA graphs: {reason}")
 
     def _addresses(self) -> list[int]:
         return [tensor.data_ptr() for tensor in (*self.network.parameters(), *self.network.buffers())]
 
 
 def graph_forward(network: nn.Module, cuda: CudaGraphs) -> GraphedForward:
-    """Has a network's forward passes without gradients replay CUDA graphs."""
+    """Makes a network replay CUDA graphs in its forward passes without gradients."""
     network.forward = forward = GraphedForward(network, cuda)
     return forward
 
 
 def _key(args: tuple[Any, ...]) -> Any:
-    """What decides which kernels run: shapes, strides and types, and settings of PyTorch."""
+    """Key of everything that determines which kernels run: shapes, strides, dtypes, and settings of PyTorch."""
     values = tuple(
         (value.shape, value.stride(), value.dtype, value.device) if isinstance(value, Tensor) else value
         for value in args
@@ -151,7 +154,7 @@ def _key(args: tuple[Any, ...]) -> Any:
 
 @contextmanager
 def _no_cached_casts() -> Iterator[None]:
-    """Autocast casts weights each time: a graph has to repeat the cast, not to keep what came of it."""
+    """Disables the autocast cache, so that a graph replays the cast of the weights instead of keeping its result."""
     previous = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)
     try:

@@ -1,12 +1,12 @@
-"""The distance of a run from its goal, in nats: KL(generator, teacher), from what a step computes anyway.
+"""Estimate of KL(generator, teacher) in nats, from the estimates that a step computes anyway.
 
 Along the diffusion, KL(q, p) = 1/2 integral of E_q |Delta / sigma^2|^2 d(sigma^2), with Delta = D_T(x_t) - D_F(x_t)
-(the generator's own denoiser in the place of D_F). Noise levels are drawn from a known distribution, so that the mean
-of |Delta|^2 / (sigma^2 density of ln sigma) over images estimates the integral, without bias and with a standard error.
+if D_F is the generator's own denoiser. Noise levels are drawn from a known distribution, so the mean over images of
+|Delta|^2 / (sigma^2 density of ln sigma) is an unbiased estimate of the integral, with a standard error.
 
-The number is true as far as the fake score follows the generator: its own error adds to |Delta|^2. It covers the noise
-levels that the run looks at, the central `COVERED` of their distribution, and no others. Both are the same all along a
-run, so that its course can be trusted before its value. It is of the live generator, as the fake score is.
+The estimate is exact only if the fake score matches the generator: the fake score's own error adds to |Delta|^2. It
+covers only the noise levels of the run, the central `COVERED` of their distribution. Both limitations are constant
+over a run, so trust its trend more than its value. It refers to the live generator, as the fake score does.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from refine.training.statistics import RunningMeans
 
 NATS = "Divergence/nats"
 STDERR = f"{NATS}_stderr"
-COVERED = 0.98  # further out the few images of a tick would have weights that drown all others
-FLAT_ERRORS = 2.0  # a fall is one if it is larger than so many standard errors
+COVERED = 0.98  # share of the noise levels: further out, the few images of a tick would have dominating weights
+FLAT_ERRORS = 2.0  # standard errors that make a decrease significant
 
 
 def add_divergence(statistics: RunningMeans, scores: Scores, distribution: Distribution) -> None:
     """Adds a micro-batch to the estimate: `Divergence/nats`, its standard error, and both by band of noise levels.
 
     Args:
-        statistics: Means of what steps report.
+        statistics: Running means to add to.
         scores: Estimates of teacher and fake score.
         distribution: Distribution of the noise levels in `scores`.
     """
@@ -42,19 +42,19 @@ def add_divergence(statistics: RunningMeans, scores: Scores, distribution: Distr
 
 
 def divergence_terms(scores: Scores, distribution: Distribution) -> Tensor:
-    """Terms [N] whose expectation is the part of KL(generator, teacher), in nats, from the levels looked at.
+    """Terms [N] whose expectation is the part of KL(generator, teacher), in nats, from the covered noise levels.
 
-    A distribution of a single noise level covers no part: its terms are not finite, and nothing is reported.
+    A distribution with a single noise level covers no part: its terms are not finite, and nothing is reported.
     """
     sigma = scores.sigma
     low, high = covered_levels(distribution)
     squared = (scores.teacher - scores.fake).square().sum(dim=[1, 2, 3])
-    terms = squared / (sigma**2 * distribution.log_density(sigma))
+    terms = squared / (sigma**2 * distribution.log_sigma_density(sigma))
     return torch.where((sigma >= low) & (sigma <= high), terms, terms * 0)
 
 
 def covered_levels(distribution: Distribution) -> tuple[float, float]:
-    """Ends of the central `COVERED` of a distribution of noise levels."""
+    """Smallest and largest noise level of the central `COVERED` of a distribution."""
     tail = (1 - COVERED) / 2
     low, high = distribution.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
     return low, high
@@ -62,12 +62,12 @@ def covered_levels(distribution: Distribution) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Reading:
-    """The estimate of one status line.
+    """Estimate at one status line.
 
     Attributes:
-        cur_nimg: Position of the run, in images.
-        nats: The estimate.
-        stderr: Its standard error.
+        cur_nimg: Position of the run in images.
+        nats: Estimate in nats.
+        stderr: Standard error in nats.
     """
 
     cur_nimg: int
@@ -76,7 +76,7 @@ class Reading:
 
 
 def readings(rows: Iterable[Mapping[str, object]]) -> list[Reading]:
-    """Readings among rows of `stats.jsonl`; rows of the warm-up, and rows without a finite estimate, have none."""
+    """Readings in rows of `stats.jsonl`; rows of the warm-up, and rows without a finite estimate, are skipped."""
     found = []
     for row in rows:
         values = [row.get(name) for name in ("Progress/cur_nimg", NATS, STDERR)]
@@ -87,18 +87,18 @@ def readings(rows: Iterable[Mapping[str, object]]) -> list[Reading]:
 
 
 def is_flat(history: Sequence[Reading], patience: int) -> bool:
-    """Whether the estimate has stopped falling: no significant slope over the last `patience` readings.
+    """True if the estimate has stopped falling: no significant negative slope over the last `patience` readings.
 
-    A straight line is fitted to the logarithm of the readings by weighted least squares. It falls if its slope is below
-    zero by more than `FLAT_ERRORS` standard errors, which are those stated, or those of the scatter about the line
-    where that is larger.
+    A line is fitted to the logarithm of the readings by weighted least squares. The slope is significant if it is more
+    than `FLAT_ERRORS` standard errors below zero. The standard error comes from those of the readings, or from the
+    scatter about the line if that is larger.
 
     Args:
         history: Readings in the order of the run.
-        patience: Number of readings to look at, at least 3.
+        patience: Number of readings to fit, at least 3.
 
     Raises:
-        ValueError: The patience is below 3: two points have no scatter about a line.
+        ValueError: `patience` is below 3; two points have no scatter about a line.
     """
     if patience < 3:
         raise ValueError(f"patience={patience} must be at least 3")
@@ -113,17 +113,17 @@ def is_flat(history: Sequence[Reading], patience: int) -> bool:
     spread = (weight * x**2).sum()
     slope = (weight * x * y).sum() / spread
     residual = y - (weight * y).sum() / weight.sum() - slope * x
-    scatter = (weight * residual**2).sum() / (patience - 2)  # 1 where the stated errors account for it
+    scatter = (weight * residual**2).sum() / (patience - 2)  # 1 if the readings' own errors account for it
     return bool(slope >= -FLAT_ERRORS * (scatter.clamp(min=1) / spread).sqrt())
 
 
 def reading_at(history: Sequence[Reading], after: int, until: int) -> Reading | None:
-    """The mean of the readings of a stretch of the run; None where there are none.
+    """Mean of the readings in a stretch of the run; None if it has no readings.
 
     Args:
         history: Readings in the order of the run.
-        after: Position that the stretch begins after, in images; that of the snapshot before.
-        until: Position of its end, in images; that of the snapshot.
+        after: Start of the stretch in images, exclusive: the position of the previous snapshot.
+        until: End of the stretch in images, inclusive: the position of the snapshot.
     """
     inside = [reading for reading in history if after < reading.cur_nimg <= until]
     if not inside:
@@ -133,14 +133,14 @@ def reading_at(history: Sequence[Reading], after: int, until: int) -> Reading | 
 
 
 def best_snapshot(history: Sequence[Reading], snapshots: Sequence[int]) -> int | None:
-    """The snapshot whose stretch of the run has the least estimate.
+    """Snapshot with the smallest estimate over the stretch of the run that leads to it.
 
     Args:
         history: Readings in the order of the run.
-        snapshots: Positions of the snapshots in images, ascending; the first may be 0, which has no reading.
+        snapshots: Positions of the snapshots in images, ascending; a snapshot at 0 has no reading.
 
     Returns:
-        Position of the best one; None where no snapshot has a reading.
+        Position of the best snapshot in images; None if no snapshot has a reading.
     """
     ends = [0, *snapshots]
     stretches = (reading_at(history, start, end) for start, end in itertools.pairwise(ends))

@@ -1,4 +1,4 @@
-"""Drift of a generator from its start, measured at the same few latents all along."""
+"""Drift of a generator from its start, measured at a few fixed latents."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from refine.pair.bridge import Bridge
 from refine.pair.high_frequency import high_pass
 from refine.runtime.random import stream_generator
 
-NUM_PROBES = 16  # enough for a trend; they cost a forward pass at every tick
+NUM_PROBES = 16  # enough for a trend; each tick costs a forward pass
 
 
 class DriftProbe:
-    """Images, w and parameters of the starting generator, to compare with.
+    """Images and parameters of the starting generator, for comparison.
 
     Args:
         start: The generator before the first step, on its device.
@@ -34,11 +34,16 @@ class DriftProbe:
     def measure(self, generator: Generator) -> dict[str, float]:
         """Changes since the start.
 
+        Args:
+            generator: Generator to compare with the starting generator.
+
         Returns:
-            `Drift/parameters`: Norm of the parameters' change, relative to their norm at the start.
-            `Drift/image`: Root mean square change of the images as the teacher sees them.
-            `Drift/detail`: The same of detail that the teacher cannot see; only where it sees less than is drawn.
-            `W/std`: Standard deviation of w over latents, mean over its dimensions: falls where variety is lost.
+            `Drift/parameters`: Norm of the change of all parameters, relative to their norm at the start.
+            `Drift/image`: Root mean square change of the images at the teacher's resolution.
+            `Drift/detail`: Root mean square change of the detail that the teacher cannot see; only with a teacher of
+                lower resolution than the generator.
+            `W/std`: Standard deviation of w over latents, averaged over the dimensions of w; it falls with the variety
+                of the images. Only with a generator that has w.
         """
         images, w = self._draw(generator)
         changed = images - self.start_images

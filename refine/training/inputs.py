@@ -1,7 +1,7 @@
-"""Inputs of a step: latents, labels, noise levels and noise, from (seed, stream, step) alone.
+"""Inputs of a step: latents, labels, noise levels and noise, as functions of (seed, stream, step).
 
-Everything is drawn for the global batch, on the CPU, and each process takes its part: the numbers depend neither on
-the device nor on how many processes share the work.
+All inputs are drawn for the global batch, on the CPU, and each process takes its part: the numbers depend neither on
+the device nor on the number of processes.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ class StepInputs:
     Attributes:
         z: Latents, [N, *z_shape].
         c: One-hot labels, [N, c_dim].
-        sigma: Noise levels of the generator's gradient, [N]; empty, as `noise` is, where there is none.
-        noise: [N, C, R, R] at the teacher's resolution.
-        fake_sigma: Noise levels that the fake score is fitted at, [N]; empty, as the next two are, where it is not.
-        fake_noise: [N, C, R, R].
-        augmentation: Augmentation of the images that the fake score is fitted to, [N, 8]; see `augment.PARAMETERS`.
-        seeds: Seeds for what PyTorch's default generator draws: dropout and the generator's own noise.
+        sigma: Noise levels of the generator's gradient, [N]; empty if the update computes no such gradient.
+        noise: Noise of the generator's gradient at the teacher's resolution, [N, C, R, R]; empty like `sigma`.
+        fake_sigma: Noise levels of the fake score's training, [N]; empty if the update does not train the fake score.
+        fake_noise: Noise of the fake score's training, [N, C, R, R]; empty like `fake_sigma`.
+        augmentation: Augmentation parameters of the fake score's training images, [N, 8], in the order of
+            `augment.PARAMETERS`; empty like `fake_sigma`.
+        seeds: Seeds for PyTorch's default generator, which draws dropout masks and the generator's noise inputs.
     """
 
     z: Tensor
@@ -43,7 +44,12 @@ class StepInputs:
     seeds: Seeds
 
     def part(self, which: slice, index: int = 0) -> StepInputs:
-        """Inputs of some of the images, as the micro-batch of that number."""
+        """Inputs of some of the images.
+
+        Args:
+            which: Slice of the images.
+            index: Index of the micro-batch that they form.
+        """
         return replace(
             self,
             **{name: getattr(self, name)[which] for name in _TENSORS},
@@ -51,7 +57,7 @@ class StepInputs:
         )
 
     def to(self, device: torch.device) -> StepInputs:
-        """The same inputs on a device."""
+        """Copy of the inputs on a device."""
         return replace(self, **{name: getattr(self, name).to(device) for name in _TENSORS})
 
 
@@ -67,8 +73,8 @@ class InputShape:
         z_shape: Shape of one latent.
         c_dim: Classes; 0 for an unconditional generator.
         img_channels: Channels of the noise.
-        img_resolution: Pixels of the noise, which are the teacher's.
-        augment_p: Probability of each augmentation.
+        img_resolution: Height and width of the noise in pixels, which are those of the teacher's images.
+        augment_p: Probability of each augmentation, in [0, 1].
     """
 
     batch: int
@@ -82,17 +88,17 @@ class InputShape:
 def draw(
     shape: InputShape, sigma: Distribution | None, fake_sigma: Distribution | None, seed: int, stream: str, step: int
 ) -> StepInputs:
-    """Inputs of one update, for the global batch, on the CPU.
+    """Draws the inputs of one update, for the global batch, on the CPU.
 
-    Each kind of number has a stream of its own, so that leaving one out changes no other.
+    Each kind of input has a stream of its own, so that leaving one out changes no other.
 
     Args:
-        shape: Sizes.
-        sigma: Distribution of the noise levels of the generator's gradient; None where it is not computed.
-        fake_sigma: Distribution of those that the fake score is fitted at; None where it is not.
+        shape: Sizes of the inputs.
+        sigma: Noise-level distribution of the generator's gradient; None if the update computes no such gradient.
+        fake_sigma: Noise-level distribution of the fake score's training; None if the update does not train it.
         seed: Seed of the run.
-        stream: Update of the step, such as `generator` or `fake0`.
-        step: Number of the step.
+        stream: Name of the update within the step, such as `generator` or `fake0`.
+        step: Index of the step.
     """
     pixels = [shape.batch, shape.img_channels, shape.img_resolution, shape.img_resolution]
 
@@ -124,7 +130,12 @@ def draw(
 
 
 def micro_batches(count: int, size: int | None) -> Iterator[slice]:
-    """Slices of `count` images, each of `size` (None for all at once) but perhaps the last."""
+    """Slices of `count` images into micro-batches.
+
+    Args:
+        count: Number of images.
+        size: Images per slice; the last slice may be smaller. None for one slice.
+    """
     size = size or count
     for index in range(math.ceil(count / size) if size else 0):
         yield slice(index * size, min((index + 1) * size, count))

@@ -1,8 +1,8 @@
-"""How much memory a run takes: counted from the networks, and measured where counting is guesswork.
+"""Estimate of a run's memory: counted from the networks, except for activations, which are measured.
 
-Weights, gradients, moments of Adam and the average of weights are counted. What a backward pass needs to remember is
-measured: one image goes through the generator and one through the fake score, on the CPU in float32, while PyTorch
-tells what it keeps; images at once multiply it.
+Weights, gradients, Adam moments and the moving average are counted. Activations are measured by passing one image
+through the generator and one through the fake score, on the CPU in float32, with a hook on the tensors that PyTorch
+saves for the backward pass; the result is multiplied by the number of images per pass.
 """
 
 from __future__ import annotations
@@ -14,26 +14,27 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from refine.errors import UserError
+from refine.errors import OptionError
 from refine.runtime import distributed
-from refine.runtime.text import format_bytes
+from refine.runtime.text import counted, format_bytes
 from refine.training.trainer import Trainer
-from stylegan_ops import select
+from stylegan_ops import dispatch
 
 FLOAT = 4  # bytes
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes at the fullest moment of a step.
+    """Peak memory of a step, in bytes.
 
     Attributes:
-        parameters: of generator, average, teacher, fake score and, with `--anchor`, the starting generator.
-        gradients: of what is trained.
-        adam: two moments for each parameter that is trained.
-        activations: kept for the backward passes of `images` images.
-        images: that go through the networks at once.
-        state: a file that holds all that a run must remember.
+        parameters: Weights of all networks: trained networks, their moving averages, the teacher and, with `--anchor`,
+            the starting generator.
+        gradients: Gradients of the trained parameters.
+        adam: Adam moments of the trained parameters, two each.
+        activations: Activations saved for the backward pass of `images` images.
+        images: Images per pass.
+        state: Size of a training state.
     """
 
     parameters: int
@@ -45,24 +46,24 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """Without what PyTorch, CUDA and the convolutions' workspaces take."""
+        """Sum in bytes, without the overhead of PyTorch, CUDA and convolution workspaces."""
         return self.parameters + self.gradients + self.adam + self.activations
 
     def lines(self) -> list[str]:
-        """The estimate as text."""
+        """Estimate, one line of text each."""
         parts = (("weights", self.parameters), ("gradients", self.gradients), ("Adam", self.adam))
-        counted = ", ".join(f"{name} {format_bytes(size)}" for name, size in parts)
+        parts_text = ", ".join(f"{name} {format_bytes(size)}" for name, size in parts)
         return [
-            f"Memory    about {format_bytes(self.total)}, besides what PyTorch itself takes",
-            f"          {counted} (counted)",
-            f"          activations of {self.images} images {format_bytes(self.activations)} (measured on one, in "
-            "float32; bf16 and fp16 take less)",
-            f"          a copy of {format_bytes(self.state)} in main memory while a snapshot is written (counted)",
+            f"Memory    about {format_bytes(self.total)}, plus the overhead of PyTorch itself",
+            f"          {parts_text} (counted)",
+            f"          activations of {counted(self.images, 'image')} {format_bytes(self.activations)} (measured with "
+            "one image in float32; bf16 and fp16 take less)",
+            f"          a copy of {format_bytes(self.state)} in host memory while a snapshot is written (counted)",
         ]
 
 
 def estimate_memory(trainer: Trainer, num_processes: int = 1) -> Memory:
-    """Estimate for one process.
+    """Estimates the memory of one process.
 
     Args:
         trainer: Trainer with its networks on the CPU.
@@ -74,13 +75,13 @@ def estimate_memory(trainer: Trainer, num_processes: int = 1) -> Memory:
     frozen = [trainer.teacher.module, *([trainer.generator_start.module] if trainer.generator_start else [])]
     num_trained = _count(p for module in trained for p in module.parameters() if p.requires_grad)
     saved = _count(p for module in [*trained, *averages] for p in module.parameters())
-    mode = select.mode()
-    select.set_mode("off")  # nothing is to be built for this; kernels keep no more than plain PyTorch
+    mode = dispatch.mode()
+    dispatch.set_mode("off")  # avoids building kernels, which save no more for the backward pass than plain PyTorch
     try:
         of_generator, of_fake = _activations(trainer)
     finally:
-        select.set_mode(mode)
-    # The generator's are gone before the fake score has its own, but where one pass of that serves both updates.
+        dispatch.set_mode(mode)
+    # The generator's activations are freed before the fake score saves its own, except if both updates share a pass.
     per_image = of_generator + of_fake if trainer.sharing.shares_noise else max(of_generator, of_fake)
     images = options.batch_gpu or -(-options.batch // num_processes)
     return Memory(
@@ -98,7 +99,7 @@ def _count(parameters: Iterable[Tensor]) -> int:
 
 
 def _activations(trainer: Trainer) -> tuple[int, int]:
-    """Bytes kept for the backward pass of one image: of the generator with the bridge, and of the fake score."""
+    """Bytes saved for the backward pass of one image: by the generator with the bridge, and by the fake score."""
     generator, bridge = trainer.generator.network, trainer.bridge
     z, c = torch.zeros(1, *generator.z_shape), torch.zeros(1, generator.c_dim)
 
@@ -114,9 +115,14 @@ def _activations(trainer: Trainer) -> tuple[int, int]:
 
 
 def saved_bytes(forward: Callable[[], Tensor], network: torch.nn.Module) -> tuple[int, Tensor]:
-    """What PyTorch keeps for the backward pass of a computation, parameters apart, and its result."""
+    """Bytes that PyTorch saves for the backward pass of a computation, without parameters, and its result.
+
+    Args:
+        forward: Computation.
+        network: Network whose parameters are not counted.
+    """
     parameters = {p.untyped_storage().data_ptr() for p in network.parameters()}
-    storages: dict[int, torch.UntypedStorage] = {}  # held, so that no address is used twice
+    storages: dict[int, torch.UntypedStorage] = {}  # kept alive, so that no address is reused
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -131,15 +137,19 @@ def saved_bytes(forward: Callable[[], Tensor], network: torch.nn.Module) -> tupl
 
 @contextmanager
 def memory_advice(batch: int, batch_gpu: int | None) -> Iterator[None]:
-    """Turns PyTorch's out-of-memory error into the option that helps.
+    """Converts PyTorch's out-of-memory error into a message that names the remedy.
+
+    Args:
+        batch: Images per step, over all processes.
+        batch_gpu: Images per pass; None for all of a process's images at once.
 
     Raises:
-        UserError: Memory ran out.
+        UserError: The GPU is out of memory.
     """
     try:
         yield
     except torch.OutOfMemoryError as error:
         size = batch_gpu or -(-batch // distributed.size())
         smaller = next((n for n in range(size // 2, 0, -1) if batch % n == 0), None)
-        remedy = f"try --batch-gpu={smaller}" if smaller else "take a larger GPU, --precision=bf16 or --checkpoint"
-        raise UserError(f"Out of GPU memory with {size} images per pass: {remedy}.") from error
+        remedy = f"{{batch_gpu={smaller}}}" if smaller else "{precision=bf16}, {checkpoint=True}, or a larger GPU"
+        raise OptionError(f"Out of GPU memory with {counted(size, 'image')} per pass: use {remedy}.") from error

@@ -1,4 +1,4 @@
-"""One network's optimiser: gradients summed over processes, checked, clipped and applied."""
+"""Optimizer of one network: gradients are summed over processes, checked, clipped and applied."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from refine.runtime import distributed
 
 
 class Optimizer:
-    """Adam in float32 (Kingma & Ba, arXiv 1412.6980), with what surrounds a step.
+    """Adam in float32 (Kingma & Ba, arXiv 1412.6980), with gradient reduction, clipping and loss scaling.
 
     Args:
-        parameters: to be trained.
-        betas: of Adam.
-        clip_grad: largest norm of the gradient; None: any.
-        scale_loss: multiply losses so that float16 gradients do not underflow; the factor adapts.
+        parameters: Parameters to train.
+        betas: Adam beta1 and beta2.
+        clip_grad: Largest norm of the gradient; None for no limit.
+        scale_loss: Whether to scale losses adaptively, so that float16 gradients do not underflow.
     """
 
     def __init__(
@@ -32,27 +32,30 @@ class Optimizer:
         self.parameters = list(parameters)
         self.clip_grad = clip_grad
         device = self.parameters[0].device.type if self.parameters else "cpu"
-        # All tensors in one kernel, where there is one.
+        # One kernel for all tensors, on devices that have it.
         fused = True if self.parameters and device in ("cpu", "cuda") else None
         self.adam = torch.optim.Adam(self.parameters, lr=1.0, betas=betas, eps=1e-8, fused=fused)
         self.scaler = torch.amp.GradScaler(device, init_scale=2.0**8, enabled=scale_loss)
 
     def zero_grad(self) -> None:
-        """Forgets gradients."""
+        """Clears the gradients."""
         self.adam.zero_grad(set_to_none=True)
 
     def backward(self, loss: Tensor) -> None:
-        """Adds the gradient of a scalar: this process's part of a sum over all processes."""
+        """Accumulates the gradient of a scalar loss, which is this process's part of a sum over all processes."""
         self.scaler.scale(loss).backward()
 
     def step(self, lr: float) -> Tensor | None:
-        """Applies the gradient, summed over all processes, with learning rate `lr`.
+        """Applies the gradient, summed over all processes.
+
+        Args:
+            lr: Learning rate.
 
         Returns:
-            The gradient's norm before clipping; None if it was not finite, and then nothing was applied.
+            Norm of the gradient before clipping; None if the norm was not finite, in which case the step was skipped.
         """
         for parameter in self.parameters:
-            if parameter.grad is None and distributed.size() > 1:  # all processes have to send the same tensors
+            if parameter.grad is None and distributed.size() > 1:  # all processes have to reduce the same tensors
                 parameter.grad = torch.zeros_like(parameter)
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         distributed.sum_in_place(gradients)
@@ -70,11 +73,11 @@ class Optimizer:
         return norm if finite else None
 
     def state_dict(self) -> dict[str, Any]:
-        """Moments of Adam and the factor of the loss."""
+        """Adam moments and the state of the loss scale."""
         return {"adam": self.adam.state_dict(), "scaler": self.scaler.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of `state_dict`."""
+        """Restores the result of `state_dict`."""
         self.adam.load_state_dict(state["adam"])
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
@@ -83,14 +86,14 @@ class Optimizer:
 def learning_rate(
     base: float, cur_nimg: int, *, rampup_nimg: float, decay: str = "none", total_nimg: float = math.inf
 ) -> float:
-    """The learning rate after `cur_nimg` images.
+    """Learning rate after `cur_nimg` images.
 
     Args:
-        base: the rate between ramp and decay.
-        cur_nimg: images so far.
-        rampup_nimg: images over which it rises in a straight line from 0.
-        decay: `none`, or `cosine`, which falls along half a cosine to 0 at the end of the run.
-        total_nimg: length of the run.
+        base: Learning rate between ramp-up and decay.
+        cur_nimg: Images so far.
+        rampup_nimg: Images over which the rate rises linearly from 0; 0 for no ramp-up.
+        decay: Decay of the rate: `none`, or `cosine` for half a cosine down to 0 at the end of the run.
+        total_nimg: Images of the whole run.
     """
     rate = base * min(cur_nimg / rampup_nimg, 1.0) if rampup_nimg else base
     if decay == "cosine":

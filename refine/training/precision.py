@@ -1,8 +1,8 @@
-"""In which precision the U-Nets compute: chosen for the device, float32 wherever it matters.
+"""Precision of the U-Nets' computations: chosen by device, and float32 where accuracy requires it.
 
-Master weights, preconditioning, losses and optimisers are float32 always. With `bf16` and `fp16` convolutions and
-matrix products of the two U-Nets run in that type; with `fp16` the generator also uses the float16 blocks that its
-pickle asks for, and losses are scaled.
+Weights, preconditioning, losses and optimizers are always float32. With `bf16` and `fp16`, convolutions and matrix
+products of the two U-Nets run in that dtype; with `fp16`, the generator also uses the float16 blocks that its pickle
+specifies, and losses are scaled.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 
 
 def choose_precision(name: str, device: torch.device) -> str:
-    """What `auto` means on a device: bf16 on NVIDIA GPUs since Ampere, fp16 on older ones, fp32 elsewhere."""
+    """Precision of a name: `auto` is bf16 on NVIDIA GPUs since Ampere, fp16 on older ones, and fp32 elsewhere."""
     if name != "auto":
         return name
     if device.type != "cuda":
@@ -22,16 +22,16 @@ def choose_precision(name: str, device: torch.device) -> str:
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
-    """A context in which convolutions and matrix products run in that precision."""
+    """Context in which convolutions and matrix products run in a precision: `fp32`, `bf16` or `fp16`."""
     if precision == "fp32":
         return nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16 if precision == "bf16" else torch.float16)
 
 
 def prepare(precision: str, device: torch.device) -> None:
-    """Process-wide settings of PyTorch: cuDNN's search for fast kernels, and TF32 in convolutions unless in fp32.
+    """Sets PyTorch's process-wide options: cuDNN benchmarking, and TF32 in convolutions unless the precision is fp32.
 
-    Not in matrix products, one of which reduces images to the teacher's size and has to be exact.
+    TF32 stays off in matrix products, because one of them resizes images to the teacher's resolution and must be exact.
     """
     if device.type == "cuda":
         torch.backends.cudnn.allow_tf32 = precision != "fp32"

@@ -1,14 +1,14 @@
-"""Profile of a step: the time and memory of its parts, beside the ceilings of the machine.
+"""Profile of a step: time and memory of its parts, compared with the machine's peak rates.
 
-Three passes over the same kind of step. The first takes the time at the borders of its parts and nothing else. The
-second counts every operator's floating-point operations and bytes: an operator's floor is what the longer of both
-takes at the rates of a large matrix product and of a large copy, which are measured in the same run. The third takes
-the time of every operator, which slows the step down. Convolutions, norms and attention that have CPU kernels in
-`stylegan_ops` are PyTorch's own operators in the second and third pass, and the kernels in the first.
+Three passes over the same kind of step. The first measures the time of each part and nothing else. The second counts
+every operator's floating-point operations and bytes; an operator's floor is the longer of the two times at the rates
+of a large matrix product and of a large copy, which are measured in the same run. The third measures the time of every
+operator, which slows the step down. Convolutions, norms and attention with CPU kernels in `stylegan_ops` run as
+PyTorch's own operators in the second and third pass, and as these kernels in the first.
 
-A part's share is the sum of its operators' floors divided by its time. Convolutions count as direct ones; element-wise
-arithmetic counts as bytes only; bytes are every input and result once, so that fused operators have fewer of them.
-Times are CPU seconds on a CPU, which other load on the machine changes less, and seconds on the clock on a GPU.
+The share of a part is the sum of its operators' floors divided by its time. Convolutions count as direct convolutions;
+element-wise arithmetic counts as bytes only; bytes are every input and result once, so fused operators have fewer.
+Times are CPU seconds on a CPU, which depend less on other load, and wall-clock seconds on a GPU.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from refine.runtime.spans import listening
 from refine.training.trained import TrainedNetwork
 from refine.training.trainer import Trainer
 
-OTHER = "draws, losses, rest"
+OTHER = "inputs, losses, rest"
 
 
 # --- operations and bytes of an operator
@@ -54,7 +54,7 @@ def _convolution_backward(args: Any, kwargs: Any, out: Any) -> int:
 def _upfirdn2d(args: Any, kwargs: Any, out: Any) -> int:
     f, up_x, up_y = args[1:4]
     taps = f.numel() if f.ndim == 2 else f.numel() ** 2
-    return int(2 * out.numel() * taps / (up_x * up_y))  # zeros between pixels need no arithmetic
+    return int(2 * out.numel() * taps / (up_x * up_y))  # zeros between pixels are skipped
 
 
 def _attention(args: Any, kwargs: Any, out: Any) -> int:
@@ -64,11 +64,11 @@ def _attention(args: Any, kwargs: Any, out: Any) -> int:
 
 def _attention_backward(args: Any, kwargs: Any, out: Any) -> int:
     _, query, key = args[:3]
-    return 10 * query.numel() * key.shape[-2]  # five products: the weights are computed again
+    return 10 * query.numel() * key.shape[-2]  # five products: the attention weights are recomputed
 
 
 def _formulas() -> dict[Any, Callable[..., int]]:
-    """What counts an operator's multiplications and additions, by its overload."""
+    """Functions that count an operator's multiplications and additions, by overload."""
     from torch.utils.flop_counter import flop_registry
 
     aten, own = torch.ops.aten, torch.ops.stylegan_ops
@@ -77,7 +77,7 @@ def _formulas() -> dict[Any, Callable[..., int]]:
         for packet, count in flop_registry.items()
         if isinstance(packet, torch._ops.OpOverloadPacket)
     }
-    # PyTorch's own formulas count grouped convolutions as if they were not, and know no attention on the CPU.
+    # PyTorch's formulas ignore the groups of a convolution, and lack attention on the CPU.
     formulas[aten.convolution] = formulas[aten._convolution] = _convolution_forward
     formulas[aten.convolution_backward] = _convolution_backward
     formulas[aten._scaled_dot_product_flash_attention_for_cpu] = _attention
@@ -96,14 +96,14 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 @dataclass
 class Work:
-    """What operators do.
+    """Work of operators.
 
     Attributes:
-        calls: of operators that compute something.
-        flop: multiplications and additions of products and convolutions.
-        bytes: read and written.
-        floor: seconds at the machine's rates.
-        seconds: measured.
+        calls: Calls of operators that compute something.
+        flop: Multiplications and additions of matrix products and convolutions.
+        bytes: Bytes read and written.
+        floor: Seconds at the machine's peak rates.
+        seconds: Measured seconds.
     """
 
     calls: int = 0
@@ -113,25 +113,36 @@ class Work:
     seconds: float = 0.0
 
     def add(self, flop: int, size: int, floor: float, seconds: float, calls: int = 1) -> None:
-        """Adds one call, or more."""
+        """Adds the work of one or more calls."""
         self.calls, self.flop, self.bytes = self.calls + calls, self.flop + flop, self.bytes + size
         self.floor, self.seconds = self.floor + floor, self.seconds + seconds
 
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What the machine can do: floating-point operations and bytes (read and written) per second."""
+    """Peak rates of the machine.
+
+    Attributes:
+        flop: Floating-point operations per second.
+        bytes: Bytes read and written per second.
+    """
 
     flop: float = math.inf
     bytes: float = math.inf
 
     def floor(self, flop: int, size: int) -> float:
-        """Seconds that so much takes at least."""
+        """Least seconds for `flop` operations and `size` bytes."""
         return max(flop / self.flop, size / self.bytes)
 
 
 class Counter(TorchDispatchMode):
-    """While it is entered, counts what every operator does, by part and by operator."""
+    """Context in which the work of every operator is counted, by part and by operator.
+
+    Args:
+        ceilings: Peak rates of the machine.
+        parts: Parts of the step; None to count everything as one part.
+        clock: Clock to measure operators with; None to measure no times.
+    """
 
     def __init__(self, ceilings: Ceilings, parts: Parts | None = None, clock: Clock | None = None) -> None:
         super().__init__()
@@ -140,7 +151,7 @@ class Counter(TorchDispatchMode):
         self.by_operator: dict[str, Work] = defaultdict(Work)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Calls the operator and notes what it did."""
+        """Calls an operator and counts its work."""
         start = self.clock.now() if self.clock else 0.0
         out = func(*args, **(kwargs or {}))
         seconds = self.clock.now() - start if self.clock else 0.0
@@ -148,7 +159,7 @@ class Counter(TorchDispatchMode):
         memory = {t.untyped_storage().data_ptr() for t in inputs}
         mutable = func._schema.is_mutable
         results = [t for t in _tensors(out) if mutable or t.untyped_storage().data_ptr() not in memory]
-        if results or (mutable and not list(_tensors(out))):  # else it gave another view of its input
+        if results or (mutable and not list(_tensors(out))):  # otherwise the result is a view of an input
             formula = self.formulas.get(func._overloadpacket)
             flop = formula(args, kwargs or {}, out) if formula else 0
             size = sum(t.numel() * t.element_size() for t in [*inputs, *results])
@@ -162,7 +173,7 @@ class Counter(TorchDispatchMode):
 
     @property
     def total(self) -> Work:
-        """Everything."""
+        """Sum over all parts."""
         total = Work()
         for work in self.by_part.values():
             total.add(work.flop, work.bytes, work.floor, work.seconds, work.calls)
@@ -174,19 +185,19 @@ class Counter(TorchDispatchMode):
 
 @dataclass(frozen=True)
 class Clock:
-    """Seconds of work on a device."""
+    """Clock for work on a device."""
 
     device: torch.device
 
     def now(self) -> float:
-        """CPU seconds of this process on a CPU; on a GPU, seconds on the clock when all that was asked for is done."""
+        """CPU seconds of this process on a CPU; wall-clock seconds on a GPU, after all queued work is done."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
             return time.perf_counter()
         return time.process_time()
 
     def measure(self, run: Callable[[], object], rounds: int) -> float:
-        """The median of some rounds, after one that warms up."""
+        """Median seconds of `rounds` calls, after one call to warm up."""
         seconds = []
         for _ in range(rounds + 1):
             start = self.now()
@@ -197,7 +208,7 @@ class Clock:
 
 @dataclass
 class Parts:
-    """Which part of a step is being computed, and for how long each was; the innermost counts."""
+    """Current part of a step, and the time of each part; of nested parts, the innermost counts."""
 
     clock: Clock
     stack: list[str] = field(default_factory=lambda: [OTHER])
@@ -207,7 +218,7 @@ class Parts:
 
     @property
     def current(self) -> str:
-        """The innermost part."""
+        """Name of the innermost part."""
         return self.stack[-1]
 
     def _account(self) -> None:
@@ -227,7 +238,7 @@ class Parts:
 
 
 def ceilings(device: torch.device, rounds: int = 5) -> Ceilings:
-    """What a device can do: a large product in the precision of float32 as it is set up, and a large copy."""
+    """Measures a device's peak rates: a large float32 matrix product with the current settings, and a large copy."""
     clock, n = Clock(device), 2048 if device.type == "cpu" else 8192
     a = torch.randn(n, n, device=device)
     source, target = torch.ones(2, 1 << 26, device=device)
@@ -241,14 +252,14 @@ def ceilings(device: torch.device, rounds: int = 5) -> Ceilings:
 
 @dataclass(frozen=True)
 class Profile:
-    """Where the time of a step goes.
+    """Profile of a step.
 
     Attributes:
-        ceilings: of the machine.
-        seconds: of a step, median, by part.
-        by_part: work by part.
-        by_operator: work by operator, with the time of each.
-        memory: bytes by what they hold.
+        ceilings: Peak rates of the machine.
+        seconds: Median seconds of each part.
+        by_part: Work of each part.
+        by_operator: Work and time of each operator.
+        memory: Bytes by their use.
     """
 
     ceilings: Ceilings
@@ -259,12 +270,17 @@ class Profile:
 
     @property
     def step_seconds(self) -> float:
-        """Of all parts."""
+        """Seconds of the whole step."""
         return sum(self.seconds.values())
 
 
 def profile(trainer: Trainer, rounds: int = 3) -> Profile:
-    """Takes a few steps, which move the trainer's networks, and says where their time went."""
+    """Profiles a trainer's steps; the steps change its networks.
+
+    Args:
+        trainer: Trainer to profile.
+        rounds: Steps whose time is measured.
+    """
     clock = Clock(trainer.device)
     trainer.step()
     limits = ceilings(trainer.device)
@@ -290,13 +306,13 @@ def profile(trainer: Trainer, rounds: int = 3) -> Profile:
 
 @contextmanager
 def saved_for_backward(trainer: Trainer, parts: Parts) -> Iterator[None]:
-    """Adds up what is kept for the backward pass, each piece of memory once, weights left out."""
+    """Counts the bytes saved for the backward pass by part, each storage once, without weights."""
     networks = [
         *(module for trained in trainer.networks for module in modules_of(trained).values()),
         trainer.teacher.module,
     ]
     seen = {t.untyped_storage().data_ptr() for n in networks for t in [*n.parameters(), *n.buffers()]}
-    alive: list[Tensor] = []  # memory that is given back could be counted twice
+    alive: list[Tensor] = []  # keeps memory alive: reused addresses would not be counted
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -311,7 +327,7 @@ def saved_for_backward(trainer: Trainer, parts: Parts) -> Iterator[None]:
 
 
 def modules_of(trained: TrainedNetwork[Any]) -> dict[str, torch.nn.Module]:
-    """The module of a trained network and that of its average, by title."""
+    """Modules of a trained network and of its moving average, by title."""
     modules = {trained.title: trained.module}
     if trained.average is not None:
         modules[f"{trained.title}, average"] = trained.average.network.module
@@ -335,7 +351,13 @@ def _weights_memory(trainer: Trainer) -> dict[str, int]:
 
 
 def lines(result: Profile, batch: int, operators: int = 12) -> Iterator[str]:
-    """The profile as text."""
+    """Profile, one line of text each.
+
+    Args:
+        result: Profile.
+        batch: Images per step.
+        operators: Number of operators to list, the slowest first.
+    """
     limits, total = result.ceilings, result.step_seconds
     yield f"matrix product {limits.flop / 1e9:.1f} GFLOP/s, copy {limits.bytes / 1e9:.1f} GB/s read and written"
     flop = sum(work.flop for work in result.by_part.values())

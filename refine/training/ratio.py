@@ -1,12 +1,12 @@
-"""Density ratio of teacher and generator without data, fitted by a head on features of the frozen teacher.
+"""Density ratio of teacher and generator without data, learned by a head on features of the frozen teacher.
 
-A head is trained to tell noisy samples of the teacher from noisy images of the generator (binary cross-entropy, at the
-noise levels of the generator's update), so that its logit estimates ln p_T(x_t) / q(x_t). Methods with such a ratio
-take data for the first (f-distill, arXiv 2502.15681; DMD2, arXiv 2405.14867); what they are after is the teacher's
-density, so the teacher's own samples are the right ones, and no data is needed.
+The head is trained to distinguish noisy samples of the teacher from noisy images of the generator (binary
+cross-entropy, at the noise levels of the generator's update), so that its logit estimates ln p_T(x_t) / q(x_t).
+Published methods with such a ratio use data for p (f-distill, arXiv 2502.15681; DMD2, arXiv 2405.14867). The quantity
+that they need is the teacher's density, so samples of the teacher are the right choice and no data is needed.
 
-The expectation of the ratio over the generator's images is 1 at every noise level. A running mean of what the head
-says, in bins of ln sigma, is divided out.
+At every noise level, the expectation of the ratio over the generator's images is 1. A running mean of the head's ratio,
+in bins of ln sigma, is divided out.
 """
 
 from __future__ import annotations
@@ -35,49 +35,49 @@ from refine.training.trained import Progress, TrainedNetwork
 if TYPE_CHECKING:
     from refine.training.trainer import Trainer
 
-NUM_FEATURES = 3  # resolutions of the teacher that the head looks at, the lowest ones
-WIDTH, HIDDEN = 64, 128  # channels of a map and of what all maps are reduced to
-SMALLEST_MAP = 4  # pixels along an axis of a map that is flattened
-NUM_BINS = 10  # of ln sigma, even between these; lower and higher levels belong to the outer bins
+NUM_FEATURES = 3  # resolutions of the teacher that the head uses, the lowest ones
+WIDTH, HIDDEN = 64, 128  # channels of a feature map, and width of the vector that each map is reduced to
+SMALLEST_MAP = 4  # height and width in pixels of a map that is flattened
+NUM_BINS = 10  # bins, even in ln sigma between these ends; levels beyond belong to the outer bins
 BIN_ENDS = (0.002, 80.0)
-BIN_MEMORY = 1024  # images after which a bin's mean has changed by half, at a constant rate
-MAX_LOGIT = 10.0  # in the bins' means, which a single image shall not decide
-HELD_OUT = 0.1  # share of the teacher's samples that the head is never fitted to
-HELD_OUT_EVERY = 8  # updates from one measurement of over-fitting to the next
+BIN_MEMORY = 1024  # half-life of a bin's running mean, in images
+MAX_LOGIT = 10.0  # limit in the bins' means, so that a single image cannot dominate
+HELD_OUT = 0.1  # share of the teacher's samples that the head is never trained on
+HELD_OUT_EVERY = 8  # updates between two measurements of overfitting
 
 
 class NoRatio:
-    """The objective needs no ratio."""
+    """Placeholder for runs that need no ratio."""
 
     differentiable = False
     trained: Sequence[TrainedNetwork[Any]] = ()
 
     def watching(self) -> AbstractContextManager[object]:
-        """A pass of the teacher for the generator's update."""
+        """Context for the teacher's pass in the generator's update."""
         return nullcontext()
 
     def with_logit(self, trainer: Trainer, scores: Scores, x_t: Tensor, inputs: StepInputs) -> Scores:
-        """The scores as they are."""
+        """Scores, unchanged."""
         return scores
 
     def adversarial_loss(self, scores: Scores, statistics: RunningMeans) -> Tensor | float:
-        """None."""
+        """Zero."""
         return 0.0
 
     def fit(self, trainer: Trainer, stream: str, step: int) -> None:
-        """Nothing."""
+        """No work."""
 
 
 class Ratio(NoRatio):
-    """The head, its training, and what the generator's update takes from it.
+    """Head, its training, and its part in the generator's update.
 
     Args:
         teacher: Frozen teacher.
         device: Device of the run.
         objective_differentiates: Whether the objective differentiates the logit.
-        gan_weight: Weight of the adversarial term.
-        make_trained: From the head's network to what is trained.
-        get_samples: Samples of the teacher; called once, before the first update.
+        gan_weight: Weight of the adversarial term; 0 for none.
+        make_trained: Function from the head's network to the trained network.
+        get_samples: Function that returns samples of the teacher; called once, before the first update.
         seed: Seed of the head's weights.
     """
 
@@ -105,17 +105,24 @@ class Ratio(NoRatio):
         self.trained = (self.network,)
 
     def watching(self) -> AbstractContextManager[object]:
-        """Keeps features of the teacher's pass inside for `with_logit`."""
+        """Context that keeps the features of the teacher's pass inside it for `with_logit`."""
         return self.taps.watching()
 
     def with_logit(self, trainer: Trainer, scores: Scores, x_t: Tensor, inputs: StepInputs) -> Scores:
-        """The scores with the calibrated logit of the pass that was watched, differentiable if it is needed so."""
+        """Scores with the calibrated logit of the watched pass; the logit is differentiable if required.
+
+        Args:
+            trainer: Trainer of the step.
+            scores: Scores of the pass.
+            x_t: Noisy images of the pass, [N, C, R, R].
+            inputs: Inputs of the micro-batch.
+        """
         with torch.set_grad_enabled(self.differentiable), span("ratio, forward"):
             logit = self.head(x_t, scores.teacher, self.taps.taken(), inputs.sigma, trainer.bridge.labels(inputs.c))
             return replace(scores, logit=self.head.calibrated(logit, inputs.sigma))
 
     def adversarial_loss(self, scores: Scores, statistics: RunningMeans) -> Tensor | float:
-        """Weighted non-saturating loss -ln sigmoid(logit) of the generator, summed over images."""
+        """Non-saturating loss -ln sigmoid(logit) of the generator, weighted and summed over images."""
         if not self.gan_weight:
             return 0.0
         assert scores.logit is not None
@@ -124,7 +131,13 @@ class Ratio(NoRatio):
         return self.gan_weight * loss.sum()
 
     def fit(self, trainer: Trainer, stream: str, step: int) -> None:
-        """One update of the head, on images of its own and as many samples of the teacher."""
+        """Updates the head once, on generated images of its own and as many samples of the teacher.
+
+        Args:
+            trainer: Trainer of the step.
+            stream: Name of the random stream of the update.
+            step: Index of the step.
+        """
         samples = self.samples
         measures = step % HELD_OUT_EVERY == 0
         tally = BinTally(self.head.log_bins)
@@ -149,14 +162,14 @@ class Ratio(NoRatio):
 
     @property
     def samples(self) -> TeacherSamples:
-        """Samples of the teacher, drawn on first use."""
+        """Samples of the teacher, loaded or drawn on first use."""
         if self._samples is None:
             with distributed.phase("the teacher's samples"):
                 self._samples = self._get_samples()
         return self._samples
 
     def _batches(self, trainer: Trainer, stream: str, step: int) -> Iterator[tuple[StepInputs, Tensor]]:
-        """Inputs of this process's micro-batches, and the numbers of the teacher's samples that go with each."""
+        """Inputs of this process's micro-batches, each with the indices of the teacher's samples to use."""
         batch = trainer.options.batch
         first_held_out = len(self.samples) - num_held_out(len(self.samples))
         source = stream_generator(trainer.options.seed, f"{stream}/samples", step)
@@ -166,13 +179,13 @@ class Ratio(NoRatio):
             yield inputs, numbers[which]
 
     def _take(self, samples: TeacherSamples, numbers: Tensor, inputs: StepInputs) -> tuple[Tensor, StepInputs]:
-        """Samples by number, and inputs with their labels: noise and noise levels are those of the generator's."""
+        """Samples by index, and inputs with the samples' labels but unchanged noise and noise levels."""
         device = inputs.noise.device
         images = samples.images[numbers].to(device, inputs.noise.dtype)
         return images, replace(inputs, c=samples.c[numbers].to(device))
 
     def _logit(self, trainer: Trainer, images: Tensor, inputs: StepInputs) -> Tensor:
-        """Logit of images as the teacher sees them; the head's parameters are differentiated, nothing else."""
+        """Logit of images at the teacher's resolution; only the head's parameters receive gradients."""
         with torch.no_grad(), self.watching():
             x_t = trainer.noisy(images, inputs)
             denoised = trainer.estimate(trainer.teacher, x_t, inputs)
@@ -184,7 +197,7 @@ class Ratio(NoRatio):
     def _measure_held_out(
         self, trainer: Trainer, stream: str, step: int, samples: TeacherSamples, inputs: StepInputs
     ) -> None:
-        """The loss on samples that the head was never fitted to: above that on the others where it over-fits."""
+        """Measures the loss on held-out samples; overfitting raises it above the loss on the training samples."""
         held_out = num_held_out(len(samples))
         source = stream_generator(trainer.options.seed, f"{stream}/held out", step, distributed.rank())
         numbers = len(samples) - 1 - torch.randint(held_out, [len(inputs.z)], generator=source)
@@ -193,7 +206,7 @@ class Ratio(NoRatio):
 
 
 def num_held_out(count: int) -> int:
-    """Samples to hold out of so many: at least one."""
+    """Number of samples to hold out of `count`, at least one."""
     return max(round(count * HELD_OUT), 1)
 
 
@@ -203,13 +216,13 @@ def make_ratio(
     make_optimizer: Callable[[RatioNetwork], Optimizer],
     learning_rate: Callable[[Progress], float],
 ) -> NoRatio:
-    """The ratio that an objective and the options ask for.
+    """Builds the ratio that the objective and the options require.
 
     Args:
         trainer: Trainer whose teacher, bridge and options are set.
-        teacher_sha256: Digest of the teacher's file; None for a teacher without one.
-        make_optimizer: Optimizer of a head.
-        learning_rate: Learning rate at a position of the run.
+        teacher_sha256: SHA-256 of the teacher's file; None for a teacher without a file.
+        make_optimizer: Function that makes the optimizer of a head.
+        learning_rate: Function from the position of the run to the learning rate.
     """
     options, objective = trainer.options, trainer.objective
     if not (objective.needs_ratio or options.gan_weight):
@@ -242,14 +255,14 @@ def make_ratio(
 
 
 class FeatureTaps:
-    """Activations at the end of a denoiser's encoder at each of its lowest resolutions.
+    """Activations of a denoiser's encoder: the last at each of its lowest resolutions.
 
     Args:
-        denoiser: Denoiser; one whose blocks are not known has no features.
-        device: Its device.
+        denoiser: Denoiser; without known blocks it has no features.
+        device: Device of the denoiser.
 
     Attributes:
-        shapes: (channels, resolution) of each feature.
+        shapes: Channels and resolution of each feature.
     """
 
     def __init__(self, denoiser: Denoiser, device: torch.device) -> None:
@@ -262,7 +275,7 @@ class FeatureTaps:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Keeps what one pass inside computes, with its graph if it has one."""
+        """Context that keeps the features of one pass inside it, with their graph if they have one."""
         self._taken = [None] * len(self.shapes)
         self._watching = True
         try:
@@ -271,7 +284,7 @@ class FeatureTaps:
             self._watching = False
 
     def taken(self) -> list[Tensor]:
-        """Features of the pass that was watched, [N, C, r, r] each; they are handed over, not kept."""
+        """Features of the watched pass, [N, C, r, r] each; a second call finds none."""
         taken, self._taken = self._taken, []
         assert all(feature is not None for feature in taken), "the pass of the denoiser did not come by its blocks"
         return [feature for feature in taken if feature is not None]
@@ -286,7 +299,7 @@ class FeatureTaps:
 
 @torch.no_grad()
 def _encoder_ends(denoiser: Denoiser, device: torch.device) -> list[tuple[nn.Module, tuple[int, int]]]:
-    """The last block at each resolution of a denoiser's descending part, with (channels, resolution)."""
+    """Last block at each resolution of a denoiser's encoder, with channels and resolution."""
     seen: list[tuple[nn.Module, tuple[int, int]]] = []
 
     def note(module: nn.Module, inputs: Any, output: Any) -> None:
@@ -316,30 +329,30 @@ def _encoder_ends(denoiser: Denoiser, device: torch.device) -> list[tuple[nn.Mod
 
 
 class RatioNetwork:
-    """The head as a network that is trained.
+    """Network of the head, to be trained.
 
     Attributes:
-        module: The head.
+        module: Module of the head.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
 
     def blocks(self) -> Sequence[nn.Module]:
-        """None: the head is small."""
+        """No blocks, because the head is small."""
         return ()
 
 
 class RatioHead(nn.Module):
-    """Logit of teacher against generator, from a noisy image, the teacher's estimate and its features.
+    """Logit of teacher versus generator, from a noisy image, the teacher's estimate and its features.
 
-    Every map is reduced to one vector; the vectors, the noise level and the labels add up. The last layer is zero at
-    the start: the ratio is 1.
+    Every feature map is reduced to a vector; the vectors and the embeddings of noise level and labels are added. The
+    last layer starts at zero, so the ratio starts at 1.
 
     Args:
-        shapes: (channels, resolution) of each feature.
+        shapes: Channels and resolution of each feature.
         img_channels: Channels of an image.
-        img_resolution: Pixels of an image along an axis.
+        img_resolution: Height and width of an image in pixels.
         label_dim: Width of class labels; 0 for none.
     """
 
@@ -366,10 +379,10 @@ class RatioHead(nn.Module):
 
         Args:
             x_t: Noisy images, [N, C, R, R].
-            denoised: D_T(x_t), [N, C, R, R].
-            features: Features of that pass, [N, C_i, r_i, r_i] each.
+            denoised: Denoised images D_T(x_t), [N, C, R, R].
+            features: Features of the teacher's pass, [N, C_i, r_i, r_i] each.
             sigma: Noise levels > 0, [N].
-            labels: The teacher's labels, [N, label_dim]; None where it has none.
+            labels: Labels of the teacher, [N, label_dim]; None for an unconditional teacher.
         """
         dtype = self.out.weight.dtype
         level = sigma.to(dtype).reshape(-1, 1, 1, 1)
@@ -385,17 +398,17 @@ class RatioHead(nn.Module):
             return self.out(h)[:, 0]
 
     def calibrated(self, logit: Tensor, sigma: Tensor) -> Tensor:
-        """The logit less the logarithm of its bin's mean ratio, [N]."""
+        """Logit minus ln of the mean ratio in its bin, [N]."""
         return logit - self.bin_means.log()[self.log_bins(sigma)]
 
     def log_bins(self, sigma: Tensor) -> Tensor:
-        """Number of the bin of ln sigma that each noise level belongs to, [N]."""
+        """Index of the bin of each noise level, [N]."""
         low, high = (math.log(end) for end in BIN_ENDS)
         return ((sigma.log() - low) / (high - low) * NUM_BINS).long().clamp(0, NUM_BINS - 1)
 
     @torch.no_grad()
     def update_calibration(self, tally: BinTally) -> None:
-        """Moves the bins' means towards those of an update, over all processes, by how many images were seen."""
+        """Moves the bins' means toward those of an update over all processes, at a rate that grows with its images."""
         totals = tally.totals.to(self.bin_means.device, self.bin_means.dtype)
         distributed.sum_in_place([totals])
         sums, counts = totals.unbind(1)
@@ -407,7 +420,7 @@ class BinTally:
     """Sums of ratios on generated images, by bin of ln sigma.
 
     Args:
-        bins: From noise levels to numbers of bins.
+        bins: Function from noise levels to indices of bins.
     """
 
     def __init__(self, bins: Callable[[Tensor], Tensor]) -> None:
@@ -415,7 +428,7 @@ class BinTally:
         self.totals = torch.zeros(NUM_BINS, 2)  # sum, count
 
     def add(self, logit: Tensor, sigma: Tensor) -> None:
-        """Adds a micro-batch, [N] each; what is not finite is left out."""
+        """Adds a micro-batch of logits [N] at noise levels [N]; logits that are not finite are left out."""
         finite = logit.isfinite()
         ratio = torch.where(finite, logit.clamp(-MAX_LOGIT, MAX_LOGIT).exp(), 0)
         rows = torch.stack([ratio, finite.to(ratio.dtype)], dim=1)
@@ -423,11 +436,11 @@ class BinTally:
 
 
 class Reduce(nn.Module):
-    """A map [N, C, r, r] as one vector [N, HIDDEN]: convolutions of stride 2, then a matrix.
+    """Reduction of a feature map [N, C, r, r] to a vector [N, HIDDEN]: strided convolutions, then a linear layer.
 
     Args:
         channels: Channels of the map.
-        resolution: Pixels of the map along an axis.
+        resolution: Height and width of the map in pixels.
     """
 
     def __init__(self, channels: int, resolution: int) -> None:
@@ -439,11 +452,11 @@ class Reduce(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(WIDTH * resolution**2, HIDDEN))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, HIDDEN]."""
+        """Vector of each map, [N, HIDDEN]."""
         return self.layers(x)
 
 
 def _waves(x: Tensor) -> Tensor:
-    """[N] -> [N, 9]: x itself, and sines and cosines of its multiples."""
+    """Fourier features [N] -> [N, 9]: x itself, and sines and cosines of its multiples."""
     angles = x[:, None] * torch.arange(4, dtype=x.dtype, device=x.device).exp2()
     return torch.cat([x[:, None], angles.sin(), angles.cos()], dim=1)

@@ -1,7 +1,7 @@
-"""Forms of a step: which passes the generator's update and one of the fake score's updates share.
+"""Forms of a step, by the passes that the generator's update shares with an update of the fake score.
 
-Each form answers three questions of `Trainer.step`: how many updates of the fake score come before the generator's,
-what the scores of a micro-batch are, and what follows the generator's backward pass.
+Each form decides the number of fake-score updates before the generator's update, the scores of a micro-batch, and the
+work after the generator's backward pass.
 """
 
 from __future__ import annotations
@@ -18,87 +18,100 @@ if TYPE_CHECKING:
 
 
 class FreshBatches:
-    """No pass is shared: every update has images and noise of its own."""
+    """Form without sharing: every update has its own images and noise."""
 
     shares_images = False
     shares_noise = False
 
     def num_separate_updates(self, fake_steps: int) -> int:
-        """Updates of the fake score before the generator's."""
+        """Number of fake-score updates before the generator's update."""
         return fake_steps
 
     def teacher_dropout(self, options: Any) -> bool:
-        """Whether the teacher has its dropout on when it looks at generated images."""
+        """True if the teacher uses dropout in the generator's update."""
         return bool(options.paired_dropout)
 
     def scores(self, trainer: Trainer, x0: Tensor, x_t: Tensor, inputs: StepInputs) -> Scores:
-        """Estimates of both denoisers for the generator's loss."""
+        """Estimates of both denoisers for the generator's loss.
+
+        Args:
+            trainer: Trainer of the step.
+            x0: Generated images at the teacher's resolution, [N, C, R, R].
+            x_t: The same images with noise, [N, C, R, R].
+            inputs: Inputs of the micro-batch.
+        """
         teacher = trainer.estimate(trainer.teacher, x_t, inputs)
         fake = trainer.estimate(trainer.fake_score.network, x_t, inputs)
         return Scores(x0, inputs.sigma, teacher, fake)
 
     def after_backward(self, trainer: Trainer, x0: Tensor, inputs: StepInputs) -> None:
-        """Work on a micro-batch once the generator's graph is gone."""
+        """Work on a micro-batch after the generator's graph is freed."""
 
     def finish(self, trainer: Trainer) -> None:
-        """Work after the last micro-batch, before the generator moves."""
+        """Work after the last micro-batch, before the generator's weights change."""
 
 
 class NoFakeScore(FreshBatches):
-    """The objective looks at the teacher alone."""
+    """Form for objectives that need only the teacher."""
 
     def num_separate_updates(self, fake_steps: int) -> int:
-        """None."""
+        """Zero."""
         return 0
 
     def scores(self, trainer: Trainer, x0: Tensor, x_t: Tensor, inputs: StepInputs) -> Scores:
-        """The teacher's estimate, in the place of both."""
+        """Estimate of the teacher, in place of both estimates."""
         teacher = trainer.estimate(trainer.teacher, x_t, inputs)
         return Scores(x0, inputs.sigma, teacher, teacher)
 
 
 class SharedImages(FreshBatches):
-    """One pass of the generator: the fake score's last update takes the images of the generator's."""
+    """Form with one generator pass: the last fake-score update uses the images of the generator's update."""
 
     shares_images = True
 
     def num_separate_updates(self, fake_steps: int) -> int:
-        """All but the one that shares the images."""
+        """Number of all updates but the last, which shares the images."""
         return fake_steps - 1
 
     def after_backward(self, trainer: Trainer, x0: Tensor, inputs: StepInputs) -> None:
-        """Fits the fake score after the generator's backward pass: one graph at a time in memory."""
+        """Trains the fake score after the generator's backward pass, so that memory holds one graph at a time."""
         trainer.fake_score_backward(x0, inputs)
 
     def finish(self, trainer: Trainer) -> None:
-        """Updates the fake score."""
+        """Updates the fake score's weights."""
         trainer.fake_score.apply(trainer.progress, trainer.statistics)
 
 
 class SharedPass(SharedImages):
-    """One pass of the fake score as well: the estimate that it learns from moves the generator.
+    """Form with one fake-score pass as well: its estimate serves both its own loss and the generator's gradient.
 
-    Both see one noise level and one noise, and the teacher has the fake score's dropout masks.
+    Both updates have the same noise levels and noise, and the teacher has the fake score's dropout masks.
     """
 
     shares_noise = True
 
     def teacher_dropout(self, options: Any) -> bool:
-        """As the fake score's."""
+        """True if the fake score uses dropout."""
         return bool(options.fake_dropout)
 
     def scores(self, trainer: Trainer, x0: Tensor, x_t: Tensor, inputs: StepInputs) -> Scores:
-        """Fits the fake score first: the graph of that pass is gone before anything else is computed."""
+        """Estimates of both denoisers; the fake score is trained first, and its graph is freed at once."""
         fake = trainer.fake_score_backward(x0, inputs)
         teacher = trainer.estimate(trainer.teacher, x_t, inputs, purpose="dropout")
         return Scores(x0, inputs.sigma, teacher, fake)
 
     def after_backward(self, trainer: Trainer, x0: Tensor, inputs: StepInputs) -> None:
-        """Nothing: the fake score has its gradient already."""
+        """No work: the fake score already has its gradient."""
 
 
 def choose_sharing(*, needs_fake: bool, share_forward: bool, share_unet: bool) -> FreshBatches:
-    """Form of a step for an objective and the user's options."""
+    """Form of a step for an objective and the user's options.
+
+    Args:
+        needs_fake: Whether the objective needs a fake score.
+        share_forward: Whether both updates share a generator pass.
+        share_unet: Whether both updates share a fake-score pass, too.
+    """
     if not needs_fake:
         return NoFakeScore()
     return SharedPass() if share_unet else SharedImages() if share_forward else FreshBatches()

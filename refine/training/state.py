@@ -1,4 +1,4 @@
-"""Training states, saved and restored exactly; and weights alone, for another run to start from."""
+"""Training states, saved and restored exactly, and the loading of weights alone to start another run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from refine import networks, pickles
-from refine.errors import UserError
+from refine.errors import OptionError, UserError
 from refine.pickles import PersistentObject
 from refine.runtime import distributed
 from refine.training.statistics import RunningMeans
@@ -23,14 +23,14 @@ OLD_VERSION = 3  # one entry for each tensor of each network, by name; written u
 
 
 def state_of(trainer: Trainer, digests: Mapping[str, str], start: dict[str, Tensor] | None = None) -> dict[str, Any]:
-    """Content of a `training-state-*.pt`: tensors, numbers and text, so that it loads with weights_only=True.
+    """Content of a `training-state-*.pt`: only tensors, numbers and text, so that it loads with weights_only=True.
 
     All processes have to call this.
 
     Args:
-        trainer: Trainer in the state to be remembered.
-        digests: SHA-256 of the files that the run was started with, by the option that named them.
-        start: Weights of the generator before the first step, where they are not those of the run's pickle.
+        trainer: Trainer in the state to save.
+        digests: SHA-256 of the run's files, keyed by the option that names the file.
+        start: Weights of the generator before the first step; None if they are in the run's pickle.
     """
     return {
         "version": STATE_VERSION,
@@ -43,14 +43,19 @@ def state_of(trainer: Trainer, digests: Mapping[str, str], start: dict[str, Tens
 
 
 def load_state(trainer: Trainer, state: dict[str, Any], digests: Mapping[str, str]) -> None:
-    """The inverse of `state_of`.
+    """Restores a state that `state_of` returned.
+
+    Args:
+        trainer: Trainer of the same options.
+        state: State to restore.
+        digests: SHA-256 of the run's files, keyed by the option that names the file.
 
     Raises:
-        UserError: The state belongs to other files.
+        UserError: A file is not the one that the run was started with.
     """
     for name, sha256 in digests.items():
         if state["digests"].get(name) != sha256:
-            raise UserError(f"--{name} is not the file that the run was started with: put that file back.")
+            raise OptionError(f"{{{name}}} is not the file that the run was started with: give the original file.")
     trainer.progress = Progress(**state["progress"])
     trainer.statistics = RunningMeans(state["statistics"] if distributed.is_first() else None)
     for trained in trainer.networks:
@@ -58,17 +63,19 @@ def load_state(trainer: Trainer, state: dict[str, Any], digests: Mapping[str, st
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """Content of a `training-state-*.pt`, of this version or the one before.
+    """Reads a `training-state-*.pt` of this or the previous version.
 
     Raises:
-        UserError: The file is damaged, something else, or of an unknown version.
+        UserError: The file is corrupted, is not a training state, or has an unknown version.
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load fails in many ways
-        raise UserError(f"{path} is no training state of Refine, or damaged: resume from an older one.") from error
+        raise UserError(
+            f"{path} is not a training state of Refine, or is corrupted: resume from an older state."
+        ) from error
     if not isinstance(state, dict) or "progress" not in state:
-        raise UserError(f"{path} is no training state of Refine: give a training-state-*.pt of a run.")
+        raise UserError(f"{path} is not a training state of Refine: give a training-state-*.pt from a run's folder.")
     if state.get("version") == OLD_VERSION:
         state = _from_version_3(state)
     if state.get("version") != STATE_VERSION:
@@ -96,12 +103,18 @@ def _from_version_3(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def load_weights(trainer: Trainer, path: Path, *, trust: bool = False) -> None:
-    """Takes weights, and nothing else, from a training state or a StyleGAN pickle.
+    """Loads weights, and nothing else, from a training state or a StyleGAN pickle.
 
-    A state gives the live generator, its average and the fake score; a pickle gives G and G_ema, or one for both.
+    A state provides the live generator, its moving average and the fake score; a pickle provides G and G_ema, or one
+    of them for both.
+
+    Args:
+        trainer: Trainer whose networks receive the weights.
+        path: Training state (`.pt`) or StyleGAN pickle.
+        trust: Permission to run source code embedded in the pickle, for networks that Refine does not know.
 
     Raises:
-        UserError: The file cannot be read, or its networks are not of the shape of the run's.
+        UserError: The file cannot be read, or its networks have another architecture than the run's.
     """
     if path.suffix == ".pt":
         stored = read_state(path)["networks"]
@@ -114,7 +127,7 @@ def load_weights(trainer: Trainer, path: Path, *, trust: bool = False) -> None:
             for key in ("G", "G_ema")
         )
         if not (live or average):
-            raise UserError(f"{path} holds no generator to start from: give a StyleGAN pickle or a training state.")
+            raise UserError(f"{path} contains no generator to start from: give a StyleGAN pickle or a training state.")
         stored = {"generator": {"module": live or average, "average": average or live}}
     for trained in trainer.networks:
         if trained.name in stored:
@@ -122,13 +135,12 @@ def load_weights(trainer: Trainer, path: Path, *, trust: bool = False) -> None:
                 trained.load_weights(stored[trained.name])
             except RuntimeError as error:
                 raise UserError(
-                    f"The weights in {path} are of another network than the run's {trained.title}: "
-                    "start from a file of the same architecture."
+                    f"The weights in {path} do not fit the run's {trained.title}: give a file of the same architecture."
                 ) from error
     remember_start(trainer, trainer.generator.module.state_dict())
 
 
 def remember_start(trainer: Trainer, weights: Mapping[str, Tensor]) -> None:
-    """Anchors detail to that of these weights, where it is anchored."""
+    """Sets the weights of the starting generator that `--anchor` compares with, if the run has one."""
     if trainer.generator_start is not None:
         trainer.generator_start.module.load_state_dict(dict(weights))

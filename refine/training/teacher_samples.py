@@ -1,7 +1,7 @@
-"""Images that the teacher draws: the "real" side of a density ratio that needs no data.
+"""Samples of the teacher: the "real" side of a density ratio that needs no data.
 
-They are drawn once with EDM's Heun sampler, all processes sharing the work, and kept between runs under a name made of
-the teacher's digest and the settings. Labels have the generator's distribution, every class alike.
+The samples are drawn once with EDM's Heun sampler, by all processes together, and cached between runs under a key made
+of the teacher's digest and the settings. Labels follow the generator's distribution, with equal shares of all classes.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class TeacherSamples:
     """Samples of a teacher, on the CPU.
 
     Attributes:
-        images: [K, C, R, R] float32, nominally in [-1, 1].
-        c: The generator's labels that the images belong to, one-hot [K, c_dim].
+        images: Images, [K, C, R, R] float32, nominally in [-1, 1].
+        c: Labels of the images as the generator numbers classes, one-hot [K, c_dim].
     """
 
     images: Tensor
@@ -46,12 +46,12 @@ class TeacherSamples:
 
 @dataclass(frozen=True)
 class SampleRequest:
-    """Settings that decide what the samples are.
+    """Settings that determine the samples.
 
     Attributes:
         count: Number of samples.
-        seed: Seed of latents.
-        c_dim: Classes of the generator; 0 for an unconditional one.
+        seed: Seed of the latents.
+        c_dim: Classes of the generator; 0 for an unconditional generator.
         heun: Options of the sampler.
     """
 
@@ -61,7 +61,7 @@ class SampleRequest:
     heun: HeunOptions = field(default_factory=HeunOptions)
 
     def key(self, teacher_sha256: str, bridge: Bridge) -> str:
-        """Name of the samples in the cache."""
+        """Key of the samples in the cache."""
         settings = {name: repr(value) for name, value in asdict(self).items() if name != "heun"}
         heun = {name: repr(value) for name, value in asdict(self.heun).items()}
         classes = {"class_map": repr(bridge.class_map), "label_dim": bridge.label_dim}
@@ -78,19 +78,22 @@ def teacher_samples(
     batch: int,
     refresh: bool = False,
 ) -> TeacherSamples:
-    """Samples from the cache, or drawn and then kept there; the same at every process, which all have to call this.
+    """Loads samples from the cache, or draws and caches them. All processes have to call this.
 
     Args:
         teacher: Teacher on `device`, without dropout.
         bridge: Bridge from the generator's labels to the teacher's.
-        request: Settings.
+        request: Settings of the samples.
         device: Device to draw on.
-        teacher_sha256: Digest of the teacher's file; None for a teacher without a file, whose samples are not kept.
+        teacher_sha256: SHA-256 of the teacher's file; None for a teacher without a file, whose samples are not cached.
         batch: Images per pass.
-        refresh: Whether to draw anew what is in the cache already.
+        refresh: Whether to draw new samples even if the cache has them.
+
+    Returns:
+        Samples, the same on every process.
 
     Raises:
-        UserError: The teacher draws images that are not finite.
+        UserError: The teacher's samples are not finite.
     """
     c = labels_in_turn(request.count, request.c_dim)
     key = None if teacher_sha256 is None else request.key(teacher_sha256, bridge)
@@ -102,7 +105,7 @@ def teacher_samples(
         return TeacherSamples(images, c)
     images = torch.cat(distributed.gather(_draw(teacher, bridge, request, c, device, batch)))
     if not images.isfinite().all():
-        raise UserError("The teacher draws images that are not finite: download it again, or take another teacher.")
+        raise UserError("The teacher's samples are not finite: download the teacher again, or use another teacher.")
     if key is not None and distributed.is_first():
         cache.store(key, {"images": images.numpy()})
     return TeacherSamples(images, c)
@@ -111,7 +114,7 @@ def teacher_samples(
 def _draw(
     teacher: Denoiser, bridge: Bridge, request: SampleRequest, c: Tensor, device: torch.device, batch: int
 ) -> Tensor:
-    """Part of the images that falls to this process."""
+    """Draws this process's share of the images."""
     if distributed.is_first():
         passes = 2 * request.heun.num_steps - 1
         log.info(f"Drawing {request.count:,} samples of the teacher for the density ratio ({passes} passes each)")

@@ -1,4 +1,4 @@
-"""A network that is trained: its optimizer, learning rate, moving average and state in one place."""
+"""Trained network: a network with its optimizer, learning rate, moving average and state."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from refine.errors import UserError
+from refine.errors import OptionError
 from refine.runtime.spans import span
 from refine.training.optimizer import Optimizer
 from refine.training.statistics import RunningMeans
 
-MAX_NONFINITE_IN_A_ROW = 100  # updates; a loss scale that adapts needs some twenty
+MAX_NONFINITE_IN_A_ROW = 100  # updates; an adaptive loss scale takes some twenty to settle
 UPDATE_SPAN = "optimizers, average"
 
 
 class Trainable(Protocol):
-    """A network that can be trained: a generator, a denoiser, or a head on the features of one.
+    """Network that can be trained: a generator, a denoiser, or a head on a denoiser's features.
 
     Attributes:
-        module: The network's module.
+        module: Module of the network.
     """
 
     module: torch.nn.Module
@@ -33,13 +33,13 @@ Network = TypeVar("Network", bound=Trainable)
 
 @dataclass
 class Progress:
-    """Position of a run; all that a resumed one has to know besides networks and optimizers.
+    """Position of a run: all that a resumed run needs besides networks and optimizers.
 
     Attributes:
-        step: Generator updates done.
-        cur_nimg: Images that those updates saw.
-        warmup_nimg: Images that the fake score was fitted to before them.
-        num_nonfinite: Updates that were left out because a gradient was not finite.
+        step: Number of generator updates so far.
+        cur_nimg: Number of images in these updates.
+        warmup_nimg: Number of images in the warm-up.
+        num_nonfinite: Number of updates skipped because of a gradient that was not finite.
     """
 
     step: int = 0
@@ -54,12 +54,12 @@ class Progress:
 
 
 class Average(Generic[Network]):
-    """Exponential moving average of a network's weights; buffers are copied.
+    """Exponential moving average (EMA) of a network's weights; buffers are copied.
 
     Args:
-        network: Copy of the network to average; its weights become the average.
+        network: Copy of the network, whose weights become the average.
         halflife_kimg: Half-life in thousands of images.
-        rampup: Largest half-life as a share of the images so far; None for no ramp.
+        rampup: Largest half-life as a share of the images so far; None for no ramp-up.
     """
 
     def __init__(self, network: Network, halflife_kimg: float, rampup: float | None) -> None:
@@ -68,7 +68,13 @@ class Average(Generic[Network]):
 
     @torch.no_grad()
     def update(self, live: torch.nn.Module, cur_nimg: int, batch: int) -> None:
-        """Moves the average towards the live weights, `batch` images after the last time."""
+        """Moves the average toward the live weights.
+
+        Args:
+            live: Module with the live weights.
+            cur_nimg: Images so far.
+            batch: Images since the last update of the average.
+        """
         halflife = self.halflife_kimg * 1000
         if self.rampup is not None:
             halflife = min(halflife, cur_nimg * self.rampup)
@@ -82,13 +88,13 @@ class Average(Generic[Network]):
 
 
 class TrainedNetwork(Generic[Network]):
-    """A network, and everything that training does to it.
+    """Network together with everything that training does to it.
 
     Args:
         name: Name in states, statistics and messages: `generator`, `fake_score`, `ratio`.
-        network: Generator, denoiser or head; parameters that require gradients are trained.
-        optimizer: Optimizer of those parameters.
-        learning_rate: Learning rate at a position of the run.
+        network: Generator, denoiser or head, whose parameters with `requires_grad` are trained.
+        optimizer: Optimizer of these parameters.
+        learning_rate: Function from the position of the run to the learning rate.
         average: Moving average of the weights; None for none.
     """
 
@@ -107,24 +113,28 @@ class TrainedNetwork(Generic[Network]):
 
     @property
     def title(self) -> str:
-        """The name in words."""
+        """Name in words, such as `fake score`."""
         return self.name.replace("_", " ")
 
     @property
     def module(self) -> torch.nn.Module:
-        """The network's module."""
+        """Module of the network."""
         return self.network.module
 
     def backward(self, loss: Tensor) -> None:
-        """Adds the gradient of a scalar: this process's part of a sum over all processes."""
+        """Accumulates the gradient of a scalar loss, which is this process's part of a sum over all processes."""
         with span(f"{self.title}, backward"):
             self.optimizer.backward(loss)
 
     def apply(self, progress: Progress, statistics: RunningMeans) -> bool:
-        """Updates the weights with the gradient, summed over processes, and forgets it.
+        """Updates the weights with the gradient, summed over processes, and clears the gradient.
+
+        Args:
+            progress: Position of the run; skipped updates are counted in it.
+            statistics: Means of what steps report; the norm of the gradient is added.
 
         Returns:
-            Whether the gradient was finite; if not, the update is left out and counted.
+            True if the gradient was finite; if not, the update was skipped and counted.
 
         Raises:
             UserError: Too many gradients in a row were not finite.
@@ -139,43 +149,48 @@ class TrainedNetwork(Generic[Network]):
         progress.num_nonfinite += 1
         self._nonfinite_in_a_row += 1
         if self._nonfinite_in_a_row > MAX_NONFINITE_IN_A_ROW:
-            raise UserError(
-                f"The last {MAX_NONFINITE_IN_A_ROW} gradients of the {self.title} were not finite: begin a new run "
-                "with --precision=fp32, or with lower --glr and --flr, from the newest state (--init)."
+            raise OptionError(
+                f"The last {MAX_NONFINITE_IN_A_ROW} gradients of the {self.title} were not finite: start a new run "
+                "from the newest training state with {init}, with {precision=fp32} or lower {glr} and {flr}."
             )
         return False
 
     def update_average(self, progress: Progress, batch: int) -> None:
-        """Moves the moving average, where there is one."""
+        """Updates the moving average, if the network has one.
+
+        Args:
+            progress: Position of the run.
+            batch: Images since the last update of the average.
+        """
         if self.average is not None:
             with span(UPDATE_SPAN):
                 self.average.update(self.module, progress.cur_nimg, batch)
 
     def weights(self) -> dict[str, dict[str, Tensor]]:
-        """Tensors of the network, under `module`, and of its average, under `average`."""
+        """State dicts of the network, under `module`, and of its moving average, under `average`."""
         weights = {"module": self.module.state_dict()}
         if self.average is not None:
             weights["average"] = self.average.network.module.state_dict()
         return weights
 
     def load_weights(self, weights: dict[str, dict[str, Tensor]]) -> None:
-        """The inverse of `weights`.
+        """Restores the result of `weights`.
 
         Raises:
-            RuntimeError: They belong to another architecture.
+            RuntimeError: The weights belong to another architecture.
         """
         self.module.load_state_dict(weights["module"])
         if self.average is not None:
             self.average.network.module.load_state_dict(weights["average"])
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a resumed run has to know of the network."""
+        """State that a resumed run needs: weights and optimizer."""
         return {**self.weights(), "optimizer": self.optimizer.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of `state_dict`."""
+        """Restores the result of `state_dict`."""
         self.load_weights(state)
         self.optimizer.load_state_dict(state["optimizer"])
 
 
-_STATISTIC = {"fake_score": "fake"}  # in the names of statistics since the first release
+_STATISTIC = {"fake_score": "fake"}  # name in statistics, kept since the first release

@@ -1,8 +1,8 @@
-"""The refinement step, without files.
+"""Trainer: the refinement step, without files.
 
-A step draws latents, lets the generator draw images, fits the fake score to them by denoising, and moves the
-generator along the difference of the two scores. Whatever is random comes from `runtime.random`, so that a step
-depends on the networks, the options and its number alone.
+A step trains the fake score to denoise generated images, then moves the generator along the difference of the
+teacher's and the fake score's scores. All random numbers come from `runtime.random`, so that a step depends only on
+the networks, the options and its index.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from refine.config import TrainingOptions
 from refine.contracts import Denoiser, Generator
 from refine.diffusion import augment
 from refine.diffusion.denoiser import usable_sigmas
-from refine.errors import UserError
+from refine.errors import OptionError
 from refine.objectives import Scores, ikl
 from refine.pair import high_frequency
 from refine.pair.freeze import select_layers
@@ -43,9 +43,9 @@ class View(NamedTuple):
     """Images of a micro-batch.
 
     Attributes:
-        images: As drawn, [N, C, H, H].
-        x0: As the teacher sees them, [N, C, R, R].
-        w: Intermediate latents, [N, w_dim]; None where the generator has none.
+        images: Images as generated, [N, C, H, H].
+        x0: Images at the teacher's resolution, [N, C, R, R].
+        w: Intermediate latents, [N, w_dim]; None for a generator without them.
     """
 
     images: Tensor
@@ -58,17 +58,17 @@ class Trainer:
 
     Args:
         pair: Networks to start from; they are copied.
-        options: Options of training.
+        options: Training options.
         device: Device of all networks.
 
     Attributes:
-        generator: The generator and its moving average.
-        fake_score: Copy of the teacher that follows the generator; only if the objective needs one.
+        generator: Generator and its moving average.
+        fake_score: Copy of the teacher that is trained on the generator's images; only if the objective needs one.
         ratio: Density ratio of teacher and generator; it does nothing if neither objective nor options need one.
-        networks: All networks that are trained: the one list for states, memory and profiles.
-        teacher: Frozen.
+        networks: All trained networks: the one list for states, memory and profiles.
+        teacher: Frozen teacher.
         progress: Position of the run.
-        statistics: Means of what steps report, since the last status line.
+        statistics: Means of what steps report since the last status line.
 
     Raises:
         UserError: The options do not fit the pair.
@@ -116,26 +116,26 @@ class Trainer:
 
     @property
     def through_teacher(self) -> bool:
-        """Whether the generator's gradient passes through the teacher."""
+        """True if the generator's gradient passes through the teacher."""
         return self.objective.through_networks or self.ratio.differentiable
 
     @property
     def through_fake_score(self) -> bool:
-        """Whether it passes through the fake score."""
+        """True if the generator's gradient passes through the fake score."""
         return self.objective.through_networks and self.objective.needs_fake
 
     @property
     def needs_warm_up(self) -> bool:
-        """Whether another network has to know the generator before it moves."""
+        """True if other networks have to be trained on the generator's images before the generator changes."""
         return len(self.networks) > 1
 
     # -- steps ----------------------------------------------------------------------------------------
 
     def warm_up_step(self) -> None:
-        """One update of the fake score, and of the density ratio, on the generator as it is.
+        """Updates the fake score and the density ratio once, and leaves the generator unchanged.
 
-        At the start both scores are equal and the generator's gradient is zero: the fake score has to know the
-        generator first.
+        At the start both scores are equal and the generator's gradient is zero, so the fake score has to be trained
+        on the generator's images first.
         """
         step = self.progress.warmup_nimg // self.options.batch
         with distributed.phase(f"warm-up step {step}"):
@@ -145,7 +145,7 @@ class Trainer:
         self.progress.warmup_nimg += self.options.batch
 
     def step(self) -> None:
-        """One update of the generator, after those of the fake score."""
+        """Updates the fake score and the density ratio, then the generator."""
         with distributed.phase(f"step {self.progress.step}"):
             for index in range(self.sharing.num_separate_updates(self.options.fake_steps)):
                 self.fit_fake_score(f"fake{index}", self.progress.step)
@@ -155,7 +155,12 @@ class Trainer:
         self.generator.update_average(self.progress, self.options.batch)
 
     def fit_fake_score(self, stream: str, step: int) -> None:
-        """One update of the fake score on images of its own."""
+        """Updates the fake score once, on images of its own.
+
+        Args:
+            stream: Name of the random stream of the update.
+            step: Index of the step.
+        """
         for inputs in self.inputs(stream, step):
             with torch.no_grad():
                 view = self.view(inputs)
@@ -163,7 +168,7 @@ class Trainer:
         self.fake_score.apply(self.progress, self.statistics)
 
     def move_generator(self) -> None:
-        """One update of the generator."""
+        """Updates the generator once, and whatever shares passes with this update."""
         w_sums = []
         for inputs in self.inputs("generator", self.progress.step):
             view = self.view(inputs)
@@ -181,13 +186,18 @@ class Trainer:
     # -- parts of a step ------------------------------------------------------------------------------
 
     def view(self, inputs: StepInputs) -> View:
-        """Images of the generator, and what the teacher sees of them; differentiable."""
+        """Generated images, and the same images at the teacher's resolution; differentiable."""
         with span("generator, forward"):
             images, w = self._draw(self.generator.network, inputs)
             return View(images, self.bridge.images(images), w)
 
     def score(self, x0: Tensor, inputs: StepInputs) -> Scores:
-        """Estimates from x_t = x0 + sigma n; differentiable in x0 where the objective or the ratio asks for it."""
+        """Estimates from x_t = x0 + sigma n; differentiable in x0 if the objective or the ratio requires it.
+
+        Args:
+            x0: Generated images at the teacher's resolution, [N, C, R, R].
+            inputs: Inputs of the micro-batch.
+        """
         with torch.set_grad_enabled(self.through_teacher):
             x_t = self.noisy(x0, inputs)
         with self.ratio.watching():
@@ -199,7 +209,7 @@ class Trainer:
         return self.ratio.with_logit(self, scores, x_t, inputs)
 
     def noisy(self, x0: Tensor, inputs: StepInputs) -> Tensor:
-        """x_t = x0 + sigma n at the noise levels of the generator's gradient."""
+        """Noisy images x_t = x0 + sigma n at the noise levels of the generator's gradient, [N, C, R, R]."""
         return x0 + inputs.sigma.reshape(-1, 1, 1, 1) * inputs.noise
 
     def estimate(
@@ -209,13 +219,13 @@ class Trainer:
         inputs: StepInputs,
         purpose: str = "paired dropout",
     ) -> Tensor:
-        """D(x_t) for the generator's gradient.
+        """Denoised images D(x_t) for the generator's gradient, [N, C, R, R].
 
         Args:
             denoiser: Teacher or fake score.
-            x_t: Images with noise.
+            x_t: Noisy images, [N, C, R, R].
             inputs: Noise levels, labels and seeds.
-            purpose: Purpose of the seeds: the same purpose gives the same masks in both networks.
+            purpose: Purpose of the seeds; the same purpose gives the same dropout masks in both networks.
         """
         through = self.through_teacher if denoiser is self.teacher else self.through_fake_score
         dropout = self.sharing.teacher_dropout(self.options)
@@ -223,10 +233,14 @@ class Trainer:
             return self._denoise(denoiser, x_t, inputs.sigma, inputs, None, dropout, purpose)
 
     def fake_score_backward(self, x0: Tensor, inputs: StepInputs) -> Tensor:
-        """Adds the gradient of the fake score's denoising loss.
+        """Accumulates the gradient of the fake score's denoising loss.
+
+        Args:
+            x0: Generated images at the teacher's resolution, [N, C, R, R]; they receive no gradient.
+            inputs: Inputs of the micro-batch.
 
         Returns:
-            The fake score's estimates D_F(x_t), detached.
+            Estimates D_F(x_t) of the fake score, detached, [N, C, R, R].
         """
         x0, augment_labels = x0.detach(), None
         if self.options.fake_augment:
@@ -243,7 +257,7 @@ class Trainer:
         return denoised.detach()
 
     def anchor(self, images: Tensor, inputs: StepInputs) -> Tensor | float:
-        """Penalty on detail, invisible to the teacher, that leaves the starting generator's; summed over images."""
+        """Penalty on changes of the detail that the teacher cannot see, summed over images; 0 without `--anchor`."""
         if self.generator_start is None:
             return 0.0
         with torch.no_grad():
@@ -253,7 +267,12 @@ class Trainer:
         return self.options.anchor * loss.sum()
 
     def inputs(self, stream: str, step: int) -> Iterator[StepInputs]:
-        """Inputs of an update, as far as they are this process's, in micro-batches of `batch_gpu` images."""
+        """Inputs of an update for this process, in micro-batches of `batch_gpu` images.
+
+        Args:
+            stream: Name of the random stream of the update.
+            step: Index of the step.
+        """
         options, progress = self.options, self._position()
         moves_generator, fits_ratio = stream == "generator", stream in ("ratio", "warmup_ratio")
         shares_noise = moves_generator and self.sharing.shares_noise
@@ -276,7 +295,7 @@ class Trainer:
             yield part
 
     def _position(self) -> float:
-        """Position of the run, from 0 (its start) to 1 (its end)."""
+        """Position of the run, from 0 (start) to 1 (end)."""
         return min(self.progress.cur_nimg / (self.options.kimg * 1000), 1.0)
 
     def _passed_modules(self) -> list[torch.nn.Module]:
@@ -287,7 +306,7 @@ class Trainer:
     # -- details --------------------------------------------------------------------------------------
 
     def _draw(self, generator: Generator, inputs: StepInputs) -> Any:
-        inputs.seeds.seed_torch("noise")  # the generator's own noise comes from PyTorch's default generator
+        inputs.seeds.seed_torch("noise")  # PyTorch's default generator draws the generator's noise inputs
         return generator(inputs.z, inputs.c, noise_mode=self.options.noise_mode, force_fp32=self.precision != "fp16")
 
     def _denoise(
@@ -309,7 +328,7 @@ class Trainer:
         return denoised
 
     def _known(self, sigma: Tensor) -> Tensor:
-        """Noise levels that the teacher knows."""
+        """Nearest noise levels that the teacher supports."""
         if sigma.numel() == 0:
             return sigma
         return self.teacher.round_sigma(sigma.to(torch.float32).clamp(*usable_sigmas(self.teacher)))
@@ -326,7 +345,7 @@ class Trainer:
         trained = [network.network for network in self.networks]
         for denoiser in denoisers:
             denoiser.module.use_fp16 = False  # the precision is chosen here, not by the pickle
-        if self.options.compile:  # before checkpoints, which run the compiled blocks again
+        if self.options.compile:  # before checkpointing, which then recomputes the compiled blocks
             for network in [self.teacher, *trained]:
                 compile_blocks(network.blocks())
         if self.options.checkpoint:
@@ -334,7 +353,7 @@ class Trainer:
                 checkpoint_blocks(network.blocks())
         if self.options.cuda_graphs:
             graphs = CudaGraphs()
-            # A replayed graph would not show the teacher's features to the ratio.
+            # A replayed graph would hide the teacher's features from the ratio.
             for denoiser in denoisers[1:] if self.ratio.trained else denoisers:
                 graph_forward(denoiser.module, graphs)
 
@@ -346,7 +365,7 @@ class Trainer:
         )
 
     def _head_optimizer(self, head: RatioNetwork) -> Optimizer:
-        """Without scaling of the loss: the head computes in float32."""
+        """Optimizer of the ratio's head, without loss scaling, because the head computes in float32."""
         return Optimizer(head.module.parameters(), (self.options.beta1, self.options.beta2), self.options.clip_grad)
 
     def _generator_rate(self, progress: Progress) -> float:
@@ -360,12 +379,12 @@ class Trainer:
         )
 
     def _fake_rate(self, progress: Progress) -> float:
-        """Counted from the start of the warm-up, and without decay: the fake score follows to the end."""
+        """Learning rate of the fake score: ramp-up from the start of the warm-up, and no decay."""
         seen = progress.warmup_nimg + progress.cur_nimg
         return learning_rate(self.options.flr, seen, rampup_nimg=self.options.lr_rampup_kimg * 1000)
 
     def _ratio_rate(self, progress: Progress) -> float:
-        """As the fake score's."""
+        """Learning rate of the ratio: ramp-up from the start of the warm-up, and no decay."""
         seen = progress.warmup_nimg + progress.cur_nimg
         return learning_rate(self.options.rlr, seen, rampup_nimg=self.options.lr_rampup_kimg * 1000)
 
@@ -374,21 +393,21 @@ Contract = TypeVar("Contract", Generator, Denoiser)
 
 
 def frozen_copy(network: Contract, device: torch.device) -> Contract:
-    """A copy on a device, without gradients."""
+    """Copy of a network on a device, with `requires_grad` off."""
     network = copy.deepcopy(network)
     network.module = network.module.to(device).requires_grad_(False)
     return network
 
 
 def set_training(module: torch.nn.Module, mode: bool) -> None:
-    """Turns dropout on or off; walking through all of a network's modules takes milliseconds, so only if need be."""
+    """Sets a module's training mode, only if it differs: visiting all of a network's modules takes milliseconds."""
     if module.training != mode:
         module.train(mode)
 
 
 @contextmanager
 def frozen(modules: Sequence[torch.nn.Module]) -> Iterator[None]:
-    """Gradients pass through networks on their way to the generator, and leave the networks' own alone."""
+    """Lets gradients pass through networks to the generator without accumulating in the networks' parameters."""
     for module in modules:
         module.requires_grad_(False)
     try:
@@ -399,16 +418,19 @@ def frozen(modules: Sequence[torch.nn.Module]) -> Iterator[None]:
 
 
 def check_options(pair: Pair, options: TrainingOptions) -> None:
-    """Refuses options that a pair cannot have.
+    """Checks that the options fit the pair.
 
     Raises:
-        UserError: The sentence names the option.
+        OptionError: An option needs another pair.
     """
     if options.anchor and pair.bridge.img_resolution == pair.generator.img_resolution:
-        raise UserError("--anchor holds detail that the teacher cannot see, and this teacher sees all: leave it out.")
+        raise OptionError(
+            "{anchor} preserves detail that the teacher cannot see, and this teacher has the generator's resolution: "
+            "leave it out."
+        )
     if options.fake_augment and pair.teacher.augment_dim != augment.NUM_LABELS:
         name = pair.teacher_file.pickle.path if pair.teacher_file else "this teacher"
-        raise UserError(
-            f"--fake-augment needs a teacher that was trained with EDM's {augment.NUM_LABELS} augmentation labels, and "
-            f"{name} was not: use --fake-augment=0."
+        raise OptionError(
+            f"{{fake_augment}} needs a teacher trained with EDM's {augment.NUM_LABELS} augmentation labels, and "
+            f"{name} was not: use {{fake_augment=0}}."
         )

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from stylegan_ops.abi import ABI_VERSION
+from stylegan_ops.backends.packing import ABI_VERSION
 from stylegan_ops.build import cache, ninja, nvrtc, toolchain
 from stylegan_ops.build.errors import BuildError
 from stylegan_ops.build.toolchain import Compiler

@@ -129,10 +129,10 @@ def test_comparison(fixture_path, tmp_path, stylegan):
 
 def test_large_comparisons_are_reduced():
     assert [generate._shrink(36, 256), generate._shrink(36, 1024), generate._shrink(1, 1024)] == [1, 2, 1]
-    pictures = [Image.new("L", (4, 4), shade) for shade in (10, 20)]
-    both = generate._side_by_side(pictures, pictures[::-1])
-    assert both.size == (16 + generate.GAP, 4)
-    assert [both.getpixel((x, 0)) for x in (0, 4, 8 + generate.GAP, 12 + generate.GAP)] == [10, 20, 20, 10]
+    images = [np.full((1, 4, 4), shade, np.uint8) for shade in (10, 20)]
+    both = generate._side_by_side(images, images[::-1])
+    assert both.shape == (4, 16 + generate.GAP, 1)
+    assert [both[0, x, 0] for x in (0, 4, 8 + generate.GAP, 12 + generate.GAP)] == [10, 20, 20, 10]
 
 
 @pytest.mark.parametrize(

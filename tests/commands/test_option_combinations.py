@@ -82,11 +82,11 @@ LENGTH = ["--kimg=0.004", "--warmup-kimg=0.002"]  # a step or two
 
 @pytest.fixture(autouse=True)
 def operators_stay_as_they_are():
-    from stylegan_ops import select
+    from stylegan_ops import dispatch
 
-    mode = select.mode()
+    mode = dispatch.mode()
     yield
-    select.set_mode(mode)
+    dispatch.set_mode(mode)
 
 
 def command_line(seed: int, fixtures: Path) -> list[str]:

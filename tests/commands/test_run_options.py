@@ -42,7 +42,7 @@ def test_class_map(fixture_path):
     pair = ("--gan", fixture_path("sg2ada/b_cond16.pkl"), "--teacher", fixture_path("edm/s4_sid_ddpmpp_cond16.pkl"))
     assert run(*pair, "-n", "--class-map=4,3,2,1,0").exit_code == 0
     result = run(*pair, "-n", "--class-map=4,3")
-    assert result.exit_code == 2 and "has 2 entries and the generator 5 classes" in result.stderr
+    assert result.exit_code == 2 and "--class-map has 2 entries" in result.stderr and "5 classes" in result.stderr
     result = run(*pair, "-n", "--class-map=a")
     assert result.exit_code == 2 and "--class-map" in result.stderr
 
@@ -57,9 +57,9 @@ def test_generator_above_the_teachers_resolution(fixture_path):
 def test_pair_that_does_not_fit(fixture_path):
     teacher = fixture_path("edm/s4_sid_ddpmpp_cond16.pkl")
     result = run("--gan", fixture_path("sg2ada/d_gray16.pkl"), "--teacher", teacher, "-n")
-    assert result.exit_code == 2 and "draws 1 channels and the teacher sees 3" in result.stderr
+    assert result.exit_code == 2 and "1 channel " in result.stderr and " 3: " in result.stderr
     result = run("--gan", fixture_path("sg2ada/a_uncond32.pkl"), "--teacher", teacher, "-n")
-    assert result.exit_code == 2 and "knows 5 classes and the generator none" in result.stderr
+    assert result.exit_code == 2 and "5 classes" in result.stderr
 
 
 def test_as_a_script():
@@ -145,7 +145,7 @@ def test_dry_run_with_preflight(fixture_path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     pair = ("--gan", fixture_path("sg2ada/b_cond16.pkl"), "--teacher", fixture_path("edm/s4_sid_ddpmpp_cond16.pkl"))
     result = run(*pair, "--dry-run", "--preflight", "--device=cpu")
-    assert result.exit_code == 0 and "Preflight: how well the teacher denoises 16 images" in result.stdout
+    assert result.exit_code == 0 and "Preflight: " in result.stdout and "16 images" in result.stdout
     assert list(tmp_path.iterdir()) == []
     result = run("--resume=latest", "--init=x")
     assert result.exit_code == 2 and "--init begins one" in result.stderr
@@ -157,20 +157,20 @@ def test_help_does_not_wait_for_torch():
 
 
 def test_custom_ops(fixture_path, monkeypatch):
-    from stylegan_ops import select
+    from stylegan_ops import dispatch
     from stylegan_ops.build import BuildError
 
     pair = ("--gan", fixture_path("sg2ada/b_cond16.pkl"), "--teacher", fixture_path("edm/s4_sid_ddpmpp_cond16.pkl"))
-    before = select.mode()
+    before = dispatch.mode()
     try:
-        assert run(*pair, "-n", "--custom-ops=off").exit_code == 0 and select.mode() == "off"
+        assert run(*pair, "-n", "--custom-ops=off").exit_code == 0 and dispatch.mode() == "off"
         assert run(*pair, "-n", "--custom-ops=maybe").exit_code == 2
 
         def fail(device):
             raise BuildError("There is no compiler", "install one")
 
-        monkeypatch.setattr(select, "load", fail)
+        monkeypatch.setattr(dispatch, "load", fail)
         result = run(*pair, "-n", "--custom-ops=on", "--device=cpu")
         assert result.exit_code == 2 and result.stderr.count("\n") == 1 and "There is no compiler" in result.stderr
     finally:
-        select.set_mode(before)
+        dispatch.set_mode(before)

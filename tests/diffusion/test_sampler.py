@@ -76,7 +76,7 @@ def test_sigmas_fall_from_maximum_to_minimum_evenly_in_their_root():
 
 @pytest.mark.parametrize("arguments", [(0,), (5, 0, 1), (5, 2, 1), (5, 0.1, math.inf), (5, math.nan, 1)])
 def test_impossible_sigma_grids_are_refused(arguments):
-    with pytest.raises(ValueError, match=r"num_steps=0|sigma_min=.* and sigma_max="):
+    with pytest.raises(ValueError, match=r"num_steps=0|sigma_min=.*, sigma_max="):
         karras_sigmas(*arguments)
 
 

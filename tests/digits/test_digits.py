@@ -128,8 +128,8 @@ def test_detector_is_called_like_inception(detector, splits):
     assert images.dtype == torch.uint8
     features = detector(images, return_features=True)
     assert features.shape == (5, 64)
-    colours = images.repeat(1, 3, 1, 1)
-    assert torch.allclose(detector(colours, return_features=True), features, atol=1e-4)
+    colors = images.repeat(1, 3, 1, 1)
+    assert torch.allclose(detector(colors, return_features=True), features, atol=1e-4)
     large = images.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
     assert detector(large, return_features=True).shape == (5, 64)
     biased, unbiased = detector(images), detector(images, no_output_bias=True)
@@ -140,10 +140,10 @@ def test_detector_is_called_like_inception(detector, splits):
     assert torch.allclose(biased, torch.softmax(features @ weight.t() + bias, dim=1), atol=1e-5)
 
 
-def test_detector_recognises_held_out_digits(detector, splits):
+def test_detector_recognizes_held_out_digits(detector, splits):
     for name in ("selection", "test"):
-        recognised = detector(splits[name].pixels).argmax(dim=1)
-        assert (recognised == splits[name].classes).float().mean() > 0.96
+        recognized = detector(splits[name].pixels).argmax(dim=1)
+        assert (recognized == splits[name].classes).float().mean() > 0.96
 
 
 def test_references_are_the_moments_of_the_images(detector, splits):
@@ -164,7 +164,7 @@ def test_datasets_are_stylegans(splits):
         assert torch.bincount(splits[name].classes).tolist() == [count] * 10
 
 
-def recognised(detector, images, classes):
+def recognized(detector, images, classes):
     pixels = (images * 127.5 + 128).clamp(0, 255).to(torch.uint8)
     return float((detector(pixels).argmax(dim=1) == classes).float().mean())
 
@@ -176,5 +176,5 @@ def test_the_generator_is_bad_and_the_teacher_good(detector):
     labels = torch.eye(10)[classes]
     torch.manual_seed(0)
     G, D_T = load_gan("digits").network, load_teacher("edm-digits").network
-    assert recognised(detector, G(torch.randn(100, G.z_dim), labels), classes) < 0.7
-    assert recognised(detector, heun_sample(D_T, torch.randn(100, 1, 16, 16), labels), classes) > 0.9
+    assert recognized(detector, G(torch.randn(100, G.z_dim), labels), classes) < 0.7
+    assert recognized(detector, heun_sample(D_T, torch.randn(100, 1, 16, 16), labels), classes) > 0.9

@@ -12,7 +12,7 @@ import scipy.linalg
 import torch
 from click.testing import CliRunner
 
-from benchmarks import unconditional
+from benchmarks.studies import unconditional
 from refine import load_gan, load_teacher, zoo
 from refine.digits import digits, figures
 from refine.digits.make import data
@@ -85,7 +85,7 @@ def test_gan_training_moves_all_three_networks(splits):
 
 
 def test_networks_without_labels(splits, tmp_path):
-    """What benchmarks/unconditional.py makes: both files are written, not made again, and draw images."""
+    """What benchmarks/studies/unconditional.py makes: both files are written, not made again, and draw images."""
     tiny = replace(TINY_GAN, c_dim=0), replace(TINY_TEACHER, label_dim=0)
     paths = unconditional.make_pair(tmp_path, *tiny)
     made = [path.stat().st_mtime_ns for path in paths]

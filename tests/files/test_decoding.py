@@ -78,7 +78,7 @@ def test_it_goes_on_without_processes(
     with caplog.at_level("INFO", logger="refine"):
         found = np.concatenate(list(read_batches(dataset, range(12), 3, workers=2)))
     np.testing.assert_array_equal(found, np.stack([dataset.image(i) for i in range(12)]))
-    assert len(caplog.records) == 1 and "this one goes on by itself" in caplog.text and "more" not in caplog.text
+    assert len(caplog.records) == 1 and "continuing in this one" in caplog.text and "more" not in caplog.text
 
 
 def test_how_many(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import email.utils
 import errno
 import hashlib
 import http.server
 import io
 import os
+import pickle
 import re
 import signal
 import socket
@@ -14,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,9 +27,10 @@ import requests
 
 import refine
 from refine.errors import UserError
-from refine.files import download
+from refine.files import addresses, download
 
-CONTENT = bytes(i * i % 251 for i in range(500_000))
+# A pickle of half a million bytes, since downloads called .pkl are looked into.
+CONTENT = pickle.dumps(bytes(i * i % 251 for i in range(500_000 - 9)), protocol=4)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 HALF = 200_000
 
@@ -117,7 +122,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
     monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr(download, "FIRST_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(download, "BACKOFF_SECONDS", 0.001)
     return tmp_path / "cache" / "downloads"
 
 
@@ -335,7 +340,7 @@ def test_a_server_that_always_breaks_off_is_given_up(server: Server, cache: Path
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 def test_ctrl_c_leaves_the_part_for_the_next_call(server: Server, cache: Path):
     server.answers = [Answer(pause_after=HALF)]
-    process = start("-m refine.zoo --fetch", server.url())
+    process = start("-m refine zoo --fetch", server.url())
     part = cache / f"refine_{md5(server.url())}.part"
     wait_until(lambda: part.exists() and part.stat().st_size > 0)
     process.send_signal(signal.SIGINT)
@@ -382,11 +387,11 @@ def test_troubled_servers_are_asked_again(server: Server, cache: Path, status: i
 def test_pauses_between_tries_double(server: Server, monkeypatch: pytest.MonkeyPatch):
     pauses: list[float] = []
     monkeypatch.setattr(download.time, "sleep", pauses.append)
-    monkeypatch.setattr(download, "FIRST_PAUSE_SECONDS", 1.0)
+    monkeypatch.setattr(download, "BACKOFF_SECONDS", 1.0)
     server.answers = [Answer(status=500)]
     with pytest.raises(UserError):
         download.fetch(server.url())
-    assert pauses == [1, 2, 4]
+    assert pauses == [0, 2, 4]
 
 
 def test_web_page_is_refused(server: Server, cache: Path):
@@ -428,19 +433,181 @@ def test_known_size_is_compared_where_the_server_tells_none(server: Server, cach
 
 def test_wrong_digest_removes_the_file(server: Server, cache: Path):
     server.answers = [Answer(content=CONTENT[:-1] + b"?"), Answer()]
-    with pytest.raises(UserError, match="removed because its sha256 is [0-9a-f]{64} instead of " + SHA256):
+    with pytest.raises(UserError, match="sha256 [0-9a-f]{64} instead of " + SHA256):
         download.fetch(server.url(), size=len(CONTENT), sha256=SHA256)
     assert not finished(cache) + list(cache.glob("*.part"))
     assert download.fetch(server.url(), sha256=SHA256).read_bytes() == CONTENT
 
 
-def test_wrong_digest_in_the_cache_removes_the_file(server: Server, cache: Path):
+@pytest.mark.parametrize("damaged", [b"", b"damaged", CONTENT[:-1] + b"?"], ids=["empty", "short", "changed"])
+@pytest.mark.parametrize("name", ["net.pkl", "of_another_tool"])
+def test_a_bad_file_in_the_cache_is_named_and_replaced(
+    server: Server, cache: Path, caplog: pytest.LogCaptureFixture, damaged: bytes, name: str
+):
     server.answers = [Answer()]
-    path = download.fetch(server.url())
-    path.write_bytes(b"damaged")
-    with pytest.raises(UserError, match="was removed because its sha256"):
+    cache.mkdir(parents=True)
+    bad = cache / f"{md5(server.url())}_{name}"
+    bad.write_bytes(damaged)
+    path = download.fetch(server.url(), sha256=SHA256)
+    assert path.read_bytes() == CONTENT and finished(cache) == [path]
+    assert str(bad) in caplog.text
+
+
+def test_a_bad_file_in_the_cache_is_named_where_it_cannot_be_replaced(server: Server, cache: Path):
+    server.answers = [Answer(status=404)]
+    cache.mkdir(parents=True)
+    bad = cache / f"{md5(server.url())}_net.pkl"
+    bad.write_bytes(b"damaged")
+    with pytest.raises(UserError, match="HTTP 404") as caught:
         download.fetch(server.url(), sha256=SHA256)
-    assert not path.exists()
+    assert f"{bad} in the cache has the sha256" in str(caught.value) and bad.read_bytes() == b"damaged"
+
+
+def test_a_file_is_looked_into_before_it_gets_its_name(server: Server, cache: Path):
+    looked_at = []
+
+    def check(path: Path, name: str) -> str | None:
+        looked_at.append((path.suffix, name, path.read_bytes() == CONTENT))
+        return "is nothing; download it again" if len(looked_at) == 1 else None
+
+    server.answers = [Answer()]
+    with pytest.raises(UserError, match=re.escape(server.url()) + ".* is nothing: run again"):
+        download.fetch(server.url("a%20b.pkl").replace("a%20b", "net"), check=check)
+    assert not finished(cache) + list(cache.glob("*.part"))
+    download.fetch(server.url("a%20b.pkl"), check=check)
+    download.fetch(server.url("a%20b.pkl"), check=check)
+    assert looked_at == [(".part", "net.pkl", True), (".part", "a_b.pkl", True), (".pkl", "a_b.pkl", True)]
+
+
+@pytest.mark.parametrize("kind", ["application/json", "application/json; charset=utf-8", "application/problem+json"])
+def test_message_is_refused(server: Server, cache: Path, kind: str):
+    server.answers = [Answer(content=b'{"status": "busy"}', headers={"Content-Type": kind})]
+    with pytest.raises(UserError, match="a message instead of a file"):
+        download.fetch(server.url())
+    assert not finished(cache)
+
+
+# -- Pauses -------------------------------------------------------------------------------------------------------
+
+
+def http_date(seconds_from_now: float) -> str:
+    return email.utils.formatdate(time.time() + seconds_from_now, usegmt=True)
+
+
+@pytest.mark.parametrize(
+    ("header", "pause"),
+    [("7", 7), (" 7 ", 7), ("0", 0), (lambda: http_date(30), 29), (lambda: http_date(-30), 0), ("soon", 0), ("-3", 0)],
+)
+@pytest.mark.parametrize("status", [429, 503])
+def test_retry_after_is_heeded(
+    server: Server, monkeypatch: pytest.MonkeyPatch, status: int, header: str | Callable[[], str], pause: float
+):
+    pauses: list[float] = []
+    monkeypatch.setattr(download.time, "sleep", pauses.append)
+    value = header if isinstance(header, str) else header()
+    server.answers = [Answer(status=status, headers={"Retry-After": value}), Answer()]
+    assert download.fetch(server.url()).read_bytes() == CONTENT
+    assert len(pauses) == 1 and pause <= pauses[0] <= pause + 2
+
+
+def test_a_server_that_asks_for_an_hour_is_given_up_at_once(server: Server, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(download.time, "sleep", lambda seconds: pytest.fail(f"slept {seconds} s"))
+    server.answers = [Answer(status=429, headers={"Retry-After": "3600"})]
+    with pytest.raises(UserError, match="3600 s"):
+        download.fetch(server.url())
+    assert len(server.requests) == 1
+
+
+def test_a_name_that_does_not_resolve_is_looked_up_once(monkeypatch: pytest.MonkeyPatch):
+    lookups = []
+
+    def getaddrinfo(host: str, *rest: object, **options: object) -> list[object]:
+        lookups.append(host)
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(download.time, "sleep", lambda seconds: pytest.fail(f"slept {seconds} s"))
+    with pytest.raises(download.DownloadError, match=r"nowhere\.example does not resolve") as caught:
+        download.fetch("https://nowhere.example/net.pkl")
+    assert lookups == ["nowhere.example"]
+    assert caught.value.place == download.place_by_hand("https://nowhere.example/net.pkl")
+
+
+# -- Secrets ------------------------------------------------------------------------------------------------------
+
+SECRETS = ("us3r", "s3cret", "t0ken", "s1gnature")
+
+
+def with_secrets(url: str) -> str:
+    return url.replace("http://", "http://us3r:s3cret@") + "?token=t0ken&expires=&Signature=s1gnature#t0ken"
+
+
+def outcomes() -> Iterator[tuple[str, list[Answer]]]:
+    """Everything that happens to a download and is said."""
+    yield "success", [Answer()]
+    yield "break", [Answer(cut_after=HALF), Answer()]
+    yield "refused", [Answer(status=403)]
+    yield "troubled", [Answer(status=500)]
+    yield "wrong", [Answer(content=b"x")]
+    yield "web page", [Answer(headers={"Content-Type": "text/html"})]
+    yield "redirect", [Answer(status=302, headers={"Location": "ftp://us3r:s3cret@127.0.0.1/x?token=t0ken"})]
+    yield "endless", [Answer(status=302, headers={"Location": "/x.pkl?token=t0ken&Signature=s1gnature"})]
+    yield "elsewhere", [Answer(status=302, headers={"Location": "http://us3r:s3cret@.a/x?token=t0ken"})]
+
+
+@pytest.mark.parametrize(("case", "answers"), list(outcomes()))
+def test_secrets_reach_the_server_and_nobody_else(
+    server: Server, cache: Path, caplog: pytest.LogCaptureFixture, case: str, answers: list[Answer]
+):
+    caplog.set_level("INFO", "refine")
+    server.answers = answers
+    url = with_secrets(server.url())
+    said = []
+    try:
+        download.fetch(url, sha256=SHA256)
+        assert case in ("success", "break")
+    except UserError as error:
+        said += traceback.format_exception(error)
+        assert "127.0.0.1" in str(error)
+    assert server.requests[0]["Authorization"] == "Basic " + base64.b64encode(b"us3r:s3cret").decode()
+    said += [*caplog.messages, *(str(path) for path in cache.rglob("*"))]
+    said += [path.read_text("latin-1") for path in cache.rglob("*.version")]
+    assert said and not [line for line in said if any(secret in line for secret in SECRETS)]
+
+
+def test_secrets_of_addresses_that_nobody_can_fetch():
+    for url in ("ftp://us3r:s3cret@host/x?token=t0ken", "https://us3r:s3cret@/x?t0ken", "http://us3r:s3cret@[::1/x"):
+        with pytest.raises(UserError) as caught:
+            download.fetch(url)
+        assert not any(secret in str(caught.value) for secret in SECRETS)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("https://host/a/b.pkl", "https://host/a/b.pkl"),
+        ("https://user:pass@host:8080/a@b.pkl", "https://host:8080/a@b.pkl"),
+        ("https://user@host/x?id=1&token=abc", "https://host/x?id=...&token=..."),
+        ("https://host/x?t0ken", "https://host/x?..."),
+        ("https://host?a=b#c", "https://host?a=..."),
+        ("https://us:er:p@ss@host/x", "https://host/x"),
+        ("models/x.pkl?a=b", "models/x.pkl?a=b"),
+    ],
+)
+def test_redacted_addresses(url: str, shown: str):
+    assert addresses.redacted(url) == shown
+    assert addresses.has_secrets(url) == (shown != url)
+    assert addresses.redacted(shown) == shown
+
+
+def test_tilde_in_the_cache_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    monkeypatch.setenv("DNNLIB_CACHE_DIR", "~/c")
+    assert download.cache_directory() == tmp_path / "c" / "downloads"
+
+
+# -- Other errors -------------------------------------------------------------------------------------------------
 
 
 def test_offline(cache: Path):
@@ -513,9 +680,9 @@ def test_full_disk_keeps_the_part(server: Server, cache: Path, monkeypatch: pyte
 
 def test_of_two_processes_one_downloads_and_the_other_waits(server: Server, cache: Path):
     server.answers = [Answer(pause_after=HALF)]
-    first = start("-m refine.zoo --fetch", server.url())
+    first = start("-m refine zoo --fetch", server.url())
     wait_until(lambda: len(server.requests) == 1)
-    second = start("-m refine.zoo --fetch", server.url())
+    second = start("-m refine zoo --fetch", server.url())
     read_stderr_until(second, "Waiting for another process")
     server.go_on.set()
     outputs = [process.communicate()[0] for process in (first, second)]
@@ -536,7 +703,7 @@ def test_messages_of_a_break(server: Server, caplog: pytest.LogCaptureFixture):
     caplog.set_level("INFO", "refine")
     server.answers = [Answer(cut_after=HALF), Answer()]
     download.fetch(server.url())
-    assert "trying again in" in caplog.messages[1]
+    assert "trying again" in caplog.messages[1]
     assert caplog.messages[2] == f"Continuing {server.url()}, 0.5 MB"
 
 
@@ -553,7 +720,7 @@ def test_progress_bar_with_remaining_time_on_a_terminal(
     server.answers = [Answer(cut_after=HALF), Answer()]
     download.fetch(server.url())
     assert re.search(r"net\.pkl: +100%.*500k/500k \[\d\d:\d\d<\d\d:\d\d", terminal.getvalue())
-    assert [message[:20] for message in caplog.messages] == ["Download interrupted"]
+    assert [message[:20] for message in caplog.messages] == ["Download failed (no "]
 
 
 def test_no_stderr_at_all(server: Server, monkeypatch: pytest.MonkeyPatch):

@@ -13,8 +13,9 @@ import torch
 
 from refine.errors import UserError
 from refine.metrics.batch_size import LARGEST, USUAL, BatchSize, is_out_of_memory
-from refine.metrics.collect import Tap, collect
+from refine.metrics.collect import collect
 from refine.metrics.detectors import Detector
+from refine.metrics.metric import FeatureSpec
 from refine.metrics.options import MetricOptions
 from refine.metrics.suite import make_measure
 
@@ -89,7 +90,7 @@ def test_parts_become_smaller_and_nothing_is_left_out(most: int, caplog: pytest.
         found = [number for part in batch.parts(range(3, 40), work) for number in part]
     assert found == list(range(3, 40))
     assert batch.now <= max(most, 16) and batch.settled == (most < 16)
-    assert all("at once; going on with" in record.getMessage() for record in caplog.records)
+    assert all("per pass; continuing with" in record.getMessage() for record in caplog.records)
     for _ in range(4):
         batch.took(batch.now, 1e-9)
     assert most >= 16 or batch.now <= most  # does not grow again
@@ -99,7 +100,7 @@ def test_no_memory_for_one_image() -> None:
     def work(part: range) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    with pytest.raises(UserError, match="does not suffice for one image"):
+    with pytest.raises(UserError, match="single image"):
         list(BatchSize(4).parts(range(4), work))
 
 
@@ -124,12 +125,12 @@ def test_a_detector_that_takes_few_images(inception: Detector) -> None:
         check(len(images))
         return inception.module(images, **arguments)
 
-    taps = [Tap(dataclasses.replace(inception, module=module), keep="rows")]
+    specs = [FeatureSpec(dataclasses.replace(inception, module=module), keep="rows")]
     batch = BatchSize(12)
     numbers = range(30)
-    found = collect(lambda n, b: b.parts(n, lambda p: IMAGES[p.start : p.stop]), numbers, taps, batch, "test")
+    found = collect(lambda n, b: b.parts(n, lambda p: IMAGES[p.start : p.stop]), numbers, specs, batch, "test")
     assert batch.now == 3
-    np.testing.assert_allclose(found[taps[0]], inception.features(IMAGES).numpy(), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found[specs[0]], inception.features(IMAGES).numpy(), rtol=1e-5, atol=1e-5)
 
 
 class Greedy(torch.nn.Module):

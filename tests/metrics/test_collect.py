@@ -14,8 +14,9 @@ import torch
 from refine.errors import UserError
 from refine.metrics import collect as features
 from refine.metrics.batch_size import BatchSize
-from refine.metrics.collect import Tap, at_all, at_first, collect, with_progress
+from refine.metrics.collect import at_all, at_first, collect, with_progress
 from refine.metrics.detectors import Detector
+from refine.metrics.metric import FeatureSpec
 from refine.metrics.moments import Moments
 
 IMAGES = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (30, 3, 8, 8), dtype=np.uint8))
@@ -25,30 +26,30 @@ def images(numbers: range, batch: BatchSize) -> Iterator[torch.Tensor]:
     return batch.parts(numbers, lambda part: IMAGES[part.start : part.stop])
 
 
-def test_several_taps_of_one_pass(inception: Detector, vgg: Detector) -> None:
-    taps = [
-        Tap(inception),
-        Tap(inception, keep="rows"),
-        Tap(inception, output="probabilities", keep="rows"),
-        Tap(vgg, keep="half"),
+def test_several_specs_of_one_pass(inception: Detector, vgg: Detector) -> None:
+    specs = [
+        FeatureSpec(inception),
+        FeatureSpec(inception, keep="rows"),
+        FeatureSpec(inception, output="probabilities", keep="rows"),
+        FeatureSpec(vgg, keep="half"),
     ]
-    found = collect(images, range(5, 30), taps, BatchSize(7), "test")
+    found = collect(images, range(5, 30), specs, BatchSize(7), "test")
     expected = inception.features(IMAGES[5:])
-    np.testing.assert_allclose(found[taps[1]], expected.numpy(), rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(found[taps[0]].scatter, Moments.of(expected).scatter, rtol=1e-4, atol=1e-4)
-    assert found[taps[0]].count == 25
-    np.testing.assert_allclose(found[taps[2]], inception.probabilities(IMAGES[5:]).numpy(), rtol=1e-4, atol=1e-6)
-    assert found[taps[3]].dtype == np.float16
-    np.testing.assert_allclose(found[taps[3]], vgg.features(IMAGES[5:]).numpy(), rtol=2e-3, atol=2e-3)
+    np.testing.assert_allclose(found[specs[1]], expected.numpy(), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found[specs[0]].scatter, Moments.of(expected).scatter, rtol=1e-4, atol=1e-4)
+    assert found[specs[0]].count == 25
+    np.testing.assert_allclose(found[specs[2]], inception.probabilities(IMAGES[5:]).numpy(), rtol=1e-4, atol=1e-6)
+    assert found[specs[3]].dtype == np.float16
+    np.testing.assert_allclose(found[specs[3]], vgg.features(IMAGES[5:]).numpy(), rtol=2e-3, atol=2e-3)
 
 
 def test_grey_images_are_seen_as_rgb(inception: Detector) -> None:
-    tap = Tap(inception, keep="rows")
+    spec = FeatureSpec(inception, keep="rows")
     found = collect(
-        lambda numbers, batch: (p[:, :1] for p in images(numbers, batch)), range(9), [tap], BatchSize(4), "test"
+        lambda numbers, batch: (p[:, :1] for p in images(numbers, batch)), range(9), [spec], BatchSize(4), "test"
     )
     grey = IMAGES[:9, :1].repeat(1, 3, 1, 1)
-    np.testing.assert_allclose(found[tap], inception.features(grey).numpy(), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found[spec], inception.features(grey).numpy(), rtol=1e-5, atol=1e-5)
 
 
 def test_features_that_are_not_finite_are_refused(inception: Detector) -> None:
@@ -57,7 +58,7 @@ def test_features_that_are_not_finite_are_refused(inception: Detector) -> None:
 
     broken = dataclasses.replace(inception, module=module)
     with pytest.raises(UserError, match=r"tiny_inception_s\.pt gives features that are not finite"):
-        collect(images, range(9), [Tap(broken)], BatchSize(4), "test")
+        collect(images, range(9), [FeatureSpec(broken)], BatchSize(4), "test")
 
 
 def test_lines_with_an_estimate_where_there_is_no_terminal(

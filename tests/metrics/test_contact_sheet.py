@@ -6,13 +6,13 @@ import numpy as np
 import torch
 from scipy.spatial.distance import cdist, mahalanobis
 
+from refine.files.images import tile
 from refine.metrics.contact_sheet import (
     distances_to_moments,
     distances_to_rows,
     nearest_and_farthest,
     sheet,
     side_by_side,
-    tile,
 )
 from refine.metrics.moments import Moments
 

@@ -13,7 +13,7 @@ import torch
 from refine import pickles, zoo
 from refine.errors import UserError
 from refine.files import download
-from refine.metrics.detectors import INCEPTION, VGG, Detector, choose, exact_convolutions, load_detector
+from refine.metrics.detectors import OFFICIAL, Detector, DetectorChoices, exact_convolutions, load_detector
 
 URL = "https://detectors.example.org/somebodys.pt"
 FindPath = Callable[[str], Path]
@@ -52,19 +52,25 @@ def test_one_from_the_internet_needs_trust(downloaded: Path) -> None:
 
 
 def test_an_official_one_is_known_by_its_digest(downloaded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    official = next(entry for entry in zoo.ENTRIES if entry.name == INCEPTION)
+    official = next(entry for entry in zoo.ENTRIES if entry.name == OFFICIAL["inception"])
     assert official.sha256 == "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
     known = dataclasses.replace(official, sha256=pickles.file_sha256(downloaded), size=None)
     monkeypatch.setattr(zoo, "ENTRIES", (dataclasses.replace(known, url=URL),))
-    detector = load_detector(INCEPTION)
-    assert detector.official and detector.provenance() == {"name": INCEPTION, "sha256": known.sha256}
+    detector = load_detector(OFFICIAL["inception"])
+    assert detector.official and detector.provenance() == {"name": OFFICIAL["inception"], "sha256": known.sha256}
 
 
 def test_names_of_the_zoo_and_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert {zoo.find(name).kind for name in (INCEPTION, VGG)} == {"detector"}  # type: ignore[union-attr]
-    assert choose(None, INCEPTION) == INCEPTION and choose("own.pt", INCEPTION) == "own.pt"
+    assert {zoo.find(name).kind for name in OFFICIAL.values()} == {"detector"}  # type: ignore[union-attr]
+
+    def chosen(**given: str) -> tuple[str, str]:
+        choices = DetectorChoices.made(given)
+        return choices["inception"], choices["vgg"]
+
+    assert chosen() == (OFFICIAL["inception"], OFFICIAL["vgg"])
+    assert chosen(inception="own.pt") == ("own.pt", OFFICIAL["vgg"])
     monkeypatch.setenv("REFINE_DETECTOR", "env.pt")
-    assert choose(None, INCEPTION) == "env.pt" and choose("own.pt", INCEPTION) == "own.pt" and choose(None, VGG) == VGG
+    assert chosen() == ("env.pt", OFFICIAL["vgg"]) and chosen(inception="own.pt", vgg="b.pt") == ("own.pt", "b.pt")
 
 
 def test_outputs(inception: Detector, vgg: Detector) -> None:
@@ -89,7 +95,7 @@ def test_what_is_no_detector(tmp_path: Path, tiny: Path, fixture_path: FindPath,
     state = tmp_path / "state.pt"
     torch.save({"weight": torch.zeros(3)}, state)
     for path in (truncated, empty, text, state):
-        with pytest.raises(UserError, match="no TorchScript module, or damaged") as caught:
+        with pytest.raises(UserError, match="not a TorchScript module, or is damaged") as caught:
             load_detector(str(path))
         assert str(path) in str(caught.value) and "\n" not in str(caught.value) and len(str(caught.value)) < 500
     with pytest.raises(UserError, match="is a pickle"):

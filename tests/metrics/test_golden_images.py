@@ -13,15 +13,15 @@ import pytest
 import torch
 
 from refine.files.dataset import ImageDataset
+from refine.files.images import to_uint8
 from refine.metrics.detectors import Detector
-from refine.metrics.fid import fid
+from refine.metrics.fid import frechet_distance
 from refine.metrics.inception_score import inception_score
 from refine.metrics.kid import kid
 from refine.metrics.metric import parse_metric
 from refine.metrics.moments import Moments
-from refine.metrics.ppl import path_distances, trimmed_mean
+from refine.metrics.ppl import PPL, path_distances, trimmed_mean
 from refine.metrics.precision_recall import precision_recall
-from refine.metrics.sampler import to_uint8
 
 FIXTURES = Path(__file__).parents[1] / "fixtures/metrics"
 EXPECTED = json.loads((FIXTURES / "dataset_expected.json").read_text())
@@ -103,7 +103,9 @@ def test_values_from_images(
     records = {r["metric"]: r for r in reversed(RESULTS["main"])}
     records |= {"fid": RESULTS["main"][0]}
     real, generated = inception.features(real_images), inception.features(generated_images)
-    assert fid(Moments.of(real), Moments.of(generated)).value == pytest.approx(records["fid"]["value"], rel=1e-5)
+    assert frechet_distance(Moments.of(real), Moments.of(generated)).value == pytest.approx(
+        records["fid"]["value"], rel=1e-5
+    )
     value = kid(real.numpy(), generated.numpy(), 100, 1000, seed=0)
     assert value == pytest.approx(records["kid"]["value_in_float64_arithmetic"], rel=1e-5)
     score = inception_score(inception.probabilities(generated_images).numpy())
@@ -123,6 +125,7 @@ def test_path_length(name: str, generator: Any, vgg: Detector, arrays: dict[str,
     """The recorded draws come from one seed, batch by batch: positions, latents, noise (of the first four batches)."""
     record = next(r for r in RESULTS["ppl"] if r["metric"] == name)
     spec = parse_metric(name)
+    assert isinstance(spec, PPL)
     assert (spec.space, spec.sampling, spec.crop) == tuple(record["args"][k] for k in ("space", "sampling", "crop"))
     noise_names = [k.split(".noise.")[1] for k in arrays if k.startswith("ppl2_wend_uncond.noise.")]
     assert noise_names == [k for k, _ in generator.named_buffers() if k.endswith("noise_const")]
@@ -141,7 +144,11 @@ def test_path_length(name: str, generator: Any, vgg: Detector, arrays: dict[str,
             noise.append(layer.expand(2, 1, *layer.shape))  # both paths of a batch have the same
         z0, z1 = z.chunk(2)
         t = t if spec.sampling == "full" else t * 0
-        distances.append(path_distances(generator, vgg.lpips, (z0, z1), torch.zeros(2, 0), t, noise, spec))
+        distances.append(
+            path_distances(
+                generator, vgg.lpips, (z0, z1), torch.zeros(2, 0), t, noise, space=spec.space, crop=spec.crop
+            )
+        )
     found = torch.cat(distances).numpy()
     np.testing.assert_allclose(found, arrays[f"{name}_uncond.dist"], rtol=2e-2)
     assert trimmed_mean(found) == pytest.approx(record["results"]["ppl"], rel=3e-3)

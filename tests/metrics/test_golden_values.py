@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from refine.metrics.fid import fid
+from refine.metrics.fid import frechet_distance
 from refine.metrics.inception_score import inception_score
 from refine.metrics.kid import kid
 from refine.metrics.moments import Moments
@@ -43,7 +43,7 @@ def features(golden: Arrays, group: str, kind: str = "inc") -> tuple[np.ndarray,
 def test_fid(golden: Arrays, group: str, record: dict[str, Any]) -> None:
     real, generated = features(golden, group)
     args = record["args"]
-    result = fid(Moments.of(real[: args["max_real"]]), Moments.of(generated[: args["num_gen"]]))
+    result = frechet_distance(Moments.of(real[: args["max_real"]]), Moments.of(generated[: args["num_gen"]]))
     assert result.value == pytest.approx(record["value"], rel=1e-6)
     assert result.value == pytest.approx(record["independent_float64"], rel=1e-6 if group == "singular" else 1e-11)
     assert result.error < 1e-6 * result.value
@@ -53,7 +53,7 @@ def test_fid(golden: Arrays, group: str, record: dict[str, Any]) -> None:
 def test_fid_with_the_covariance_of_edm(golden: Arrays, group: str) -> None:
     (record,) = (r for r in RESULTS[group] if r["metric"] == "fid_unbiased_cov")
     real, generated = (Moments.of(f) for f in features(golden, group))
-    assert fid(real, generated, ddof=1).value == pytest.approx(record["value"], rel=1e-10)
+    assert frechet_distance(real, generated, ddof=1).value == pytest.approx(record["value"], rel=1e-10)
 
 
 @pytest.mark.parametrize(("group", "record"), records("kid"))

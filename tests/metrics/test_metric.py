@@ -8,6 +8,13 @@ import pytest
 
 from refine.errors import UserError
 from refine.metrics import MetricOptions, parse_metric, parse_metrics
+from refine.metrics.fid import FDD, FID
+from refine.metrics.inception_score import IS
+from refine.metrics.kid import KID
+from refine.metrics.ppl import PPL
+from refine.metrics.precision_recall import PR
+
+KINDS = {FID: "fid", FDD: "fdd", KID: "kid", PR: "pr", IS: "is", PPL: "ppl"}
 
 
 @pytest.mark.parametrize(
@@ -28,7 +35,8 @@ from refine.metrics import MetricOptions, parse_metric, parse_metrics
 )
 def test_names_of_the_suite(name: str, expected: tuple[str, int, bool, int | None, int]) -> None:
     spec = parse_metric(name)
-    assert (spec.kind, spec.num_gen, spec.full, spec.max_real, spec.nhood_size) == expected
+    nhood_size = spec.nhood_size if isinstance(spec, PR) else 0
+    assert (KINDS[type(spec)], spec.num_gen, spec.full, spec.max_real, nhood_size) == expected
     assert spec.name == name
     assert (spec.note is None) == (spec.num_gen == 50_000)
     if spec.note:
@@ -47,6 +55,7 @@ def test_names_of_the_suite(name: str, expected: tuple[str, int, bool, int | Non
 )
 def test_path_lengths(name: str, space: str, sampling: str, crop: bool) -> None:
     spec = parse_metric(name)
+    assert isinstance(spec, PPL)
     assert (spec.space, spec.sampling, spec.crop, spec.num_gen) == (space, sampling, crop, 50_000)
     assert parse_metric(f"{name}2k").num_gen == 2000
     assert not spec.needs_reference
@@ -68,7 +77,18 @@ def test_lists() -> None:
 
 
 def test_options_are_checked() -> None:
-    for bad in ({"fid_seeds": 0}, {"every": 0}, {"seed": -1}, {"ref": "data"}, {"noise_mode": "loud"}):
+    for bad in (
+        {"fid_seeds": 0},
+        {"batch": 0},
+        {"workers": -1},
+        {"ref_images": 1},
+        {"resample": "nearest"},
+        {"seed": -1},
+        {"ref": "data"},
+        {"noise_mode": "loud"},
+    ):
         with pytest.raises(UserError):
             MetricOptions(**bad)  # type: ignore[arg-type]
-    assert [n for n in range(6) if MetricOptions(every=2).is_due(n)] == [0, 2, 4]
+    for psi in (float("nan"), float("inf")):
+        with pytest.raises(UserError, match=str(psi)):
+            MetricOptions(truncation_psi=psi)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from refine.metrics.fid import fid
+from refine.metrics import fid
 from refine.metrics.inception_score import inception_score
 from refine.metrics.kid import kid
 from refine.metrics.moments import Moments
@@ -43,7 +43,8 @@ def test_fid(package: str, smallest: float) -> None:
         from pytorch_fid.fid_score import calculate_frechet_distance
 
         value = calculate_frechet_distance(a.mean, a.covariance(1), b.mean, b.covariance(1))
-    assert fid(a, b, ddof=1).value == pytest.approx(value, rel=1e-6)
+    assert frechet_distance(a, b, ddof=1).value == pytest.approx(value, rel=1e-6)
+    assert float(fid(a.mean, a.covariance(1), b.mean, b.covariance(1))) == pytest.approx(value, rel=1e-6)
 
 
 def test_kid_of_clean_fid() -> None:

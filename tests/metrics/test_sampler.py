@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from refine.errors import UserError
+from refine.files.images import to_uint8
 from refine.metrics.sampler import (
     BLOCK,
     Labels,
@@ -18,7 +19,6 @@ from refine.metrics.sampler import (
     draw_noise,
     draw_uniform,
     noise_inputs,
-    to_uint8,
     with_noise,
 )
 from refine.pair.bridge import resize

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import importlib
+import io
 import json
 import logging
 import os
+import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,17 +25,20 @@ from refine.diffusion.sampler import heun_sample
 from refine.errors import UserError
 from refine.files import download
 from refine.files.dataset import ImageDataset
+from refine.files.images import to_uint8
+from refine.files.listing import open_files
 from refine.metrics import MetricOptions, Teacher, cache, make_measure
 from refine.metrics import collect as features
 from refine.metrics import resolve as choices
 from refine.metrics.batch_size import BatchSize
 from refine.metrics.detectors import Detector
-from refine.metrics.fid import fid
-from refine.metrics.metric import parse_metric
+from refine.metrics.fid import frechet_distance
+from refine.metrics.inception_score import InceptionScore
+from refine.metrics.metric import COUNT, Metric, Results, metric_classes, parse_metric
 from refine.metrics.moments import Moments
 from refine.metrics.reference import TeacherReference
 from refine.metrics.reference_file import StatisticsReference
-from refine.metrics.sampler import Sampler, to_uint8
+from refine.metrics.sampler import Sampler
 from refine.metrics.suite import Suite
 
 CPU = torch.device("cpu")
@@ -73,7 +81,7 @@ def test_values_are_those_of_the_parts(
     dataset = ImageDataset(data)
     real = inception.features(torch.from_numpy(np.stack([dataset.image(i) for i in range(256)])))
     generated = inception.features(Sampler(generator, CPU, seed=3).images(range(100)))
-    expected = fid(Moments.of(real), Moments.of(generated)).value
+    expected = frechet_distance(Moments.of(real), Moments.of(generated)).value
     assert row["results"]["fid100_full"] == pytest.approx(expected, rel=1e-6)
 
 
@@ -131,10 +139,10 @@ def test_labels_of_the_data_that_do_not_fit(
     with pytest.raises(UserError, match="32 pixels and the generator draws 16") as caught:
         rows_of(conditional, metrics=("fid20_full",), data=data, **detectors)
     assert data in str(caught.value)
-    half = small_copy(data, tmp_path, labels=lambda i: i % 4)
-    with pytest.raises(UserError, match="labels of width 4 and the generator 5") as caught:
-        rows_of(conditional, metrics=("fid20_full",), data=half, **detectors)
-    assert half in str(caught.value)
+    more = small_copy(data, tmp_path, labels=lambda i: i % 6)
+    with pytest.raises(UserError, match="labels of width 6 and the generator 5") as caught:
+        rows_of(conditional, metrics=("fid20_full",), data=more, **detectors)
+    assert more in str(caught.value)
     grey = tmp_path / "grey"
     grey.mkdir()
     Image.new("L", (16, 16)).save(grey / "0.png")
@@ -189,7 +197,7 @@ def test_teacher_as_reference(generator: Any, teacher: Teacher, detectors: dict[
     latents = draw_latents(range(20), 3 * 16 * 16, 0, "teacher latents").reshape(20, 3, 16, 16)
     assert torch.equal(images, to_uint8(heun_sample(teacher.network, latents)))
     generated = inception.features(Sampler(generator, CPU, resolution=16).images(range(60)))
-    expected = fid(Moments.of(inception.features(images)), Moments.of(generated)).value
+    expected = frechet_distance(Moments.of(inception.features(images)), Moments.of(generated)).value
     assert fid_row["results"]["fid60_full_at16_teacher"] == pytest.approx(expected, rel=1e-5)
 
 
@@ -201,7 +209,7 @@ def test_auto_takes_data_then_the_zoo_then_the_teacher(
     assert found.kind == "data"
     with caplog.at_level(logging.INFO, logger="refine"):
         found = choices.choose_reference(MetricOptions(), {"m": inception}, CPU, own)
-    assert found.kind == "teacher" and "for want of data" in caplog.text
+    assert found.kind == "teacher" and "No data given" in caplog.text
     with pytest.raises(UserError, match="nothing to compare with"):
         choices.choose_reference(MetricOptions(), {"m": inception}, CPU, None)
     with pytest.raises(UserError, match="name it with --teacher"):
@@ -291,7 +299,7 @@ def test_statistics_of_edm(
     path = npz(tmp_path / "own-32x32.npz", mu=real.mean(axis=0), sigma=np.cov(real, rowvar=False))
     (row,) = rows_of(generator, metrics=("fid100_full",), ref=path, **detectors)
     generated = Moments.of(inception.features(Sampler(generator, CPU).images(range(100))))
-    expected = fid(Moments.of(real), generated, ddof=1).value
+    expected = frechet_distance(Moments.of(real), generated, ddof=1).value
     assert row["results"]["fid100_full"] == pytest.approx(expected, rel=1e-6)
     assert row["provenance"]["covariance"] == "n-1" and row["provenance"]["reference"]["kind"] == "statistics"
     for name, says in (("kid100_full", "no features"), ("pr1k3_full", "no features"), ("fid100", "fid100_full")):
@@ -310,11 +318,11 @@ def test_statistics_at_fewer_pixels(generator: Any, detectors: dict[str, str], t
     ("arrays", "says"),
     [
         ({"mu": np.zeros(7), "sigma": np.eye(7)}, "dimension 7 and the detector"),
-        ({"mu": np.zeros(48), "sigma": np.eye(47)}, "no mean and covariance"),
-        ({"mu": np.full(48, np.nan), "sigma": np.eye(48)}, "no mean and covariance"),
+        ({"mu": np.zeros(48), "sigma": np.eye(47)}, "not a mean and a covariance"),
+        ({"mu": np.full(48, np.nan), "sigma": np.eye(48)}, "not a mean and a covariance"),
         ({"mean": np.zeros(48)}, "no entry"),
-        ({"mu": np.zeros(48), "sigma": np.array([{}], dtype=object)}, "no .npz file of numbers"),
-        (None, "no .npz file of numbers"),
+        ({"mu": np.zeros(48), "sigma": np.array([{}], dtype=object)}, "reference.npz"),
+        (None, "reference.npz"),
     ],
 )
 def test_unusable_statistics(
@@ -365,20 +373,55 @@ def test_features_of_a_reference_are_kept_by_content(
     assert "reference dataset_s32" in titles
 
 
-def test_a_changed_data_set_is_another(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    calls: list[int] = []
+def replaced(path: Path, images: list[bytes]) -> None:
+    """Writes a ZIP, or files in a folder, of the same size and time whatever the images are."""
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            for i, image in enumerate(images):
+                archive.writestr(zipfile.ZipInfo(f"{i}.bmp"), image)
+    else:
+        path.mkdir(exist_ok=True)
+        for i, image in enumerate(images):
+            (path / f"{i}.bmp").write_bytes(image)
+    for file in (path, *path.glob("*")):
+        os.utime(file, (315532800, 315532800))
 
-    def compute() -> str:
-        calls.append(1)
-        return path.read_text()
 
-    for text, expected_calls in (("one", 1), ("one", 1), ("three", 2)):
-        if not path.exists() or path.read_text() != text:
-            path.write_text(text)
-            os.utime(path, ns=(0, len(calls)))
-        assert cache.remembered_sha256(path, compute) == text
-        assert len(calls) == expected_calls
+def bitmaps(seed: int) -> list[bytes]:
+    draw = np.random.default_rng(seed)
+    files = [io.BytesIO() for _ in range(3)]
+    for file in files:
+        Image.fromarray(draw.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(file, "BMP")
+    return [file.getvalue() for file in files]
+
+
+@pytest.mark.parametrize("name", ["data.zip", "data"])
+def test_a_data_set_is_known_by_its_content(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other images under the same path, of the same size and time, are another data set; a look does not read them."""
+    path = tmp_path / name
+    digests = []
+    for seed in (1, 1, 2):
+        replaced(path, bitmaps(seed))
+        digests.append(cache.remembered_sha256(open_files(path)))
+    assert digests[0] == digests[1] != digests[2]
+    files = open_files(path)
+    monkeypatch.setattr(type(files), "sha256", lambda self: pytest.fail("read again"))
+    if os.name != "nt":
+        assert cache.remembered_sha256(files) == digests[2]
+    for note in cache.directory().glob("sha256-*.json"):
+        note.write_text('{"fingerprint": 7}', encoding="utf-8")
+    monkeypatch.undo()
+    assert cache.remembered_sha256(open_files(path)) == digests[2]
+
+
+def test_a_replaced_data_set_has_its_own_fid(generator: Any, detectors: dict[str, str], tmp_path: Path) -> None:
+    path = tmp_path / "data.zip"
+    results = []
+    for seed in (1, 2, 1):
+        replaced(path, bitmaps(seed))
+        (row,) = rows_of(generator, metrics=("fid40_full",), data=str(path), **detectors)
+        results.append((row["results"], row["provenance"]["reference"]["sha256"]))
+    assert results[0] == results[2] and results[0] != results[1]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="permissions of folders")
@@ -450,7 +493,7 @@ def test_exported_reference(generator: Any, data: str, detectors: dict[str, str]
     assert suite.reference is not None
     path = tmp_path / "exported.npz"
     detector = suite.detectors["fid100_full"]
-    save_reference(path, suite.reference, detector, suite.specs[0], features=True)
+    save_reference(path, suite.reference, detector, suite.metrics[0], features=True)
     found = rows_of(generator, metrics=names, ref=str(path), **only)
     for a, b in zip(expected, found, strict=True):
         assert b["results"] == pytest.approx(a["results"], rel=1e-9)
@@ -466,6 +509,158 @@ def test_exported_reference(generator: Any, data: str, detectors: dict[str, str]
         )
     with pytest.raises(UserError, match="another detector"):
         rows_of(generator, metrics=("fid100_full",), ref=str(path), detector=detectors["vgg"])
-    save_reference(path, suite.reference, detector, suite.specs[0], features=False)
+    save_reference(path, suite.reference, detector, suite.metrics[0], features=False)
     with pytest.raises(UserError, match="no features"):
         rows_of(generator, metrics=("kid100_full",), ref=str(path), **only)
+
+
+# -- labels and their origin --------------------------------------------------------------------------
+
+
+def origin(row: Row) -> str | None:
+    return row["provenance"].get("labels")
+
+
+def test_the_origin_of_labels_is_in_the_row_and_in_the_log(
+    conditional: Any,
+    generator: Any,
+    data: str,
+    detectors: dict[str, str],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    labelled = small_copy(data, tmp_path, lambda i: i % 5 if i < 10 else 0)
+    with caplog.at_level(logging.INFO, logger="refine"):
+        rows = rows_of(conditional, metrics=("fid20_full", "is20"), data=labelled, **detectors)
+    assert [origin(row) for row in rows] == ["data", "data"] and labelled not in caplog.text
+    unlabelled = small_copy(data, tmp_path, None)
+    with caplog.at_level(logging.INFO, logger="refine"):
+        (row,) = rows_of(conditional, metrics=("fid20_full",), data=unlabelled, **detectors)
+    assert origin(row) == "uniform" and row["results"] != rows[0]["results"]
+    assert f"{unlabelled} has no labels" in caplog.text
+    (row,) = rows_of(conditional, metrics=("is20",), **detectors)
+    assert origin(row) == "uniform"
+    (row,) = rows_of(generator, metrics=("fid20_full",), data=data, **detectors)
+    assert "labels" not in row["provenance"]
+
+
+def test_a_data_set_without_some_of_the_classes(
+    conditional: Any, data: str, detectors: dict[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The last class too, which makes the labels narrower than the generator's."""
+    partial = small_copy(data, tmp_path, lambda i: (0, 2)[i % 2])
+    with caplog.at_level(logging.INFO, logger="refine"):
+        suite = Suite.build(MetricOptions(metrics=("fid20_full",), data=partial, **detectors), conditional, CPU, None)
+    assert suite.labels is not None and suite.labels.counts is not None
+    assert suite.labels.counts.tolist() == [30, 0, 30, 0, 0]
+    assert partial in caplog.text and "(1, 3, 4)" in caplog.text
+    (row,) = suite.measure(conditional, "a.pkl")
+    assert origin(row) == "data"
+
+
+def test_what_a_data_set_leaves_out_is_said_once(
+    generator: Any, data: str, detectors: dict[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = Path(small_copy(data, tmp_path, None, size=32))
+    (path / ".ipynb_checkpoints").mkdir()
+    shutil.copy(path / "000.png", path / ".ipynb_checkpoints/000-checkpoint.png")
+    with caplog.at_level(logging.WARNING, logger="refine"):
+        (row,) = rows_of(generator, metrics=("fid60",), data=str(path), mirror=True, **detectors)
+    assert row["provenance"]["reference"]["num_images"] == 60
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 1 and "000-checkpoint.png" in said[0] and str(path) in said[0]
+
+
+# -- too few images, and values that are not finite ---------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("count", "metric", "needed"),
+    [(1, "kid20_full", 2), (1, "fid20_full", 2), (1, "fdd20", 2), (3, "pr1k3_full", 4), (5, "pr1k7", 8)],
+)
+def test_metrics_that_so_few_images_do_not_define(
+    generator: Any, data: str, detectors: dict[str, str], tmp_path: Path, count: int, metric: str, needed: int
+) -> None:
+    few = small_copy(data, tmp_path, None, size=32, count=count)
+    with pytest.raises(UserError) as caught:
+        make_measure(MetricOptions(metrics=(metric,), data=few, **detectors), generator, CPU)  # before images are drawn
+    message = str(caught.value)
+    assert metric in message and str(needed) in message and str(count) in message
+
+
+@pytest.mark.parametrize(("count", "metric"), [(2, "kid20_full"), (2, "fid20_full"), (4, "pr1k3_full")])
+def test_metrics_that_so_few_images_do_define(
+    generator: Any, data: str, detectors: dict[str, str], tmp_path: Path, count: int, metric: str
+) -> None:
+    few = small_copy(data, tmp_path, None, size=32, count=count)
+    (row,) = rows_of(generator, metrics=(metric,), data=few, **detectors)
+    assert all(np.isfinite(value) for value in row["results"].values())
+
+
+def test_a_warning_of_few_images_is_logged_too(
+    generator: Any, data: str, detectors: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    measure = make_measure(MetricOptions(metrics=("fid40_full",), data=data, **detectors), generator, CPU)
+    with caplog.at_level(logging.WARNING, logger="refine"):
+        (row,) = measure(generator, "a.pkl")
+        measure(generator, "b.pkl")
+    assert [r.getMessage() for r in caplog.records] == [f"fid40_full: {row['provenance']['warning']}"]
+
+
+def test_a_teacher_that_draws_nothing_finite(
+    generator: Any, denoiser: Any, detectors: dict[str, str], own_cache: Path
+) -> None:
+    broken = copy.deepcopy(denoiser)
+    with torch.no_grad():
+        next(p for p in broken.parameters() if p.ndim == 4).view(-1)[0] = float("nan")
+    with pytest.raises(UserError, match=r"teachers/own\.pkl"):
+        rows_of(
+            generator, Teacher(broken, "teachers/own.pkl", "0" * 64), metrics=("fid20_full",), ref="teacher",
+            ref_images=4, **detectors
+        )  # fmt: skip
+    assert not list(cache.directory().glob("*.npz"))
+
+
+def test_values_that_are_not_finite_are_no_rows(
+    generator: Any, data: str, detectors: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    huge = npz(tmp_path / "huge.npz", mu=np.full(48, 1e200), sigma=np.eye(48))
+    with pytest.raises(UserError, match="fid20_full"):
+        rows_of(generator, metrics=("fid20_full",), ref=huge, **detectors)
+    module = importlib.import_module("refine.metrics.inception_score")
+    monkeypatch.setattr(module, "inception_score", lambda _: InceptionScore(2.0, float("nan")))
+    with pytest.raises(UserError, match="is20_std is nan"):
+        rows_of(generator, metrics=("is20",), **detectors)
+
+
+# -- a metric of one's own ----------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Spread(Metric):
+    """Mean distance of the generator's features from their mean, over the reference's."""
+
+    forms = (rf"spread{COUNT}",)
+    examples = ("spread50k",)
+
+    def results(self, label: str, measured: Any) -> Results:
+        real, (generated,) = measured.real, measured.generated
+        value = np.trace(generated.covariance()) / np.trace(real.covariance())
+        return Results({label: float(value)}, {"dimension": real.dimension})
+
+
+def test_a_metric_is_one_class_and_one_entry(
+    generator: Any, data: str, detectors: dict[str, str], inception: Detector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = metric_classes()
+    monkeypatch.setattr("refine.metrics.metric.metric_classes", lambda: (*known, Spread))
+    fid_row, row = rows_of(generator, metrics=("fid100", "spread100"), data=data, **detectors)
+    dataset = ImageDataset(data)
+    real = inception.features(torch.from_numpy(np.stack([dataset.image(i) for i in range(100)])))
+    generated = inception.features(Sampler(generator, CPU).images(range(100)))
+    expected = np.trace(Moments.of(generated).covariance()) / np.trace(Moments.of(real).covariance())
+    assert row["results"] == {"spread100": pytest.approx(expected, rel=1e-5)}
+    assert row["provenance"]["dimension"] == 48 and row["metric"] == "spread100"
+    assert row.keys() == fid_row.keys()
+    with pytest.raises(UserError, match="spread5k"):
+        MetricOptions(metrics=("spred5k",))

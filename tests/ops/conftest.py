@@ -1,22 +1,26 @@
-"""Golden cases of single operators, and the compiled kernels.
+"""Golden cases of single operators, and the implementations that compute them.
 
 Tests that take `golden_case` run once for each case of the files that the module names in `GOLDEN`, or of those
-operators in them that it names in `GOLDEN_OPS`.
+operators in them that it names in `GOLDEN_OPS`. Tests that take `implementation` run once for each.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from stylegan_ops import build, cpu, cuda
+from stylegan_ops import build, dispatch, internals
+from stylegan_ops.autograd import RULES
+from stylegan_ops.backends import cpu, cuda
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "ops"
 FIRST_ORDER = {"float16": 5e-3, "float32": 1e-5, "float64": 1e-10}
@@ -82,6 +86,95 @@ def kernels_named() -> Callable[[str], Any]:
         return {"cpu": cpu, "sim": cuda}[name]
 
     return kernels
+
+
+@pytest.fixture(scope="module")
+def cpu_kernels(kernels_named: Callable[[str], Any]) -> Iterator[Any]:
+    """Has the CPU library serve the CPU, whatever mode the tests run in."""
+    chosen = kernels_named("cpu")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dispatch, "implementation_for", lambda x: chosen if x.device.type == "cpu" else None)
+        yield chosen
+
+
+@pytest.fixture
+def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "implementation_for", lambda x: None)
+
+
+@pytest.fixture
+def taken(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, bool]]:
+    """The ways that calls took: what `dispatch.route` returned."""
+    ways: list[tuple[Any, bool]] = []
+    route = dispatch.route
+
+    def spy(name: str, *tensors: torch.Tensor | None) -> tuple[Any, bool]:
+        ways.append(route(name, *tensors))
+        return ways[-1]
+
+    monkeypatch.setattr(dispatch, "route", spy)
+    return ways
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """What the public functions use.
+
+    Attributes:
+        name: Its name.
+        calls: How often each raw operator of the kernels was called.
+        single: Whether operators for which there are single-precision kernels are to be given that precision.
+    """
+
+    name: str
+    calls: Counter[str]
+    single: bool
+
+
+def counting(kernels: Any, calls: Counter[str]) -> Any:
+    """The raw operators of kernels, which count their calls by name."""
+
+    def wrap(name: str) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            calls[name] += 1
+            return getattr(kernels, name)(*arguments)
+
+        return call
+
+    return SimpleNamespace(**{name: wrap(name) for name in (*RULES, "bias_act_grads") if hasattr(kernels, name)})
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        "pytorch",
+        "cpu",
+        "registered",  # kernels, by PyTorch's dispatcher
+        "public",  # the same with no private name of PyTorch
+        pytest.param("sim", marks=pytest.mark.slow),  # It takes a minute for everything.
+    ],
+)
+def implementation(request: pytest.FixtureRequest, kernels_named: Callable[[str], Any]) -> Iterator[Implementation]:
+    """Has the public functions use an implementation."""
+    calls: Counter[str] = Counter()
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "pytorch":
+            patch.setattr(dispatch, "implementation_for", lambda x: None)
+        else:
+            kernels = counting(kernels_named("sim" if request.param == "sim" else "cpu"), calls)
+            patch.setattr(dispatch, "implementation_for", lambda x: kernels)
+        if request.param == "registered":
+            patch.setattr(internals, "hooks", replace(internals.private_hooks(), observed=lambda: True))
+        if request.param == "public":
+            patch.setattr(internals, "hooks", internals.PUBLIC)
+        yield Implementation(request.param, calls, request.param in ("cpu", "registered", "public"))
+
+
+@pytest.fixture(autouse=True)
+def fresh_count(request: pytest.FixtureRequest) -> None:
+    """Begins to count anew."""
+    if "implementation" in request.fixturenames:
+        request.getfixturevalue("implementation").calls.clear()
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stylegan_ops import select
+from stylegan_ops import dispatch
 from stylegan_ops.conv1x1 import conv1x1
 
 
@@ -13,7 +13,7 @@ from stylegan_ops.conv1x1 import conv1x1
 @pytest.mark.parametrize("batch", [0, 3, 20])
 def test_results_and_gradients(kernels_named, monkeypatch, batch, dtype):
     kernels = kernels_named("cpu")
-    monkeypatch.setattr(select, "implementation_for", lambda x: kernels)
+    monkeypatch.setattr(dispatch, "implementation_for", lambda x: kernels)
     torch.manual_seed(0)
     shapes = (batch, 6, 5, 7), (4, 6, 1, 1), (4,)
     tensors = [torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes]
@@ -29,7 +29,7 @@ def test_results_and_gradients(kernels_named, monkeypatch, batch, dtype):
 
 def test_second_derivatives_layouts_and_transforms(kernels_named, monkeypatch):
     kernels = kernels_named("cpu")
-    monkeypatch.setattr(select, "implementation_for", lambda x: kernels)
+    monkeypatch.setattr(dispatch, "implementation_for", lambda x: kernels)
     torch.manual_seed(0)
     x, weight, bias = torch.randn(20, 6, 5, 7), torch.randn(4, 6, 1, 1), torch.randn(4)
 

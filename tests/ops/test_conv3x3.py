@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stylegan_ops import conv3x3 as module
-from stylegan_ops import select
-from stylegan_ops.conv3x3 import conv3x3, kernels_for
+from stylegan_ops import dispatch
+from stylegan_ops.backends import cpu
+from stylegan_ops.conv3x3 import conv3x3
 from stylegan_ops.modulated_conv2d import modulated_conv2d
 
 
@@ -17,14 +17,14 @@ from stylegan_ops.modulated_conv2d import modulated_conv2d
 def kernels(kernels_named, monkeypatch):
     """The kernels, which serve convolutions of any size here."""
     kernels = kernels_named("cpu")
-    monkeypatch.setattr(select, "implementation_for", lambda x: kernels)
+    monkeypatch.setattr(dispatch, "implementation_for", lambda x: kernels)
     for name in ("MIN_CHANNELS", "MIN_TILES"):
-        monkeypatch.setattr(module, name, 1)
-    monkeypatch.setattr(module, "TILES_PER_FILTER", 10**9)
+        monkeypatch.setattr(cpu, name, 1)
+    monkeypatch.setattr(cpu, "TILES_PER_FILTER", 10**9)
 
 
 def is_ours(y):
-    return type(y.grad_fn).__name__ == "_Conv3x3Backward"
+    return type(y.grad_fn).__name__ == "Conv3x3Backward"
 
 
 def evaluate(function, x, weight, bias, dy):
@@ -128,29 +128,31 @@ def test_derivatives_in_float64():
 
 def test_which_convolutions_the_kernels_serve(monkeypatch):
     x, weight = torch.randn(4, 16, 16, 16), torch.randn(16, 16, 3, 3)
-    assert kernels_for(x, weight) is not None
-    assert kernels_for(x.transpose(2, 3), weight) is None
-    assert kernels_for(x.contiguous(memory_format=torch.channels_last), weight) is None
-    assert kernels_for(x.double(), weight.double()) is None
-    assert kernels_for(x, weight[..., :1]) is None
-    assert kernels_for(x[0], weight) is None
+    assert dispatch.kernels_for("conv3x3", x, weight) is not None
+    assert dispatch.kernels_for("conv3x3", x.transpose(2, 3), weight) is None
+    assert dispatch.kernels_for("conv3x3", x.contiguous(memory_format=torch.channels_last), weight) is None
+    assert dispatch.kernels_for("conv3x3", x.double(), weight.double()) is None
+    assert dispatch.kernels_for("conv3x3", x, weight[..., :1]) is None
+    assert dispatch.kernels_for("conv3x3", x[0], weight) is None
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert kernels_for(x, weight) is None
+        assert dispatch.kernels_for("conv3x3", x, weight) is None
         assert conv3x3(x, weight).dtype == torch.bfloat16
     transformed = torch.func.vmap(conv3x3, (0, None))(torch.randn(2, 4, 16, 5, 6), weight)
     assert transformed.shape == (2, 4, 16, 5, 6)
     assert conv3x3(x[:0], weight).shape == (0, 16, 16, 16)
     monkeypatch.undo()
-    assert kernels_for(x[:1], weight) is None  # Too few pixels,
-    assert kernels_for(x[:, :8], weight[:, :8]) is None  # channels,
-    assert kernels_for(torch.randn(4, 512, 8, 8), torch.randn(512, 512, 3, 3)) is None  # or pixels for such filters.
+    assert dispatch.kernels_for("conv3x3", x[:1], weight) is None  # Too few pixels,
+    assert dispatch.kernels_for("conv3x3", x[:, :8], weight[:, :8]) is None  # channels,
+    assert (
+        dispatch.kernels_for("conv3x3", torch.randn(4, 512, 8, 8), torch.randn(512, 512, 3, 3)) is None
+    )  # or pixels for such filters.
 
 
 def test_modulated_convolutions_use_them(monkeypatch):
     torch.manual_seed(0)
     x, weight, styles = torch.randn(4, 16, 64, 64), torch.randn(16, 16, 3, 3), torch.randn(4, 16)
     calls = []
-    kernels = select.implementation_for(x)
+    kernels = dispatch.implementation_for(x)
     monkeypatch.setattr(kernels, "conv3x3", lambda *a, plain=kernels.conv3x3, **k: calls.append(1) or plain(*a, **k))
     y = modulated_conv2d(x, weight, styles, padding=1)
     assert calls == [1]

@@ -7,21 +7,22 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stylegan_ops import group_norm_silu as module
-from stylegan_ops import select
-from stylegan_ops.group_norm_silu import group_norm_silu, plain
+from stylegan_ops import dispatch
+from stylegan_ops.backends import cpu
+from stylegan_ops.backends.pytorch import silu_of_group_norm
+from stylegan_ops.group_norm_silu import group_norm_silu
 
 
 @pytest.fixture(autouse=True)
 def kernels(kernels_named, monkeypatch):
     """The kernels, which serve tensors of any size here."""
     kernels = kernels_named("cpu")
-    monkeypatch.setattr(select, "implementation_for", lambda x: kernels)
-    monkeypatch.setattr(module, "MIN_PIXELS", 1)
+    monkeypatch.setattr(dispatch, "implementation_for", lambda x: kernels)
+    monkeypatch.setattr(cpu, "MIN_PIXELS", 1)
 
 
 def is_ours(y):
-    return type(y.grad_fn).__name__ == "_GroupNormSiluBackward"
+    return type(y.grad_fn).__name__ == "GroupNormSiluBackward"
 
 
 def inputs(shape, which=("before", "scale", "shift"), dtype=torch.float32, mean=1.0):
@@ -39,7 +40,7 @@ def evaluate(function, tensors, dy, groups, eps=1e-5):
 
 
 def definition(x, groups, eps, weight, bias, before=None, scale=None, shift=None):
-    return plain(x, groups, eps, weight, bias, before, scale, shift)
+    return silu_of_group_norm(x, weight, bias, before, scale, shift, groups, eps)
 
 
 @settings(max_examples=60, deadline=None)
@@ -136,16 +137,14 @@ def test_which_tensors_the_kernels_serve():
     }
     for name, y in results.items():
         assert not is_ours(y), name
-        expected = plain(
-            transposed if name == "not contiguous" else x["x"], 2, 1e-5, x["weight"], x["bias"], *[None] * 3
-        )
+        expected = definition(transposed if name == "not contiguous" else x["x"], 2, 1e-5, x["weight"], x["bias"])
         torch.testing.assert_close(y, expected)
     half = {name: t.detach().bfloat16() for name, t in x.items()}
     assert group_norm_silu(**half, groups=2).dtype == torch.bfloat16
     with torch.autocast("cpu", dtype=torch.bfloat16):
         y = group_norm_silu(**x, groups=2)
         assert not is_ours(y)
-        assert y.dtype == plain(x["x"], 2, 1e-5, x["weight"], x["bias"], None, None, None).dtype
+        assert y.dtype == definition(x["x"], 2, 1e-5, x["weight"], x["bias"]).dtype
     mapped = torch.func.vmap(lambda x: group_norm_silu(x, 2, *(x.new_ones(4),) * 2))(torch.randn(3, 2, 4, 8, 8))
     assert mapped.shape == (3, 2, 4, 8, 8)
 

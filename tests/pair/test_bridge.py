@@ -75,25 +75,25 @@ def test_bridges_that_exist():
 
 
 @pytest.mark.parametrize(
-    ("generator", "teacher", "options", "sentence"),
+    ("generator", "teacher", "options", "named"),
     [
-        (Shape(32, 1, 0), Shape(32, 3, 0), {}, "draws 1 channels and the teacher sees 3"),
-        (Shape(32, 3, 0), Shape(64, 3, 0), {}, "sees 64 pixels and the generator draws 32"),
-        (Shape(32, 3, 0), Shape(32, 3, 10), {}, "knows 10 classes and the generator none"),
-        (Shape(32, 3, 10), Shape(32, 3, 1000), {}, "10 classes and the teacher 1000.*--class-map"),
-        (Shape(32, 3, 0), Shape(32, 3, 0), {"resample": "nearest"}, "one of lanczos, bicubic, box, not 'nearest'"),
-        (Shape(32, 3, 2), Shape(32, 3, 3), {"class_map": [0]}, "has 1 entries and the generator 2 classes"),
-        (Shape(32, 3, 2), Shape(32, 3, 3), {"class_map": [0, 3]}, "names class 3; the teacher's are 0 to 2"),
-        (Shape(32, 3, 2), Shape(32, 3, 0), {"class_map": [0, 1]}, "both have classes"),
+        (Shape(32, 1, 0), Shape(32, 3, 0), {}, r"\b1 channel.*\b3\b"),
+        (Shape(32, 3, 0), Shape(64, 3, 0), {}, r"\b64 pixels.*\b32\b"),
+        (Shape(32, 3, 0), Shape(32, 3, 10), {}, r"\b10 classes.*unconditional"),
+        (Shape(32, 3, 10), Shape(32, 3, 1000), {}, r"\b10 classes.*\b1000\b.*\bclass_map\b"),
+        (Shape(32, 3, 0), Shape(32, 3, 0), {"resample": "nearest"}, "lanczos, bicubic, box.*'nearest'"),
+        (Shape(32, 3, 2), Shape(32, 3, 3), {"class_map": [0]}, r"class_map\b.*\b1\b.*\b2 classes"),
+        (Shape(32, 3, 2), Shape(32, 3, 3), {"class_map": [0, 3]}, r"class_map\b.*class 3\b.*0 to 2"),
+        (Shape(32, 3, 2), Shape(32, 3, 0), {"class_map": [0, 1]}, r"class_map\b.*classes"),
     ],
 )
-def test_pairs_that_do_not_fit(generator, teacher, options, sentence):
-    with pytest.raises(UserError, match=sentence):
+def test_pairs_that_do_not_fit(generator, teacher, options, named):
+    with pytest.raises(UserError, match=named):
         make_bridge(generator, teacher, **options)
 
 
 def test_unknown_filter_and_empty_images():
-    with pytest.raises(ValueError, match="not 'nearest'"):
+    with pytest.raises(ValueError, match="'nearest'"):
         resize_matrix(4, 2, "nearest")
-    with pytest.raises(ValueError, match="cannot resize 0 pixels to 4"):
+    with pytest.raises(ValueError, match=r"\b0 pixels"):
         resize_matrix(0, 4)

@@ -15,7 +15,8 @@ from forge import Persistent
 from dnnlib.util import EasyDict
 from refine import pickles
 from refine.networks import identify
-from refine.pickles.records import Inert, NumpyScalar, PersistentObject, to_python
+from refine.pickles.numpy_records import NumpyScalar
+from refine.pickles.records import Inert, PersistentObject, to_python
 from refine.pickles.storage import parse_storage
 from refine.pickles.tree import named_tensors, submodules, walk
 

@@ -7,11 +7,13 @@ import logging
 import pickle
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 import torch
 
-from refine import load_gan, networks, pickles
+import refine
+from refine import load_gan, load_teacher, networks, pickles
 from refine.errors import UserError
 from refine.pair.pair import load_pair
 from refine.pickles import PickleError
@@ -79,8 +81,9 @@ def test_trusted_source_runs_says_so_and_is_written_back(foreign_pickle, capsys,
     with caplog.at_level(logging.WARNING, "refine"):
         loaded = load_gan(str(path), trust=True)
     assert capsys.readouterr().out == "embedded source ran\n"
-    (line,) = [record.getMessage() for record in caplog.records]
-    assert "TinyGenerator" in line and loaded.record.source_sha256[:16] in line
+    before, after = [record.getMessage() for record in caplog.records]
+    assert "TinyGenerator" in before and loaded.record.source_sha256[:16] in before
+    assert "TinyGenerator" in after and "network that the pickle brings" in after and loaded.is_embedded
     z = torch.randn(3, 8)
     assert torch.equal(loaded.network(z), original(z))
 
@@ -94,14 +97,90 @@ def test_trusted_source_runs_says_so_and_is_written_back(foreign_pickle, capsys,
     assert again["G_ema"].weights == {"a": 1}
 
 
-def test_known_architecture_never_runs_its_source(fixture_path, tmp_path, capsys):
-    pkl = pickles.load(fixture_path("sg2ada/d_gray16.pkl"))
+def with_source(pkl, source):
+    """The pickle with another source in every persistent object."""
     for record in pkl.persistent_objects():
-        record.meta["module_src"] = "print('embedded source ran')\n"
+        record.meta["module_src"] = source
+    return pkl
+
+
+EMBEDDED = Path(__file__).parents[1] / "support" / "embedded_stylegan2.py"  # a whole StyleGAN2 of ours
+
+
+def test_known_architecture_runs_its_source_with_trust_only(fixture_path, tmp_path, capsys, caplog):
+    """And a published source not even then: there is nothing to find out."""
+    pkl = with_source(pickles.load(fixture_path("sg2ada/d_gray16.pkl")), "print('embedded source ran')\n")
     path = tmp_path / "known.pkl"
     pickles.save(pkl, path)
-    load_gan(str(path), trust=True)
+    with caplog.at_level(logging.INFO, "refine"):
+        assert not load_gan(str(path)).is_embedded
+    assert capsys.readouterr().out == "" and pkl["G_ema"].source_sha256[:16] in caplog.records[-1].getMessage()
+    assert not load_gan(str(path), trust=True).is_embedded  # the source does not run, and Refine's network is there
+    assert capsys.readouterr().out == "embedded source ran\n"
+    load_gan(str(fixture_path("sg2ada/d_gray16.pkl")), trust=True)
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(("change", "is_embedded"), [("", False), ("return torch.tanh(img)", True)])
+def test_fork_with_the_same_tensors(change, is_embedded, fixture_path, tmp_path, caplog):
+    """A changed network has the names and shapes of the original: only its images tell."""
+    source = EMBEDDED.read_text(encoding="utf-8")
+    assert source.count("        return img\n") == 1
+    source = "# a fork\n" + source.replace("        return img\n", f"        {change or 'return img'}\n")
+    pkl = with_source(pickles.load(fixture_path("sg2ada/b_cond16.pkl")), source)
+    path = tmp_path / "fork.pkl"
+    pickles.save(pkl, path)
+    with caplog.at_level(logging.INFO, "refine"):
+        original = load_gan(str(path))
+        assert not original.is_embedded and pkl["G_ema"].source_sha256[:16] in caplog.text
+        loaded = load_gan(str(path), trust=True)
+    assert loaded.is_embedded == is_embedded
+    expected = "the network that the pickle brings" if is_embedded else "Refine's own network"
+    assert expected in caplog.records[-1].getMessage()
+    z, c = torch.randn(2, 32), torch.eye(5)[:2]
+    images = [one.network(z, c, noise_mode="const") for one in (original, loaded)]
+    expected = torch.tanh(images[0]) if is_embedded else images[0]
+    assert (images[1] - expected).abs().max() < 1e-4
+
+
+def test_denoiser_of_a_fork(fixture_path, tmp_path, caplog):
+    """The built-in teacher, whose source is ours, against a copy that halves its output."""
+    built_in = pickles.load(Path(refine.__file__).parent / "digits" / "edm-digits.pkl")
+    source = built_in["ema"].module_src
+    line = next(line for line in source.splitlines() if line.strip().startswith("return c_skip"))
+    for change, is_embedded in ((line, False), (line.replace("return ", "return 0.5 * (") + ")", True)):
+        fork = with_source(built_in, "# a fork\n" + source.replace(line, change))
+        pickles.save(fork, tmp_path / "fork.pkl")
+        with caplog.at_level(logging.WARNING, "refine"):
+            assert load_teacher(str(tmp_path / "fork.pkl"), trust=True).is_embedded == is_embedded
+        assert "EDMPrecond" in caplog.records[-1].getMessage()
+
+
+def test_fork_with_another_layer_or_argument(fixture_path, tmp_path, caplog):
+    """Refine's network does not fit, so only the embedded one can be used, and only with trust."""
+    for key, value in (("new_option", 7), ("mapping_kwargs", {"num_layers": 5})):
+        pkl = with_source(pickles.load(fixture_path("sg2ada/b_cond16.pkl")), EMBEDDED.read_text(encoding="utf-8"))
+        for name in ("G", "G_ema"):
+            pkl[name].attributes["_init_kwargs"][key] = value
+        path = tmp_path / f"{key}.pkl"
+        pickles.save(pkl, path)
+        with pytest.raises(PickleError, match="--trust-pickle") as caught:
+            load_gan(str(path))
+        assert str(path) in str(caught.value)
+        with caplog.at_level(logging.WARNING, "refine"):
+            loaded = load_gan(str(path), trust=True)
+        assert loaded.is_embedded and "the network that the pickle brings" in caplog.records[-1].getMessage()
+        original = load_gan(str(fixture_path("sg2ada/b_cond16.pkl"))).network
+        z, c = torch.randn(2, 32), torch.eye(5)[:2]
+        assert (loaded.network(z, c, noise_mode="const") - original(z, c, noise_mode="const")).abs().max() < 1e-4
+
+
+def test_module_that_setuptools_dropped(fixture_path, tmp_path):
+    """stylegan3's torch_utils imports pkg_resources, which is gone: the sentence names what helps."""
+    pkl = with_source(pickles.load(fixture_path("sg3/s2_stylegan3t_uncond32.pkl")), "import pkg_resources.nothing\n")
+    pickles.save(pkl, tmp_path / "sg3.pkl")
+    with pytest.raises(PickleError, match=r"sg3\.pkl.*pkg_resources.*docs/drop-in\.md"):
+        load_gan(str(tmp_path / "sg3.pkl"), trust=True)
 
 
 def test_source_that_does_not_run(fixture_path, tmp_path):

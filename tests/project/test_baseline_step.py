@@ -2,37 +2,27 @@
 
 from __future__ import annotations
 
-import copy
-import sys
-from dataclasses import replace
-from pathlib import Path
-
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-import agreement
-import baseline_step
-import sharing
-import step
-
+from benchmarks.speed import baseline_step, steps
+from benchmarks.studies import agreement, sharing
 from refine.config import RunConfig
 from refine.networks.edm_layers import UNetBlock
-from refine.pair.bridge import Bridge
 from refine.training import trainer as trainer_module
-from refine.training.trainer import Trainer
 
 generate = baseline_step.generate
 SMALL = {
-    "unconditional": step.Size(16, 0, 3, (16, 2, 128, 16), (8, (1, 2), 1), 4),
-    "conditional": step.Size(32, 5, 1, (16, 2, 256, 16), (8, (2, 2), 1), 4),
+    "unconditional": steps.Size(16, 0, 3, (16, 2, 128, 16), (8, (1, 2), 1), 4),
+    "conditional": steps.Size(32, 5, 1, (16, 2, 256, 16), (8, (2, 2), 1), 4),
 }
 
 
 @pytest.mark.parametrize("name", SMALL)
 def test_networks_are_those_of_refine(name):
     size = SMALL[name]
-    generator, teacher = step.networks(size)
+    generator, teacher = steps.networks(size)
     rng = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in [*generator.parameters(), *teacher.parameters()]:
@@ -48,16 +38,52 @@ def test_networks_are_those_of_refine(name):
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_both_step(name, monkeypatch):
-    monkeypatch.setattr(step, "SIZES", SMALL)
-    for make in step.VARIANTS.values():
-        trainer = make(SMALL[name], torch.device("cpu")).__self__
-        before = [p.clone() for p in trainer.generator.parameters()]
-        start = [p.clone() for p in trainer.fake.parameters()]
+def test_both_step(name):
+    size = SMALL[name]
+    recipe = baseline_step.Baseline(*steps.networks(size), size.batch)
+    trainer = steps.make_trainer(steps.pair_of_modules(*steps.networks(size)), torch.device("cpu"), batch=size.batch)
+    pairs = (
+        (recipe.step, recipe.generator, recipe.fake),
+        (trainer.step, trainer.generator.module, trainer.fake_score.module),
+    )
+    for take_step, *networks in pairs:
+        before = [[p.clone() for p in network.parameters()] for network in networks]
         for _ in range(2):
-            trainer.step()
-        assert any(not torch.equal(a, b) for a, b in zip(before, trainer.generator.parameters(), strict=True))
-        assert any(not torch.equal(a, b) for a, b in zip(start, trainer.fake.parameters(), strict=True))
+            take_step()
+        for start, network in zip(before, networks, strict=True):
+            assert any(not torch.equal(a, b) for a, b in zip(start, network.parameters(), strict=True))
+
+
+def test_teacher_of_fewer_pixels_sees_means():
+    size = SMALL["conditional"]._replace(teacher_resolution=8)
+    recipe = baseline_step.Baseline(*steps.networks(size), 4)
+    z, c, sigma, noise = recipe.draw()
+    assert recipe.seen(z, c).shape == noise.shape == (4, 1, 8, 8) and sigma.shape == (4, 1, 1, 1)
+    before = [p.clone() for p in recipe.generator.parameters()]
+    recipe.step()
+    assert any(not torch.equal(a, b) for a, b in zip(before, recipe.generator.parameters(), strict=True))
+
+
+class Largest(TorchDispatchMode):
+    """Elements of the largest tensor that an operator computes."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor):
+            self.numel = max(self.numel, out.numel())
+        return out
+
+
+def test_no_weights_for_each_sample():
+    """They would make the baseline slower than what it stands for: nothing is larger than images or one weight."""
+    size = steps.Size(8, 0, 3, (16, 2, 1024, 64), (8, (1,), 1), 4)
+    recipe = baseline_step.Baseline(*steps.networks(size), size.batch)
+    with Largest() as largest:
+        recipe.step()
+    weight = max(p.numel() for p in recipe.generator.parameters())
+    assert weight == 64 * 64 * 9 and largest.numel < 2 * weight
 
 
 @pytest.fixture
@@ -70,25 +96,28 @@ def float64_by_default():
 def test_steps_are_those_of_refine_for_the_same_numbers(monkeypatch, float64_by_default):
     """Warm-up, ramps, both updates and the average: Refine with a forward pass for each update, on the same draws."""
     size = SMALL["conditional"]
-    config = RunConfig(
-        gan="g", teacher="t", batch=4, glr=1e-3, flr=2e-3, lr_rampup_kimg=0.012, lr_decay="cosine", kimg=0.1,
-        ema_halflife_kimg=0.1, ema_rampup=0.5, sigma="lognormal:0.6,1", fake_sigma="lognormal:0.6,1",
-        share_forward=False,
-    )  # fmt: skip
+    options = {
+        "batch": 4,
+        "glr": 1e-3,
+        "flr": 2e-3,
+        "lr_rampup_kimg": 0.012,
+        "lr_decay": "cosine",
+        "kimg": 0.1,
+        "ema_halflife_kimg": 0.1,
+        "ema_rampup": 0.5,
+        "share_forward": False,
+        "sigma": "lognormal:0.6,1",
+        "fake_sigma": "lognormal:0.6,1",
+    }
     # In float64: Adam makes whole steps of rounding errors where a gradient is zero, as that of a key's bias is.
-    networks = [network.double() for network in step.networks(size)]
+    networks = [network.double() for network in steps.networks(size)]
     for module in networks[1].modules():
         if isinstance(module, UNetBlock):
             module.dropout = 0.0
     monkeypatch.setattr(baseline_step, "generate", lambda g, z, c: generate(g, z, c, "const"))
-    plain = agreement.Plain(config, *copy.deepcopy(networks))
-    generator, teacher = copy.deepcopy(networks)
-    average = copy.deepcopy(generator).requires_grad_(False)
-    bridge = Bridge(size.resolution, size.classes)
-    shipped = Trainer(
-        replace(config, noise_mode="const"), generator.requires_grad_(True), average, teacher, copy.deepcopy(teacher),
-        bridge, torch.device("cpu"),
-    )  # fmt: skip
+    pair = steps.pair_of_modules(*networks)
+    plain = agreement.Plain(RunConfig(gan="g", teacher="t", **options), pair)
+    shipped = steps.make_trainer(pair, torch.device("cpu"), noise_mode="const", **options)
     drawn = []
     draw = trainer_module.draw
 
@@ -110,19 +139,28 @@ def test_steps_are_those_of_refine_for_the_same_numbers(monkeypatch, float64_by_
             training.step()
     assert not drawn
     vector = torch.nn.utils.parameters_to_vector
-    starts = {"generator": networks[0], "generator_ema": networks[0], "fake": networks[1]}
-    for name, start in starts.items():
-        a, b = (vector(getattr(owner, name).parameters()) for owner in (plain.recipe, shipped))
-        assert (a - b).norm() < 1e-4 * (b - vector(start.parameters())).norm(), name
-    means = plain.averages.means(), shipped.averages.means()
+    results = (
+        (plain.recipe.generator, shipped.generator.module, networks[0]),
+        (plain.recipe.generator_ema, shipped.generator.average.network.module, networks[0]),
+        (plain.recipe.fake, shipped.fake_score.module, networks[1]),
+    )
+    for index, (*ours, start) in enumerate(results):
+        a, b = (vector(network.parameters()) for network in ours)
+        assert (a - b).norm() < 1e-4 * (b - vector(start.parameters())).norm(), index
+    means = plain.statistics.means(), shipped.statistics.means()
     for name, value in means[0].items():
         assert value == pytest.approx(means[1][name], rel=1e-5), name
 
 
 def test_settings_that_the_recipe_lacks_are_refused():
-    for changes in ({"sigma": "karras"}, {"fake_sigma": "lognormal:0,1"}, {"weighting": "dmd"}, {"fake_steps": 2}):
+    for changes in (
+        {"sigma": "karras"},
+        {"fake_sigma": "lognormal:0,1"},
+        {"objective": "ikl:weighting=dmd"},
+        {"fake_steps": 2},
+    ):
         with pytest.raises(ValueError, match="the plain recipe knows"):
-            agreement.Plain(RunConfig(gan="g", teacher="t", **changes), None, None)
+            agreement.Plain(RunConfig(gan="g", teacher="t", **changes), None)
 
 
 def test_agreement_is_told_by_all_divisions():

@@ -11,10 +11,11 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from benchmarks import higher_resolution
+from benchmarks.studies import higher_resolution
 from refine import load_gan, pickles
 from refine.commands import run as cli
 from refine.digits.digits import FOLDER
+from refine.digits.judge import first_images
 from refine.digits.make.__main__ import save_teacher
 from refine.digits.make.teacher import TeacherOptions, make_network
 from refine.networks.edm import EDMPrecond
@@ -92,4 +93,5 @@ def test_the_example(
     assert [line.split("|")[1].strip() for line in first[2:]] == [
         *("real training images", "the teacher, at 8", "stopped early", f"{name}, seed 0")
     ]
-    assert Image.open(folder / "stopped-early.png").size == (2 * 3 * 160 + 8, 3 * 96)
+    before = first_images(next(folder.glob("*/fakes_init.png")))
+    assert Image.open(folder / "stopped-early.png").size == (2 * before.width + 16, before.height)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks import mixture
+from benchmarks.studies import mixture
 
 
 def test_denoiser_is_exact():
@@ -39,9 +39,9 @@ def test_generator_reaches_the_mixture():
     """Energy distance to fresh samples falls by more than 20 times, and all modes are there."""
     rng = torch.Generator().manual_seed(0)
     trainer = mixture.make_trainer(replace(mixture.CONFIG, kimg=150.0, warmup_kimg=30.0))
-    before = mixture.measure(mixture.draw_points(trainer.generator_ema, 4000, rng), rng)
+    before = mixture.measure(mixture.draw_points(mixture.average_of(trainer), 4000, rng), rng)
     mixture.train(trainer)
-    after = mixture.measure(mixture.draw_points(trainer.generator_ema, 4000, rng), rng)
+    after = mixture.measure(mixture.draw_points(mixture.average_of(trainer), 4000, rng), rng)
     assert before.distance > 0.5 and after.distance < before.distance / 20, (before, after)
     assert before.shares.min() == 0 and after.shares.min() > 0.04 and after.shares.max() < 0.25, after
     assert after.shares.sum() > 0.7 and after.spread < 1.3 * mixture.MODE_STD, after

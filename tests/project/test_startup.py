@@ -36,7 +36,7 @@ def test_what_takes_a_while_is_imported_when_it_is_needed():
 @pytest.mark.slow
 def test_parts_of_the_benchmark_are_the_whole(tmp_path):
     """It reaches the first step, and every part took some time."""
-    benchmark = ROOT / "benchmarks" / "startup.py"
+    benchmark = ROOT / "benchmarks" / "speed" / "startup.py"
     command = [sys.executable, str(benchmark), f"--measure={tmp_path}"]
     result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
     seconds = json.loads(result.stdout.splitlines()[-1])

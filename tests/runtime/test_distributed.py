@@ -68,9 +68,9 @@ def test_one_process_needs_no_launcher():
 @pytest.mark.parametrize(
     ("variables", "words"),
     [
-        ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK=2 of WORLD_SIZE=2 cannot be"),
-        ({"RANK": "x", "WORLD_SIZE": "2"}, "must be numbers"),
-        ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "-1"}, "cannot be"),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK=2 .*WORLD_SIZE=2 "),
+        ({"RANK": "x", "WORLD_SIZE": "2"}, "RANK.*'x'"),
+        ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "-1"}, "LOCAL_RANK=-1 "),
     ],
 )
 def test_nonsense_of_a_launcher(monkeypatch, variables, words):
@@ -113,5 +113,8 @@ def test_resumed_on_two_processes_bit_for_bit(fixture_path, tmp_path):
         states.append(torch.load(folder / "training-state-000000.pt", weights_only=True))
         assert len((folder / "stats.jsonl").read_text().splitlines()) == 3
     assert states[0]["progress"] == states[1]["progress"] and states[0]["progress"]["cur_nimg"] == 48
-    for name in ("generator", "generator_ema", "fake"):
-        assert all(torch.equal(value, states[1][name][key]) for key, value in states[0][name].items()), name
+    one, two = (state["networks"] for state in states)
+    assert one.keys() == two.keys() == {"generator", "fake_score"}
+    for name, parts in one.items():
+        for part in parts.keys() - {"optimizer"}:
+            assert all(torch.equal(value, two[name][part][key]) for key, value in parts[part].items()), (name, part)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from stylegan_ops.abi import ABI_VERSION
+from stylegan_ops.backends.packing import ABI_VERSION
 from stylegan_ops.build import BuildError
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -183,9 +183,8 @@ def test_a_network_that_draws_is_left_alone(net, caplog):
     settle(net)
     settle(net)
     assert cuda.captures == 0
-    assert [record.getMessage() for record in caplog.records] == [
-        "Net runs without CUDA graphs: it draws random numbers"
-    ]
+    (record,) = caplog.records
+    assert "Net " in record.getMessage() and "random numbers" in record.getMessage()
 
 
 def test_a_capture_that_fails_is_said_once(net, caplog, monkeypatch):

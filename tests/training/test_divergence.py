@@ -156,7 +156,7 @@ def test_what_is_not_finite_is_left_out():
 def test_density_is_the_quantiles_slope(distribution):
     u = torch.tensor([0.02, 0.3, 0.5, 0.9], dtype=torch.float64, requires_grad=True)
     slope = torch.autograd.grad(distribution.quantile(u).log().sum(), u)[0]
-    assert distribution.log_density(distribution.quantile(u)).detach() == pytest.approx(1 / slope, rel=1e-9)
+    assert distribution.log_sigma_density(distribution.quantile(u)).detach() == pytest.approx(1 / slope, rel=1e-9)
 
 
 # -- the course ------------------------------------------------------------------------------------------

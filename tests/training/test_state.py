@@ -7,7 +7,7 @@ import torch
 from trainers import golden_pair, modules, trainer_of
 
 from refine import pickles
-from refine.errors import UserError
+from refine.errors import OptionError, UserError
 from refine.training.state import load_state, load_weights, read_state, state_of
 
 
@@ -72,19 +72,19 @@ def test_weights_of_a_pickle(fixture_path, tmp_path):
 
 
 def test_weights_that_do_not_fit(fixture_path, tmp_path):
-    with pytest.raises(UserError, match="of another network than the run's generator"):
+    with pytest.raises(UserError, match=r"a_uncond32\.pkl.*generator.*architecture"):
         load_weights(make(), fixture_path("sg2ada/a_uncond32.pkl"))
-    with pytest.raises(UserError, match="holds no generator to start from"):
+    with pytest.raises(UserError, match=r"s4_sid_ddpmpp_cond16\.pkl.*StyleGAN pickle"):
         load_weights(make(), fixture_path("edm/s4_sid_ddpmpp_cond16.pkl"))
     torch.save({"a": 1}, tmp_path / "other.pt")
-    with pytest.raises(UserError, match="is no training state of Refine"):
+    with pytest.raises(UserError, match=r"other\.pt.*training-state-\*\.pt"):
         load_weights(make(), tmp_path / "other.pt")
 
 
 def test_options_that_the_pair_cannot_have():
-    with pytest.raises(UserError, match="--anchor holds detail"):
+    with pytest.raises(OptionError, match=r"\banchor\b"):
         make(anchor=1.0)
-    with pytest.raises(UserError, match="--fake-augment needs a teacher"):
+    with pytest.raises(OptionError, match=r"fake_augment\b.*\b9\b.*s6_iddpm_adm_uncond16\.pkl.*fake_augment=0"):
         make(
             gan="sg2ada/a_uncond32.pkl",
             teacher="edm/s6_iddpm_adm_uncond16.pkl",

@@ -1,1 +1,1 @@
-"""How the built-in files were made: `python -m refine.digits.make` rebuilds all of them from scikit-learn's digits."""
+"""Maker of the built-in files: `python -m refine.digits.make` rebuilds all of them from scikit-learn's digits."""

@@ -1,4 +1,4 @@
-"""Rebuilds every built-in file: `python -m refine.digits.make --outdir=FOLDER`."""
+"""Rebuild every built-in network and data set: `python -m refine.digits.make --outdir=FOLDER`."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ from refine.files.atomic import atomic_write
 from refine.networks.preconditioned import as_denoiser
 
 SEED = 0
-NUM_SAMPLES = 2000  # that figures are computed from
+NUM_SAMPLES = 2000  # images that figures are computed from
 
 
 def save_datasets(splits: dict[str, Images], folder: Path) -> None:
-    """`digits-<split>.zip` for all images."""
+    """Writes `digits-<split>.zip` for all splits."""
     for name, images in splits.items():
         write_dataset(images, folder / f"digits-{name}.zip")
 
 
 def save_detector(detector: torch.nn.Module, folder: Path) -> torch.jit.ScriptModule:
-    """`digits-detector.pt`."""
+    """Writes `digits-detector.pt`, and returns its content."""
     script = torch.jit.script(detector)
     with atomic_write(folder / "digits-detector.pt") as file:
         torch.jit.save(script, file)
@@ -46,7 +46,7 @@ def save_detector(detector: torch.nn.Module, folder: Path) -> torch.jit.ScriptMo
 
 
 def save_references(splits: dict[str, Images], detector: torch.nn.Module, folder: Path) -> None:
-    """`digits-<split>.npz`: mean and covariance of the detector's features, as EDM's `fid-refs` hold them."""
+    """Writes `digits-<split>.npz`: mean and covariance of the detector's features, as EDM's `fid-refs` hold them."""
     for name, images in splits.items():
         mu, sigma = moments(detector(images.pixels, return_features=True))
         with atomic_write(folder / f"digits-{name}.npz") as file:
@@ -54,7 +54,7 @@ def save_references(splits: dict[str, Images], detector: torch.nn.Module, folder
 
 
 def save_gan(gan: Gan, path: Path) -> None:
-    """A pickle with the entries of a snapshot of stylegan2-ada-pytorch."""
+    """Writes a pickle with the entries of a stylegan2-ada-pytorch snapshot."""
     content = {
         "training_set_kwargs": dataset_kwargs("training.dataset.ImageFolderDataset", gan.G_ema.c_dim),
         "G": gan.G,
@@ -66,7 +66,7 @@ def save_gan(gan: Gan, path: Path) -> None:
 
 
 def save_teacher(teacher: EDMPrecond, path: Path) -> None:
-    """A pickle with the entries of a snapshot of edm."""
+    """Writes a pickle with the entries of an EDM snapshot."""
     content = {
         "ema": teacher,
         "loss_fn": EDMLoss(),
@@ -79,14 +79,14 @@ def save_teacher(teacher: EDMPrecond, path: Path) -> None:
 
 
 def dataset_kwargs(class_name: str, num_labels: int, resolution: int = RESOLUTION) -> dnnlib.EasyDict:
-    """How those repositories describe the data that a network was trained on."""
+    """Description of the training data in the format of those repositories."""
     return dnnlib.EasyDict(
         class_name=class_name, path="digits-train.zip", use_labels=num_labels > 0, xflip=False, resolution=resolution
     )
 
 
 def save_pickle(content: dict[str, Any], path: Path) -> None:
-    """A network pickle; the networks bring their source along (`torch_utils.persistence`)."""
+    """Writes a network pickle, in which each network carries its source (`torch_utils.persistence`)."""
     with atomic_write(path) as file:
         pickle.dump(content, file, protocol=4)
 
@@ -109,13 +109,17 @@ def described(name: str, result: Figures) -> str:
 
 
 @click.command(cls=Command)
-@click.option("--outdir", type=click.Path(file_okay=False, path_type=Path), required=True, help="Where the files go.")
-@click.option("--teacher-kimg", type=float, default=TeacherOptions.kimg, show_default=True, help="Length of training.")
-@click.option("--gan-kimg", type=float, default=GanOptions.kimg, show_default=True, help="Length of training.")
-@click.option("--detector-epochs", type=int, default=30, show_default=True, help="Length of training.")
-@click.option("--samples", type=int, default=NUM_SAMPLES, show_default=True, help="Images that figures are from.")
+@click.option("--outdir", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder to write.")
+@click.option(
+    "--teacher-kimg", type=float, default=TeacherOptions.kimg, show_default=True, help="Training length of the teacher."
+)
+@click.option("--gan-kimg", type=float, default=GanOptions.kimg, show_default=True, help="Training length of the GAN.")
+@click.option("--detector-epochs", type=int, default=30, show_default=True, help="Training length of the detector.")
+@click.option(
+    "--samples", type=int, default=NUM_SAMPLES, show_default=True, help="Generated images to compute figures from."
+)
 def main(outdir: Path, teacher_kimg: float, gan_kimg: float, detector_epochs: int, samples: int) -> None:
-    """Rebuild the built-in digits, detector, generator and teacher, and print what they are worth."""
+    """Rebuild the built-in digits, detector, generator and teacher, and print their FID and other figures."""
     outdir.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     seconds: dict[str, float] = {}
@@ -137,7 +141,7 @@ def main(outdir: Path, teacher_kimg: float, gan_kimg: float, detector_epochs: in
 
     click.echo("Processor seconds: " + ", ".join(f"{name} {value:.0f}" for name, value in seconds.items()))
     for name, images in splits.items():
-        click.echo(f"Detector: recognises {accuracy(detector, images):.4f} of {len(images)} {name} images")
+        click.echo(f"Detector: recognizes {accuracy(detector, images):.4f} of {len(images)} {name} images")
     torch.manual_seed(SEED)
     made = {
         "generator": sample(generator_sampler(gan.G_ema), samples),
@@ -147,7 +151,7 @@ def main(outdir: Path, teacher_kimg: float, gan_kimg: float, detector_epochs: in
     click.echo(f"Digit-CNN features, not Inception; {samples} generated images")
     click.echo(
         f"{'':34s} {'FID':>7s} {'precision':>9s} {'recall':>6s} {'coverage':>8s} {'agreement':>9s} {'variance':>8s}"
-        f"   recognised as 0 to {NUM_CLASSES - 1}"
+        f"   recognized as 0 to {NUM_CLASSES - 1}"
     )
     record = {}
     for reference in ("selection", "test"):

@@ -1,4 +1,4 @@
-"""Where the images come from: scikit-learn's handwritten digits, enlarged and split."""
+"""Images of the pair: scikit-learn's handwritten digits, enlarged and split."""
 
 from __future__ import annotations
 
@@ -25,12 +25,14 @@ def load_splits() -> dict[str, Images]:
     Settings are chosen on "selection"; what is published is measured on "test". Both hold as many images of each class.
 
     Raises:
-        UserError: scikit-learn, which the images come with, is not installed.
+        UserError: scikit-learn, which contains the images, is not installed.
     """
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise UserError("The digits come with scikit-learn: pip install scikit-learn.") from error
+        raise UserError(
+            "The digits are part of scikit-learn, which is not installed: pip install scikit-learn."
+        ) from error
     digits = load_digits()
     pixels = np.stack([enlarge(image) for image in digits.images])
     order = np.random.RandomState(SPLIT_SEED).permutation(len(pixels))
@@ -48,13 +50,13 @@ def load_splits() -> dict[str, Images]:
 
 
 def enlarge(image: np.ndarray) -> np.ndarray:
-    """[8, 8] with values 0 to 16 -> [1, 16, 16] uint8."""
+    """An image [8, 8] with values 0 to 16 as [1, 16, 16] uint8."""
     small = Image.fromarray((image * (255 / 16)).round().astype(np.uint8))
     return np.asarray(small.resize((RESOLUTION, RESOLUTION), Image.Resampling.LANCZOS))[None]
 
 
 def write_dataset(images: Images, path: Path) -> None:
-    """Writes a dataset zip of the StyleGAN kind: PNGs, and their labels in `dataset.json`."""
+    """Writes a ZIP data set in the format of StyleGAN: PNGs, with their labels in `dataset.json`."""
     names = [f"00000/img{index:08d}.png" for index in range(len(images))]
     files = {}
     for name, pixels in zip(names, images.pixels, strict=True):

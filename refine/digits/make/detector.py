@@ -1,6 +1,6 @@
-"""The feature detector: a small digit classifier that is called like the Inception network of the FID.
+"""Feature detector: a small digit classifier with the calling convention of the FID's Inception network.
 
-Its features are not Inception's: a FID on them compares runs on digits with each other and nothing else.
+Its features are not Inception's. A FID on them compares runs on these digits with each other and with nothing else.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ NUM_FEATURES = 64
 
 
 class DigitDetector(nn.Module):
-    """Images to features or class probabilities; `torch.jit.script` makes it the file that ships."""
+    """Classifier of digits; `torch.jit.script` turns it into the built-in file."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,13 +31,13 @@ class DigitDetector(nn.Module):
         """The calling convention of the Inception detector.
 
         Args:
-            img: [N, 1 or 3, H, W] uint8; colours are averaged, other sizes than 16x16 resized.
-            return_features: [N, 64] instead of probabilities.
-            use_fp16: ignored.
-            no_output_bias: leave the bias out before the softmax.
+            img: Images [N, 1 or 3, H, W] uint8; colors are averaged, and sizes other than 16x16 are resized.
+            return_features: Return features in place of probabilities.
+            use_fp16: Ignored.
+            no_output_bias: Leave out the bias before the softmax.
 
         Returns:
-            Probabilities [N, 10], or features.
+            Probabilities [N, 10], or features [N, 64].
         """
         features = self.extract(img)
         if return_features:
@@ -48,7 +48,7 @@ class DigitDetector(nn.Module):
         return torch.softmax(logits, dim=1)
 
     def extract(self, img: Tensor) -> Tensor:
-        """[N, 1 or 3, H, W], 0 to 255 -> [N, 64]."""
+        """Features [N, 64] of images [N, 1 or 3, H, W], 0 to 255."""
         x = img.to(torch.float32).mean(dim=1, keepdim=True) / 127.5 - 1
         if x.shape[2] != 16 or x.shape[3] != 16:
             x = functional.interpolate(x, size=[16, 16], mode="bilinear", antialias=True)
@@ -79,5 +79,5 @@ def train_detector(images: Images, *, epochs: int = 30, batch: int = 64, lr: flo
 
 
 def accuracy(detector: nn.Module, images: Images) -> float:
-    """Share of images that are recognised."""
+    """Share of images that are recognized correctly."""
     return float((detector(images.pixels).argmax(dim=1) == images.classes).float().mean())

@@ -1,4 +1,4 @@
-"""The generator to be refined: a class-conditional StyleGAN2, stopped long before it is good.
+"""Generator to be refined: a class-conditional StyleGAN2, stopped long before it is good.
 
 Losses: non-saturating (arXiv 1406.2661) with the R1 penalty (arXiv 1801.04406), every 16th step only and 16 times as
 strong (arXiv 1912.04958, appendix B).
@@ -20,19 +20,19 @@ from refine.digits.sources.stylegan2 import Discriminator, Generator
 
 @dataclass(frozen=True)
 class GanOptions:
-    """How the GAN is trained.
+    """Training of the GAN.
 
     Attributes:
-        kimg: length, in thousands of real images.
-        batch: images of a step.
-        lr: learning rate of both networks' Adam, betas (0, 0.99).
-        r1_gamma: weight of the penalty, E[gamma / 2 |grad D|^2].
-        r1_interval: steps between two penalties.
-        ema_halflife_kimg: half-life of the moving average of the generator's weights.
-        z_dim: width of z and w.
-        channels: of all layers.
-        mapping_layers: fully connected layers from z to w.
-        c_dim: width of the labels; 0: the networks know of no classes.
+        kimg: Length, in thousands of real images.
+        batch: Images per step.
+        lr: Adam learning rate of both networks, with betas (0, 0.99).
+        r1_gamma: Weight of the penalty, E[gamma / 2 |grad D|^2].
+        r1_interval: Steps between two penalties.
+        ema_halflife_kimg: Half-life of the generator's averaged weights.
+        z_dim: Width of z and w.
+        channels: Channels of all layers.
+        mapping_layers: Fully connected layers from z to w.
+        c_dim: Width of the labels; 0 for unconditional networks.
     """
 
     kimg: float = 8
@@ -49,7 +49,7 @@ class GanOptions:
 
 @dataclass(frozen=True)
 class Gan:
-    """What a StyleGAN pickle holds."""
+    """Networks of a StyleGAN pickle."""
 
     G: Generator
     D: Discriminator
@@ -95,11 +95,11 @@ def train_gan(images: Images, options: GanOptions) -> Gan:
         with torch.no_grad():
             fakes = G(z, c)
         index = torch.randint(len(images), [options.batch])
-        penalised = step % options.r1_interval == 0
-        reals = x0[index].requires_grad_(penalised)
+        is_penalized = step % options.r1_interval == 0
+        reals = x0[index].requires_grad_(is_penalized)
         real_logits = D(reals, labels[index])
         D_loss = softplus(D(fakes, c)).mean() + softplus(-real_logits).mean()
-        if penalised:
+        if is_penalized:
             (gradient,) = torch.autograd.grad(real_logits.sum(), reals, create_graph=True)
             penalty = gradient.square().sum(dim=[1, 2, 3]).mean()
             D_loss = D_loss + options.r1_interval * options.r1_gamma / 2 * penalty

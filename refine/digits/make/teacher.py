@@ -1,4 +1,4 @@
-"""The teacher: a class-conditional diffusion model, trained as in Karras et al., arXiv 2206.00364."""
+"""Teacher: a class-conditional diffusion model, trained as in Karras et al., arXiv 2206.00364."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from refine.digits.sources.edm import EDMLoss, EDMPrecond
 
 @dataclass(frozen=True)
 class TeacherOptions:
-    """How the teacher is trained.
+    """Training of the teacher.
 
     Attributes:
-        kimg: length, in thousands of images.
-        batch: images of a step.
-        lr: Adam's learning rate; constant for the first half, then linearly to 0.
-        ema_halflife_kimg: half-life of the moving average of the weights.
-        resolution: pixels of the images that it is trained on.
-        model_channels, channel_mult, num_blocks, attn_resolutions, dropout: of the DDPM++ U-Net.
-        label_dim: width of the labels; 0: the network knows of no classes.
+        kimg: Length, in thousands of images.
+        batch: Images per step.
+        lr: Adam learning rate: constant for the first half, then linearly to 0.
+        ema_halflife_kimg: Half-life of the averaged weights.
+        resolution: Height and width of the training images in pixels.
+        model_channels, channel_mult, num_blocks, attn_resolutions, dropout: Arguments of the DDPM++ U-Net.
+        label_dim: Width of the labels; 0 for an unconditional network.
     """
 
     kimg: float = 200

@@ -20,7 +20,7 @@ import torch
 from toolchains import GXX, ROOT, one_sentence, script, version_source
 
 from stylegan_ops import build
-from stylegan_ops.abi import ABI_VERSION
+from stylegan_ops.backends.packing import ABI_VERSION
 from stylegan_ops.build import BuildError, ninja, toolchain
 
 pytestmark = [

@@ -24,7 +24,7 @@ import pytest
 from toolchains import GXX, ROOT, one_sentence, script, version_source
 
 from stylegan_ops import build
-from stylegan_ops.abi import ABI_VERSION
+from stylegan_ops.backends.packing import ABI_VERSION
 from stylegan_ops.build import BuildError, cache
 
 pytestmark = [

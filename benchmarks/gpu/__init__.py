@@ -1,0 +1,1 @@
+"""The day with a GPU: one command that was rehearsed without one."""

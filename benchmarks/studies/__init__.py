@@ -1,0 +1,1 @@
+"""Studies of settings: what a choice does to the images."""

@@ -1,0 +1,101 @@
+"""Conversion of a generator between its pickle and another format.
+
+Each format module has `write(loaded, file)` and `images(path, loaded, probe)`: what the written file computes, by
+something other than the network that it was written from wherever the format allows it. A file gets its name only
+after the two agree. Modules whose files can be brought back also have `read(path, ours)`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from refine.errors import UserError
+from refine.export.agreement import Probe, agreement, images_of_network
+from refine.export.formats import FORMATS, module_of
+from refine.files.atomic import atomic_write
+from refine.networks.loading import load_gan
+from refine.pickles import PersistentObject, writer
+from refine.pickles.finite import require_finite
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A written file.
+
+    Attributes:
+        difference: Largest difference of any pixel from the images of the source, images being in [-1, 1].
+        note: What the user should know about the file; empty if nothing.
+    """
+
+    difference: float
+    note: str = ""
+
+
+def export(network: str, kind: str, out: Path, *, trust: bool = False) -> Exported:
+    """Writes a generator in another format.
+
+    Args:
+        network: Path, http(s) URL or zoo name of a StyleGAN pickle.
+        kind: A key of `FORMATS`.
+        out: File to write.
+        trust: Permission to run the source embedded in the pickle.
+
+    Raises:
+        UserError: the generator cannot be loaded, the format has no place for it, a package is missing, or the file
+            does not make the same images.
+    """
+    module = module_of(kind)
+    loaded = load_gan(network, trust=trust)
+    probe = Probe.of(loaded.network)
+    expected = probe.images(images_of_network(loaded.network))
+    if not expected.isfinite().all():
+        raise UserError(f"{loaded.pickle.path} draws images that are not finite: take an earlier snapshot.")
+    with atomic_write(out) as file:
+        module.write(loaded, file)
+        file.flush()
+        difference = agreement(expected, module.images(Path(file.name), loaded, probe), f"{out} ({kind})")
+    if kind == "pkl-ema":
+        writer.warn_of_code(loaded.pickle, out)
+    return Exported(difference, f"Open it with {module.usage(loaded)}" if kind == "rosinality" else "")
+
+
+def bring_back(weights: Path, like: str, out: Path, *, trust: bool = False) -> Exported:
+    """Writes a pickle whose generators have the weights of a file in another format.
+
+    Args:
+        weights: A file of a format that comes back.
+        like: Path, http(s) URL or zoo name of a StyleGAN pickle of the same architecture.
+        out: File to write.
+        trust: Permission to run the source embedded in the pickle.
+
+    Raises:
+        UserError: a file cannot be read, the two do not fit, or the pickle does not make the same images.
+    """
+    kinds = {made.suffix: kind for kind, made in FORMATS.items() if made.comes_back}
+    if weights.suffix not in kinds:
+        raise UserError(f"{weights} cannot be brought back: give a {' or '.join(kinds)} file as --network.")
+    module = module_of(kinds[weights.suffix])
+    loaded = load_gan(like, trust=trust)
+    ours = loaded.network.state_dict()
+    state = module.read(weights, ours)
+    for name in [*(n for n in ours if n not in state), *(n for n in state if n not in ours)]:
+        raise UserError(f"{weights} does not fit {loaded.pickle.path}: only one of them has a tensor {name}.")
+    for name, tensor in ours.items():
+        if state[name].shape != tensor.shape:
+            raise UserError(
+                f"{weights} does not fit {loaded.pickle.path}: {name} is {list(state[name].shape)} in the former and "
+                f"{list(tensor.shape)} in the latter."
+            )
+    require_finite(state, str(weights))
+    probe = Probe.of(loaded.network)
+    expected = module.images(weights, loaded, probe)
+    entries = [key for key in ("G", "G_ema") if isinstance(loaded.pickle.get(key), PersistentObject)]
+    with atomic_write(out) as file:
+        writer.write(loaded.pickle, file, dict.fromkeys(entries, state))
+        file.flush()
+        written = load_gan(file.name, trust=trust).network
+        difference = agreement(expected, probe.images(images_of_network(written)), str(out))
+    writer.warn_of_code(loaded.pickle, out)
+    note = f"{' and '.join(entries)} hold its weights, the rest is as in {loaded.pickle.path}"
+    return Exported(difference, note)
