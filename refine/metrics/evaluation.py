@@ -19,6 +19,7 @@ from refine.files.digest import file_sha256
 from refine.metrics.metric import parse_metrics
 from refine.metrics.options import MetricOptions
 from refine.metrics.reference import Teacher
+from refine.metrics.reference_file import holds_statistics
 from refine.metrics.suite import Suite
 from refine.networks.loading import LoadedNetwork, load_generator, load_teacher
 from refine.runtime.device import choose_device
@@ -52,8 +53,8 @@ def evaluate(
         metrics: Names of the StyleGAN suite with any count, in a list or separated by commas; see
             `refine.metrics.parse_metric`.
         reference: What to compare with: a StyleGAN data set (ZIP, folder or zoo name), statistics (.npz by path, URL or
-            zoo name), or a diffusion model whose samples are compared with (pickle by path, URL or zoo name, a
-            `LoadedNetwork` or a `Teacher`). None: no metric needs one (inception score, path lengths).
+            zoo name, or EDM2's .pkl), or a diffusion model whose samples are compared with (pickle by path, URL or zoo
+            name, a `LoadedNetwork` or a `Teacher`). None: no metric needs one (inception score, path lengths).
         device: `auto`, `cpu`, `cuda`, `mps` or a torch.device; `auto` is the device of a module's parameters.
         trust: Run the source embedded in pickles whose network Refine does not know.
         options: Further fields of `refine.metrics.MetricOptions`: detector, vgg, trust_detector, seed, fid_seeds,
@@ -137,9 +138,7 @@ def _reference(reference: Any, device: torch.device, trust: bool) -> tuple[Teach
         spec = os.path.expanduser(os.fspath(reference))
         if os.path.isdir(spec):
             return None, {"data": spec}
-        entry = zoo.find(Path(spec).name)
-        is_network = (entry is not None and entry.kind == "denoiser") or Path(spec).suffix.lower() == ".pkl"
-        if not is_network:
+        if not _names_a_network(spec):
             return None, {"ref": spec}
         reference = load_teacher(spec, trust=trust)
     else:
@@ -149,6 +148,13 @@ def _reference(reference: Any, device: torch.device, trust: bool) -> tuple[Teach
     network: Any = reference.network.to(device)
     path = reference.pickle.path
     return Teacher(network, spec or str(path), file_sha256(path)), {"ref": "teacher"}
+
+
+def _names_a_network(spec: str) -> bool:
+    entry = zoo.find(Path(spec).name)
+    if entry is not None and not os.path.isfile(spec):
+        return entry.kind in ("denoiser", "generator")
+    return Path(spec).suffix.lower() == ".pkl" and not holds_statistics(zoo.resolve(spec).path)
 
 
 @contextmanager

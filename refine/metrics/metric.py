@@ -198,18 +198,23 @@ def require_images(label: str, least: int, **counts: int) -> None:
 
     Args:
         label: Name of the metric.
-        least: Images needed of each kind.
-        counts: Images of each kind there are.
+        least: Images needed of each source.
+        counts: Images there are, by source.
 
     Raises:
         UserError: There are fewer.
     """
-    for kind, count in counts.items():
+    for source, count in counts.items():
         if count < least:
-            raise UserError(
-                f"{label} needs at least {least} {kind} images, and there {'is' if count == 1 else 'are'} {count}: "
-                "give more images, or choose another metric."
-            )
+            raise too_few(label, least, f"the {source}", count)
+
+
+def too_few(label: str, least: int, source: str, count: int) -> UserError:
+    """The sentence for a metric that needs more images than a source has."""
+    images = "1 image" if count == 1 else f"{count:,} images"
+    return UserError(
+        f"{label} needs at least {least} images, and {source} has {images}: give more, or choose another metric."
+    )
 
 
 def metric_classes() -> tuple[type[Metric], ...]:

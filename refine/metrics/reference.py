@@ -22,7 +22,7 @@ from refine.metrics import cache
 from refine.metrics.batch_size import USUAL, BatchSize
 from refine.metrics.collect import at_first, collect
 from refine.metrics.detectors import Detector
-from refine.metrics.metric import FeatureSpec, Metric, require_images
+from refine.metrics.metric import FeatureSpec, Metric, too_few
 from refine.metrics.moments import Moments
 from refine.metrics.sampler import Labels, draw_labels, draw_latents
 
@@ -118,7 +118,9 @@ class _ImageReference(Reference):
 
     def check(self, metric: Metric, detector: Detector) -> None:
         """See `Reference.check`."""
-        require_images(metric.name, metric.least_images, reference=len(self._numbers(metric)))
+        count = len(self._numbers(metric))
+        if count < metric.least_images:
+            raise too_few(metric.name, metric.least_images, str(getattr(self, "path", f"the {self.kind}")), count)
 
     def prepare(self, wanted: Sequence[tuple[FeatureSpec, Metric]]) -> None:
         """See `Reference.prepare`."""

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from refine import pickles
 from refine.errors import UserError
 from refine.files.atomic import atomic_write
 from refine.files.digest import file_sha256
 from refine.files.reading import cannot_read, reading
 from refine.metrics.detectors import Detector
-from refine.metrics.metric import FeatureSpec, Metric, require_images
+from refine.metrics.metric import FeatureSpec, Metric, too_few
 from refine.metrics.moments import Moments
 from refine.metrics.reference import Reference
 from refine.metrics.sampler import Labels
@@ -22,10 +24,11 @@ from refine.runtime import distributed
 
 
 class StatisticsReference(Reference):
-    """Mean and covariance of a data set's features in an .npz file, as EDM publishes them or `save_reference` writes.
+    """Mean and covariance of a data set's features, as EDM and EDM2 publish them or `save_reference` writes.
 
-    EDM's hold `mu` [D] and `sigma` [D, D], the latter divided by the number of images minus 1. Ours have `num_images`
-    and their origin too, the labels if there are any, and on request all features.
+    EDM's .npz files, and the entry `fid` of EDM2's pickles, hold `mu` [D] and `sigma` [D, D], the latter divided by the
+    number of images minus 1. Ours have `num_images` and their origin too, the labels if there are any, and on request
+    all features.
     """
 
     kind = "statistics"
@@ -34,7 +37,7 @@ class StatisticsReference(Reference):
         """Reads the file.
 
         Args:
-            path: The .npz file.
+            path: The .npz file, or EDM2's .pkl.
             name: Its name in rows; None: the file's.
             resolution: Pixels of the images along an axis, if known from elsewhere.
 
@@ -55,22 +58,23 @@ class StatisticsReference(Reference):
             )
         with reading(path):
             self.sha256 = file_sha256(path)
-        self.num_images = int(arrays["num_images"]) if "num_images" in arrays else None
-        self.ddof = int(arrays["ddof"]) if "ddof" in arrays else 1
+        self.num_images = _integer(path, arrays, "num_images")
+        self.ddof = 1 if (ddof := _integer(path, arrays, "ddof")) is None else ddof
         self.detector_sha256 = str(arrays["detector_sha256"]) if "detector_sha256" in arrays else None
-        self.features = arrays.get("features")
         self.dimension = len(mean)
+        self.features = _table(path, arrays, "features", (None, len(mean)))
         # Without the number of images it does not matter which one is put in: it is divided out again.
         self._moments = Moments.from_covariance(mean, sigma, self.num_images or 2**31, ddof=1)
-        in_name = re.search(r"(\d+)x\1(?!\d)", self.name)
-        self.resolution = (resolution or (int(arrays["resolution"]) if "resolution" in arrays else None)) or (
-            int(in_name[1]) if in_name else None
-        )
-        self.num_channels = int(arrays["num_channels"]) if "num_channels" in arrays else None
-        if "label_counts" in arrays:
-            self.labels = Labels(counts=arrays["label_counts"].astype(np.int64))
-        elif "label_vectors" in arrays:
-            self.labels = Labels(vectors=arrays["label_vectors"].astype(np.float32))
+        in_name = re.search(r"(\d+)x\1(?!\d)", self.name) or re.search(r"^img(\d+)", self.name)
+        stated = resolution or _integer(path, arrays, "resolution")
+        self.resolution = stated or (int(in_name[1]) if in_name else None)
+        self.num_channels = _integer(path, arrays, "num_channels") or None
+        counts = _table(path, arrays, "label_counts", (None,))
+        vectors = _table(path, arrays, "label_vectors", (None, None))
+        if counts is not None and counts.min() >= 0 and counts.sum() > 0:
+            self.labels = Labels(counts=counts.astype(np.int64))
+        elif vectors is not None:
+            self.labels = Labels(vectors=vectors.astype(np.float32))
 
     def check(self, metric: Metric, detector: Detector) -> None:
         """See `Reference.check`."""
@@ -85,8 +89,8 @@ class StatisticsReference(Reference):
                 f"for {metric.name}_full."
             )
         count = self.num_images if self.features is None else len(self.features)
-        if count is not None:
-            require_images(metric.name, metric.least_images, reference=count)
+        if count is not None and count < metric.least_images:
+            raise too_few(metric.name, metric.least_images, str(self.path), count)
         if self.detector_sha256 is not None and self.detector_sha256 != detector.sha256:
             raise UserError(
                 f"The reference {self.path} was made with another detector (sha256 {self.detector_sha256[:16]}...) "
@@ -106,8 +110,53 @@ class StatisticsReference(Reference):
         return {"kind": self.kind, "name": self.name, "sha256": self.sha256, "num_images": self.num_images}
 
 
-def _arrays(path: Path) -> dict[str, np.ndarray]:
-    """Arrays of an .npz, with `mu` and `sigma` among them."""
+def holds_statistics(path: Path) -> bool:
+    """Whether a file can be a reference, judged by its first bytes and, for a pickle, by its entries."""
+    with reading(path), path.open("rb") as file:
+        start = file.read(2)
+    if start[:1] != b"\x80":
+        return start == b"PK"
+    try:
+        return isinstance(pickles.load_arrays(path).get("fid"), dict)
+    except pickles.PickleError:
+        return False
+
+
+def _table(path: Path, arrays: Mapping[str, np.ndarray], name: str, shape: tuple[int | None, ...]) -> np.ndarray | None:
+    """An array of finite numbers of a shape, in which None stands for any number of at least 1; None without it."""
+    if name not in arrays:
+        return None
+    array = arrays[name]
+    fits = (
+        array.ndim == len(shape) and array.size and all(n in (None, m) for n, m in zip(shape, array.shape, strict=True))
+    )
+    if not fits or array.dtype.kind not in "iuf" or not np.isfinite(array).all():
+        raise UserError(
+            f"The reference {path} holds a {name!r} {list(array.shape)} of {array.dtype}, which is not what "
+            "--export-ref writes: give another."
+        )
+    return array
+
+
+def _integer(path: Path, arrays: Mapping[str, np.ndarray], name: str) -> int | None:
+    """A whole number of at least 0 among the arrays; None if it is not there."""
+    if name not in arrays:
+        return None
+    array = arrays[name]
+    if array.size != 1 or array.dtype.kind not in "iu" or array.item() < 0:
+        raise UserError(f"The reference {path} holds a {name!r} that is not a number from 0: give another.")
+    return int(array.item())
+
+
+def _arrays(path: Path) -> Mapping[str, np.ndarray]:
+    """Arrays of the file, with `mu` and `sigma` among them."""
+    with reading(path), path.open("rb") as file:
+        is_pickle = file.read(1) == b"\x80"
+    if is_pickle:
+        found = pickles.load_arrays(path).get("fid")
+        if not isinstance(found, dict):
+            raise UserError(f"The reference {path} is a pickle without the entry 'fid' of EDM2's: give another.")
+        return _checked(path, {name: np.asarray(value) for name, value in found.items()})
     try:
         with np.load(path, allow_pickle=False) as npz:
             arrays = dict(npz)
@@ -117,6 +166,10 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
         raise UserError(
             f"The reference {path} is not an .npz file of numbers, or is damaged: download it again."
         ) from error
+    return _checked(path, arrays)
+
+
+def _checked(path: Path, arrays: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
     for name in ("mu", "sigma"):
         if name not in arrays:
             raise UserError(f"The reference {path} has no entry {name!r}: give an .npz with mu and sigma.")

@@ -11,6 +11,8 @@ import numpy as np
 from refine.pickles.errors import PickleError
 from refine.pickles.records import MAX_EXPANDED, Inert
 
+MAX_ELEMENTS = 2**40  # of an array, by its shape
+
 
 class NumpyDtype(Inert):
     """A `numpy.dtype`: code such as 'f8' in `args[0]`, byte order in `state[1]`."""
@@ -51,29 +53,43 @@ class NumpyArray(Inert):
 
     may_have_state = True
 
-    def plain(self) -> list[Any]:
-        """The array as lists. Raises PickleError where shape and bytes do not agree."""
+    def array(self) -> np.ndarray:
+        """The array itself, read-only. Raises PickleError if shape and bytes do not agree."""
         state = self.state
         self._require(isinstance(state, tuple) and len(state) == 5, "state has another form")
-        return _plain_array(self, state[4], state[2], state[1], "F" if state[3] is True else "C")
+        return _array(state[4], state[2], state[1], "F" if state[3] is True else "C")
+
+    def plain(self) -> list[Any]:
+        """The array as lists. Raises PickleError if shape and bytes do not agree."""
+        return _lists(self.array())
 
 
 class NumpyBuffer(Inert):
     """A NumPy array of protocol 5: args = (bytes, dtype, shape, order)."""
 
-    def plain(self) -> list[Any]:
-        """The array as lists. Raises PickleError where shape and bytes do not agree."""
+    def array(self) -> np.ndarray:
+        """The array itself, read-only. Raises PickleError if shape and bytes do not agree."""
         self._require(len(self.args) == 4 and self.args[3] in ("C", "F"), "call has another form")
-        return _plain_array(self, *self.args)
+        return _array(*self.args)
+
+    def plain(self) -> list[Any]:
+        """The array as lists. Raises PickleError if shape and bytes do not agree."""
+        return _lists(self.array())
 
 
-def _plain_array(record: Inert, data: Any, dtype: Any, shape: Any, order: Any) -> list[Any]:
+def _array(data: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
     def require(condition: bool) -> None:
         if not condition:
             raise PickleError("has a NumPy array whose shape and data do not agree; it is damaged or forged")
 
     require(isinstance(data, (bytes, bytearray)) and isinstance(dtype, NumpyDtype) and isinstance(shape, tuple))
-    require(len(shape) <= 32 and all(type(n) is int and 0 <= n <= MAX_EXPANDED for n in shape))
-    require(math.prod(n for n in shape if n) <= MAX_EXPANDED)
+    require(len(shape) <= 32 and all(type(n) is int and 0 <= n <= MAX_ELEMENTS for n in shape))
+    require(math.prod(n for n in shape if n) <= MAX_ELEMENTS)
     require(math.prod(shape) * dtype.plain().itemsize == len(data))
-    return np.frombuffer(data, dtype.plain()).reshape(shape, order=order).tolist()
+    return np.frombuffer(data, dtype.plain()).reshape(shape, order=order)
+
+
+def _lists(array: np.ndarray) -> list[Any]:
+    if math.prod(n for n in array.shape if n) > MAX_EXPANDED:
+        raise PickleError(f"has a NumPy array of more than {MAX_EXPANDED} values among its settings; refused")
+    return array.tolist()

@@ -6,7 +6,6 @@ of globals, each of which becomes an inert class (`unpickler`, `records`).
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -176,16 +175,3 @@ def _cause(path: Path, size: int, kind: diagnose.Kind | None, error: PickleError
         except OSError:
             pass
     return str(error)
-
-
-def file_sha256(path: str | Path) -> str:
-    """SHA-256 of a file, hexadecimal.
-
-    Raises:
-        OSError: the file cannot be read.
-    """
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

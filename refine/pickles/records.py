@@ -9,11 +9,11 @@ tensors, storages and NumPy values.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Any
 
+from refine.files.digest import text_sha256
 from refine.pickles.errors import PickleError
 
 MAX_EXPANDED = 100_000  # values, where shared ones count each time; the settings of a network have 100
@@ -220,9 +220,7 @@ class PersistentObject(Inert):
             self._require(isinstance(meta["state"].get(field, kind() if kind is dict else ()), kind), f"{field} is odd")
 
 
-@lru_cache(maxsize=64)
-def _text_sha256(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+_text_sha256 = lru_cache(maxsize=64)(text_sha256)
 
 
 def to_python(value: Any) -> Any:

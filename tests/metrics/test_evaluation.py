@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -99,11 +100,14 @@ def test_every_kind_of_reference(
     loaded = load_teacher(str(path))
     unpacked = tmp_path / "unpacked"
     shutil.unpack_archive(data, unpacked)
+    edm2 = tmp_path / "img32.pkl"
+    edm2.write_bytes(pickle.dumps({"fid": {"mu": np.zeros(48), "sigma": np.eye(48)}}))
     kinds = {}
     for name, reference in {
         "zip": data,
         "folder": unpacked,
         "npz": statistics,
+        "edm2": edm2,
         "pickle": path,
         "loaded": loaded,
         "teacher": Teacher(loaded.network, str(path), "0" * 64),  # type: ignore[arg-type]
@@ -111,8 +115,8 @@ def test_every_kind_of_reference(
         (row,) = evaluate(generator, "fid20_full", reference, ref_images=8, batch=8, device="cpu", **detectors)
         kinds[name] = row["provenance"]["reference"]["kind"]
     assert kinds == {
-        "zip": "data", "folder": "data", "npz": "statistics", "pickle": "teacher", "loaded": "teacher",
-        "teacher": "teacher",
+        "zip": "data", "folder": "data", "npz": "statistics", "edm2": "statistics",
+        "pickle": "teacher", "loaded": "teacher", "teacher": "teacher",
     }  # fmt: skip
     (row,) = evaluate(generator, "is20", device="cpu", **detectors)
     assert row["provenance"]["reference"] is None

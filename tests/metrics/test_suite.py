@@ -9,6 +9,7 @@ import io
 import json
 import logging
 import os
+import pickle
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -308,6 +309,37 @@ def test_statistics_of_edm(
         assert path in str(caught.value)
 
 
+@pytest.mark.parametrize("protocol", [3, 4, 5])
+def test_statistics_of_edm2(generator: Any, detectors: dict[str, str], tmp_path: Path, protocol: int) -> None:
+    """A pickle with an entry for each kind of features, opened without running anything."""
+    statistics = {"mu": np.arange(48.0), "sigma": np.asfortranarray(np.diag(np.arange(1, 49.0)))}
+    other = {"mu": np.zeros(8), "sigma": np.eye(8)}
+    path = tmp_path / "img32.pkl"
+    path.write_bytes(pickle.dumps({"fid": statistics, "fd_dinov2": other}, protocol=protocol))
+    (found,) = rows_of(generator, metrics=("fid60_full",), ref=str(path), **detectors)
+    (expected,) = rows_of(generator, metrics=("fid60_full",), ref=npz(tmp_path / "a.npz", **statistics), **detectors)
+    assert found["results"] == expected["results"] and found["provenance"]["covariance"] == "n-1"
+    assert found["provenance"]["reference"]["name"] == "img32.pkl"
+
+
+class Evil:
+    def __reduce__(self) -> Any:
+        return os.system, ("touch /tmp/refine-was-here",)
+
+
+@pytest.mark.parametrize(
+    "content", [{"fid": Evil()}, {"fd_dinov2": {}}, [1], {"fid": {"mu": np.zeros(3)}}, {"fid": {"mu": "x", "sigma": 1}}]
+)
+def test_other_pickles_are_no_statistics(
+    generator: Any, detectors: dict[str, str], tmp_path: Path, content: Any
+) -> None:
+    path = tmp_path / "ref.pkl"
+    path.write_bytes(pickle.dumps(content))
+    with pytest.raises(UserError) as caught:
+        rows_of(generator, metrics=("fid60_full",), ref=str(path), **detectors)
+    assert str(path) in str(caught.value) and not Path("/tmp/refine-was-here").exists()
+
+
 def test_statistics_at_fewer_pixels(generator: Any, detectors: dict[str, str], tmp_path: Path) -> None:
     path = npz(tmp_path / "own-16x16.npz", mu=np.zeros(48), sigma=np.eye(48))
     (row,) = rows_of(generator, metrics=("fid60_full",), ref=path, **detectors)
@@ -323,6 +355,12 @@ def test_statistics_at_fewer_pixels(generator: Any, detectors: dict[str, str], t
         ({"mean": np.zeros(48)}, "no entry"),
         ({"mu": np.zeros(48), "sigma": np.array([{}], dtype=object)}, "reference.npz"),
         (None, "reference.npz"),
+        ({"mu": np.zeros(48), "sigma": np.eye(48), "num_images": np.zeros(2)}, "num_images"),
+        ({"mu": np.zeros(48), "sigma": np.eye(48), "num_images": -5}, "num_images"),
+        ({"mu": np.zeros(48), "sigma": np.eye(48), "features": np.zeros((9, 47))}, "features"),
+        ({"mu": np.zeros(48), "sigma": np.eye(48), "label_counts": np.full(3, np.nan)}, "label_counts"),
+        ({"mu": np.zeros(48), "sigma": np.eye(48), "num_images": 1}, "at least 2"),
+        ({"mu": np.full(48, "x"), "sigma": np.eye(48)}, "mu"),
     ],
 )
 def test_unusable_statistics(
@@ -585,7 +623,7 @@ def test_metrics_that_so_few_images_do_not_define(
     with pytest.raises(UserError) as caught:
         make_measure(MetricOptions(metrics=(metric,), data=few, **detectors), generator, CPU)  # before images are drawn
     message = str(caught.value)
-    assert metric in message and str(needed) in message and str(count) in message
+    assert metric in message and few in message and str(needed) in message and f"{count} image" in message
 
 
 @pytest.mark.parametrize(("count", "metric"), [(2, "kid20_full"), (2, "fid20_full"), (4, "pr1k3_full")])
