@@ -16,6 +16,7 @@ from rosinality_generator import Generator
 from refine import load_generator, pickles
 from refine.commands import export
 from refine.export import agreement, rosinality
+from refine.export.formats import FORMATS
 from torch_utils import persistence
 
 
