@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from refine.metrics.detectors import Detector, load_detector
-from refine.networks.loading import load_gan, load_teacher
+from refine.networks.loading import load_generator, load_teacher
 
 FindPath = Callable[[str], Path]
 
@@ -50,13 +50,13 @@ def data(fixture_path: FindPath) -> str:
 @pytest.fixture(scope="session")
 def generator(fixture_path: FindPath) -> Any:
     """Unconditional, 32 pixels: the one that the golden features were made with."""
-    return load_gan(str(fixture_path("sg2ada/a_uncond32.pkl"))).network
+    return load_generator(str(fixture_path("sg2ada/a_uncond32.pkl"))).network
 
 
 @pytest.fixture(scope="session")
 def conditional(fixture_path: FindPath) -> Any:
     """Five classes, 16 pixels."""
-    return load_gan(str(fixture_path("sg2ada/b_cond16.pkl"))).network
+    return load_generator(str(fixture_path("sg2ada/b_cond16.pkl"))).network
 
 
 @pytest.fixture(scope="session")
