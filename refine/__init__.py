@@ -54,7 +54,7 @@ _MODULES = {
 
 def __getattr__(name: str) -> _typing.Any:
     if name == "__version__":
-        return _importlib.import_module("refine.version").version()
+        return _importlib.import_module("refine.version").VERSION
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(_importlib.import_module(f"refine.{_MODULES[name]}"), name)

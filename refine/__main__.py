@@ -64,9 +64,9 @@ class _Verbs(click.Group):
 
 def _version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     if value:
-        from refine.version import version
+        from refine.version import VERSION
 
-        click.echo(f"Refine {version()}")
+        click.echo(f"Refine {VERSION}")
         ctx.exit()
 
 

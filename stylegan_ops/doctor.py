@@ -181,7 +181,8 @@ def _describe_nvcc() -> str:
 
 
 def _describe_cache() -> str:
-    return f"{cache.cache_directory()}, {len(cache.builds())} builds, {cache.size() / 1e6:.1f} MB"
+    former = "".join(f"; builds of an earlier version in {folder}" for folder in cache.former_directories())
+    return f"{cache.cache_directory()}, {len(cache.builds())} builds, {cache.size() / 1e6:.1f} MB{former}"
 
 
 def examine_cpu() -> Verdict:

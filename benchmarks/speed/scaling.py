@@ -72,7 +72,7 @@ def work_as_one_process(rounds: int) -> None:
             step()
             distributed.barrier()
             times.append(time.perf_counter() - start)
-        if distributed.is_first():
+        if distributed.is_rank0():
             print(statistics.median(times))
 
 

@@ -68,7 +68,7 @@ class _Formatter(logging.Formatter):
         return printable(record.getMessage())
 
 
-def is_first_process() -> bool:
+def is_rank0() -> bool:
     """Whether this is the process, of those that `torchrun` started, that speaks."""
     return os.environ.get("RANK", "0") == "0"
 
@@ -94,7 +94,7 @@ def _messages_on_stderr(level: int) -> Iterator[None]:
     """Shows what Refine and its operators log; of several processes the first one does, and all show warnings."""
     handler = logging.StreamHandler()
     handler.setFormatter(_Formatter())
-    if not is_first_process():
+    if not is_rank0():
         handler.setLevel(logging.WARNING)
     loggers = [logging.getLogger(name) for name in ("refine", "stylegan_ops")]
     previous_levels = [logger.level for logger in loggers]

@@ -31,7 +31,7 @@ def read_config(path: Path) -> dict[str, Any]:
         parsed = _parse(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): give a JSON or YAML file to --config.") from error
-    except (ValueError, yaml.YAMLError, RecursionError) as error:
+    except (ValueError, TypeError, yaml.YAMLError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path} is neither JSON nor YAML ({reason}): mend or replace it.") from error
     if not isinstance(parsed, dict):
@@ -64,10 +64,13 @@ def _checked(path: Path, field: Option, value: Any) -> Any:
 def _parse(text: str) -> Any:
     try:
         return json.loads(text, object_pairs_hook=_without_doubles)
-    except json.JSONDecodeError:
-        if text.lstrip().startswith("{"):  # JSON with a mistake in it, which YAML would describe worse
+    except json.JSONDecodeError as error:
+        try:
+            return yaml.load(text, Loader=_Loader)
+        except yaml.YAMLError:
+            if text.lstrip().startswith("{"):  # JSON with a mistake in it, which YAML would describe worse
+                raise error from None
             raise
-        return yaml.load(text, Loader=_Loader)
 
 
 def _without_doubles(pairs: list[tuple[Hashable, Any]]) -> dict[Hashable, Any]:

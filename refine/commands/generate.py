@@ -199,11 +199,13 @@ def draw(generator: Any, each: Input, settings: Settings) -> Tensor:
     """
     import torch
 
+    from refine.networks.sampling import image_of_ws
+
     if settings.noise_mode == "random":
         torch.manual_seed(each.seed if settings.noise_seed is None else settings.noise_seed)
     with torch.no_grad():
         if each.ws is not None:
-            image = generator.synthesis(each.ws.to(settings.device), noise_mode=settings.noise_mode)
+            image = image_of_ws(generator, each.ws.to(settings.device), settings.noise_mode)
         else:
             assert each.z is not None and each.c is not None
             image = generator(

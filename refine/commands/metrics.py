@@ -124,7 +124,7 @@ def main(metrics: MetricNames, **given: Any) -> None:
     )
     backend = "gloo" if given["device"] == "cpu" else None
     with distributed.processes(backend or _backend()) as place:
-        device = choose_device(given["device"], place.local_rank if place.size > 1 else None)
+        device = choose_device(given["device"], place.local_rank if place.world_size > 1 else None)
         _measure(given, options, device)
 
 
@@ -187,7 +187,7 @@ def _measure(given: dict[str, Any], options: Any, device: Any) -> None:
         generator = loaded.network.to(device)
         path = loaded.pickle.path.resolve()  # network-best.pkl is a link to a snapshot
         for row in suite.measure(generator, path.name):
-            if distributed.is_first():
+            if distributed.is_rank0():
                 click.echo(to_json(row))
                 results = " ".join(f"{name} {value:.6g}" for name, value in row["results"].items() if value is not None)
                 click.echo(f"{path.name}: {results}", err=True)
@@ -217,7 +217,7 @@ def _pictures(given: dict[str, Any], suite: Any, generator: Any, device: Any) ->
 
     if given["contact_sheet"]:
         contact_sheet.write_sheet(given["contact_sheet"], suite, generator)
-    if given["grid"] and distributed.is_first():
+    if given["grid"] and distributed.is_rank0():
         before = (
             load_generator(given["before"], trust=given["trust_pickle"]).network.to(device) if given["before"] else None
         )

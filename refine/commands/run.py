@@ -9,7 +9,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from refine.commands.base import is_first_process
+from refine.commands.base import is_rank0
 from refine.commands.options import GroupedCommand, GroupedOption, field_option
 from refine.config import RunConfig
 from refine.errors import OptionError, UserError
@@ -145,7 +145,7 @@ def _resumed(spec: str, changes: dict[str, Any]) -> tuple[RunConfig, Path]:
 
 def _say(line: str) -> None:
     """On stdout, from the first of several processes."""
-    if is_first_process():
+    if is_rank0():
         click.echo(line)
 
 

@@ -104,7 +104,7 @@ def at_all(work: Callable[[], T]) -> list[T]:
         UserError: At all processes, if one raised it (or another error, which that process raises as it is).
         KeyboardInterrupt: At all processes, if one was interrupted.
     """
-    if distributed.size() == 1:
+    if distributed.world_size() == 1:
         return [work()]
     result: Any = None
     failure: BaseException | None = None
@@ -124,12 +124,12 @@ def at_all(work: Callable[[], T]) -> list[T]:
 
 def at_first(work: Callable[[], T]) -> T:
     """Result of the first process, at all of them; errors as in `at_all`."""
-    return at_all(lambda: work() if distributed.is_first() else None)[0]  # type: ignore[return-value]
+    return at_all(lambda: work() if distributed.is_rank0() else None)[0]  # type: ignore[return-value]
 
 
 def with_progress(batches: Iterable[Tensor], total: int, title: str) -> Iterator[Tensor]:
     """Batches with a progress bar on stderr; a line per minute if stderr is not a terminal."""
-    silent = None if distributed.is_first() else True  # None: a bar at a terminal only
+    silent = None if distributed.is_rank0() else True  # None: a bar at a terminal only
     start = said = time.monotonic()
     done = 0
     with tqdm(total=total, desc=title, unit="img", leave=False, disable=silent, dynamic_ncols=True) as bar:
@@ -138,6 +138,6 @@ def with_progress(batches: Iterable[Tensor], total: int, title: str) -> Iterator
             done += len(part)
             bar.update(len(part))
             now = time.monotonic()
-            if bar.disable and distributed.is_first() and now - said >= SECONDS_BETWEEN_LINES:
+            if bar.disable and distributed.is_rank0() and now - said >= SECONDS_BETWEEN_LINES:
                 said = now
                 log.info(f"{title}: {done} of {total} images, eta {(now - start) / done * (total - done):.0f} s")

@@ -86,7 +86,7 @@ def write_sheet(path: Path, suite: Suite, generator: Any, count: int = 3 * SHEET
         distances = distances_to_rows(samples, suite.reference.get(rows, metric))
     else:
         distances = distances_to_moments(samples, suite.reference.get(FeatureSpec(detector), metric))
-    if distributed.is_first():
+    if distributed.is_rank0():
         sampler = suite.sampler(generator, None)
         nearest, farthest = nearest_and_farthest(distances, min(count, len(samples)))
         write_png(path, sheet(draw(sampler, nearest), draw(sampler, farthest)))

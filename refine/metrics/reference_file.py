@@ -217,6 +217,6 @@ def save_reference(path: Path, reference: Reference, detector: Detector, metric:
             arrays["label_vectors"] = reference.labels.vectors
     if features:
         arrays["features"] = reference.get(FeatureSpec(detector, keep="rows"), metric)
-    if distributed.is_first():
+    if distributed.is_rank0():
         with atomic_write(path) as file:
             np.savez(file, **arrays)

@@ -219,7 +219,7 @@ class Suite:
             "metric": self.name_of(metric),
             "total_time": seconds,
             "total_time_str": format_time(seconds),
-            "num_gpus": distributed.size(),
+            "num_gpus": distributed.world_size(),
             "snapshot_pkl": snapshot_pkl,
             "timestamp": time.time(),
             "provenance": provenance,
@@ -227,5 +227,5 @@ class Suite:
 
 
 def _say(*lines: str) -> None:
-    for line in lines if distributed.is_first() else ():
+    for line in lines if distributed.is_rank0() else ():
         log.warning(line)

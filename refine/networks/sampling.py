@@ -133,6 +133,12 @@ def generate(
     return images
 
 
+def image_of_ws(generator: Any, ws: Tensor, noise_mode: str = "const") -> Tensor:
+    """The image [N, C, H, W] of intermediate latents [N, num_ws, w_dim], of a generator of the StyleGAN family."""
+    image: Tensor = generator.synthesis(ws, noise_mode=noise_mode)
+    return image
+
+
 def squared_difference(one: Tensor, other: Tensor) -> float:
     """Mean squared difference of two images in [-1, 1], both clamped to it, in grey levels of 255."""
     return float(((one.clamp(-1, 1) - other.clamp(-1, 1)) * 127.5).double().square().mean())

@@ -1,1 +1,1 @@
-"""A run: its start, loop, folder, snapshots, and evaluation."""
+"""A run: start, loop, folder, snapshots, evaluation, and trackers."""

@@ -1,6 +1,6 @@
-"""Evaluation of a run's snapshots: metrics, the best snapshot, and whether the FID keeps rising.
+"""Evaluation of a run's snapshots: metrics, the best snapshot, and early stopping.
 
-A run is never lost for a metric.
+A failing metric never ends a run.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from refine.pair.pair import Pair
 from refine.runs.folder import RunFolder
 from refine.runtime import distributed
 from refine.runtime.device import choose_device
+from refine.runtime.text import counted
 from refine.training.trainer import Trainer
 
 __all__ = ["Evaluate", "evaluation_for"]
@@ -39,19 +40,19 @@ DEFAULT = "fid50k_full"
 
 
 def asked_for(config: RunConfig) -> bool:
-    """Whether the user said anything that only makes sense with metrics."""
+    """True if the user gave an option that makes sense only with metrics."""
     return not config.metrics.auto or config.ref != "auto" or any((config.data, config.detector, config.vgg))
 
 
 def metric_names(config: RunConfig, device: torch.device) -> tuple[str, ...]:
-    """What `auto` means on a device: nothing on a CPU, where fifty thousand images take hours, unless asked for."""
+    """Names of the metrics; `auto` means none on a CPU, where 50,000 images take hours, unless they are asked for."""
     if not config.metrics.auto:
         return config.metrics.names
     return () if device.type == "cpu" and not asked_for(config) else (DEFAULT,)
 
 
 def metric_options(config: RunConfig, device: torch.device, *, trust_detector: bool = False) -> MetricOptions | None:
-    """What to measure and how; None: nothing."""
+    """Options of the metrics; None if nothing is measured."""
     names = metric_names(config, device)
     if not names:
         return None
@@ -69,25 +70,27 @@ def metric_options(config: RunConfig, device: torch.device, *, trust_detector: b
 
 
 def evaluation_for(config: RunConfig, pair: Pair, trainer: Trainer, *, trust_detector: bool = False) -> Evaluate | None:
-    """The function that measures the snapshots of a run; None where nothing is measured, and a line has said why.
-
-    All processes call this with the same arguments. Where the function fails it says so in one line and gives no rows.
+    """Makes the function that measures the snapshots of a run. All processes have to call this.
 
     Args:
         config: Options of the run.
-        pair: The pair.
-        trainer: Its networks, on the device of the run.
-        trust_detector: Load a detector from the internet whose digest is not known.
+        pair: Pair of the run.
+        trainer: Trainer of the run.
+        trust_detector: Permission to load a downloaded detector whose digest is not known.
+
+    Returns:
+        Function from a network and a file name to rows; if a measurement fails, it logs a warning and returns no rows.
+        None if nothing is measured; a log line says why.
 
     Raises:
-        UserError: What the user asked for cannot be measured.
+        UserError: A metric that the user asked for cannot be measured.
     """
     options = metric_options(config, trainer.device, trust_detector=trust_detector)
     if options is None:
         if config.metrics.auto:
-            _say("No metrics: on a CPU they are computed on request, such as --metrics=fid5k_full")
+            _say("No metrics: on a CPU, ask for them, for example with --metrics=fid5k_full")
         return None
-    if options.data is None and options.ref == "auto" and distributed.is_first() and pair.gan_file is not None:
+    if options.data is None and options.ref == "auto" and distributed.is_rank0() and pair.gan_file is not None:
         warn_of_recorded_data(pair.gan_file.pickle)
     assert trainer.generator.average is not None
     generator = trainer.generator.average.network.module
@@ -97,28 +100,33 @@ def evaluation_for(config: RunConfig, pair: Pair, trainer: Trainer, *, trust_det
     except UserError as error:
         if asked_for(config):
             raise
-        _say(f"No metrics, and the run goes on without: {error}", logging.WARNING)
+        _say(f"Continuing without metrics: {error}", logging.WARNING)
         return None
 
     def guarded(network: torch.nn.Module, snapshot_pkl: str) -> Sequence[dict[str, Any]]:
         try:
             return measure(network, snapshot_pkl)
-        except Exception as error:  # whatever it is: hours of training are worth more than a metric
+        except Exception as error:  # hours of training are worth more than a metric
             about = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-            _say(f"{snapshot_pkl} is not measured: {about}", logging.WARNING)
+            _say(f"Could not measure {snapshot_pkl}: {about}", logging.WARNING)
             return []
 
     return guarded
 
 
 def prefetch_for(config: RunConfig, *, trust: bool = False, trust_detector: bool = False) -> list[str]:
-    """Downloads all that a run with these options needs, and tries it out with the network off.
+    """Downloads everything that a run needs, and tests it with the network off.
+
+    Args:
+        config: Options of the run.
+        trust: Permission to run source code embedded in the pickles, for networks that Refine does not know.
+        trust_detector: Permission to load a downloaded detector whose digest is not known.
 
     Returns:
-        A line for each thing that is there.
+        Line of text for each file.
 
     Raises:
-        UserError: something cannot be had.
+        UserError: A file cannot be downloaded or used.
     """
     from refine.metrics.offline import prefetch
 
@@ -140,11 +148,11 @@ def prefetch_for(config: RunConfig, *, trust: bool = False, trust_detector: bool
 
 
 def real_images(data: str, classes: Sequence[int | None], seed: int) -> np.ndarray:
-    """Images of a data set for `reals.png`, uint8 [N, C, R, R].
+    """Random images of a data set, for `reals.png`, uint8 [N, C, R, R].
 
     Args:
-        data: Data set: ZIP, folder or zoo name.
-        classes: Class of each place; None for any image.
+        data: ZIP, folder or zoo name of the data set.
+        classes: Class at each place of the grid; None for any image.
         seed: Seed of the choice.
 
     Raises:
@@ -154,22 +162,22 @@ def real_images(data: str, classes: Sequence[int | None], seed: int) -> np.ndarr
 
 
 def is_measured(folder: RunFolder, snapshot_pkl: str) -> bool:
-    """Whether there is a row of that snapshot already: a run that was resumed comes by it again."""
+    """True if a snapshot already has a row; a resumed run reaches it again."""
     return any(
         row["snapshot_pkl"] == snapshot_pkl for name in folder.metric_names() for row in folder.metric_rows(name)
     )
 
 
 def record(folder: RunFolder, rows: Sequence[dict[str, Any]], patience: int | None) -> str | None:
-    """Writes the rows of one snapshot and lets `network-best.pkl` mean the best one by the first FID among them.
+    """Writes the rows of one snapshot, and links `network-best.pkl` to the best snapshot by the first FID in the rows.
 
     Args:
         folder: Folder of the run.
         rows: Rows of `metric-<name>.jsonl`.
-        patience: Largest number of rises of the FID in a row; None for no limit.
+        patience: Number of rises of the FID in a row that ends the run; None for no limit.
 
     Returns:
-        Why the run should end; None: it should not.
+        Reason to end the run; None to continue.
     """
     for row in rows:
         folder.add_metric(row)
@@ -182,20 +190,21 @@ def record(folder: RunFolder, rows: Sequence[dict[str, Any]], patience: int | No
     folder.link_best(folder.path / best["snapshot_pkl"])
     if patience is None or not rising(values, patience):
         return None
-    return f"{name} rose for {patience} snapshots in a row, {best['snapshot_pkl']} is the best one: the run ends here"
+    rises = counted(patience, "snapshot")
+    return f"Ending the run: {name} has risen for {rises} in a row; the best snapshot is {best['snapshot_pkl']}"
 
 
 def value_of(row: dict[str, Any]) -> float:
-    """The first of a row's results, which is the metric itself."""
+    """Value of the metric: the first of a row's results."""
     return float(next(iter(row["results"].values())))
 
 
 def rising(values: Sequence[float], patience: int) -> bool:
-    """Whether each of the last `patience` values is above the one before it."""
+    """True if each of the last `patience` values is larger than its predecessor."""
     last = list(values)[-patience - 1 :]
     return len(last) == patience + 1 and all(a < b for a, b in itertools.pairwise(last))
 
 
 def _say(line: str, level: int = logging.INFO) -> None:
-    if distributed.is_first():
+    if distributed.is_rank0():
         log.log(level, line)

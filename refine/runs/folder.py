@@ -1,11 +1,11 @@
-"""Folder of a run: names of its files, each written complete or not at all.
+"""Folder of a run: the names of its files, and their atomic writing.
 
     00000-<gan>-<teacher>-<objective>-batch<N>[-desc]/
         training_options.json   log.txt   stats.jsonl   fakes_init.png   fakes<kimg>.png
         network-snapshot-<kimg>.pkl   network-best.pkl   training-state-<kimg>.pt   metric-<name>.jsonl
 
-<kimg> has six digits, as everywhere in the StyleGAN family. Where a kimg has more than one snapshot, as in a run that
-is shorter, the images beyond it follow: `network-snapshot-000003_520.pkl`.
+<kimg> has six digits, as in the StyleGAN repositories. If a kimg has more than one snapshot, as in short runs, the
+images beyond it follow: `network-snapshot-000003_520.pkl`.
 """
 
 from __future__ import annotations
@@ -28,17 +28,21 @@ NUM_STATES_KEPT = 2
 
 
 class RunFolder:
-    """One run's folder."""
+    """Folder of one run.
+
+    Args:
+        path: Path of the folder.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     @classmethod
     def create(cls, outdir: str | Path, name: str) -> RunFolder:
-        """Makes `<outdir>/<number>-<name>` with the next free number.
+        """Makes the folder `<outdir>/<number>-<name>` with the next free number.
 
         Raises:
-            UserError: the folder cannot be made.
+            UserError: The folder cannot be made.
         """
         outdir = Path(outdir)
         try:
@@ -64,7 +68,7 @@ class RunFolder:
         """Reads `training_options.json`.
 
         Raises:
-            UserError: there is none, or it is no JSON object.
+            UserError: The file is missing, or is not a JSON object.
         """
         path = self.path / OPTIONS
         try:
@@ -72,7 +76,7 @@ class RunFolder:
         except (OSError, ValueError) as error:
             raise UserError(f"{path} cannot be read ({error}): give the folder of a run.") from error
         if not isinstance(options, dict):
-            raise UserError(f"{path} holds no options: give the folder of a run.")
+            raise UserError(f"{path} contains no options: give the folder of a run.")
         return options
 
     def log(self, line: str) -> None:
@@ -88,25 +92,25 @@ class RunFolder:
         self._append(f"metric-{row['metric']}.jsonl", to_json(row))
 
     def metric_rows(self, name: str) -> list[dict[str, Any]]:
-        """The rows of `metric-<name>.jsonl`, oldest first."""
+        """Rows of `metric-<name>.jsonl`, oldest first."""
         return read_rows(self.path / f"metric-{name}.jsonl").rows
 
     def metric_names(self) -> list[str]:
-        """The metrics that there are rows of."""
+        """Names of the metrics with rows in the folder."""
         return [path.name.removeprefix("metric-").removesuffix(".jsonl") for path in self.path.glob("metric-*.jsonl")]
 
     def cut_rows(self, cur_nimg: int) -> None:
-        """Drops rows of all jsonl files that are newer than a state: a resumed run writes them again.
+        """Removes rows of all jsonl files that are newer than a state, because a resumed run writes them again.
 
         Args:
-            cur_nimg: of the state; negative in the warm-up, as in its rows.
+            cur_nimg: Images at the state; negative in the warm-up, as in its rows.
         """
         self._cut(self.path / STATS, lambda row: row["Progress/cur_nimg"] <= cur_nimg)
         for path in self.path.glob("metric-*.jsonl"):
             self._cut(path, lambda row: _snapshot_nimg(row) <= max(cur_nimg, 0))
 
     def set_aside(self, cur_nimg: int) -> None:
-        """Renames states newer than the one that a run goes on from, and removes what a killed process left behind."""
+        """Renames states newer than the resumed state, and removes temporary files of a killed process."""
         for path in self.states():
             if _kimg(path) > cur_nimg // 1000:
                 os.replace(path, path.with_name(f"{path.name}.superseded"))
@@ -120,7 +124,7 @@ class RunFolder:
                 file.write("".join(f"{row}\n" for row in rows).encode())
 
     def link_best(self, snapshot: Path) -> None:
-        """Lets `network-best.pkl` mean that snapshot: a link, or a copy where links are not to be had."""
+        """Links `network-best.pkl` to a snapshot; copies the snapshot if the system has no links."""
         link = self.path / BEST
         temporary = link.with_name(f".{link.name}.tmp")
         temporary.unlink(missing_ok=True)
@@ -132,16 +136,16 @@ class RunFolder:
         os.replace(temporary, link)
 
     def snapshot_path(self, tag: str) -> Path:
-        """Path of the pickle of a snapshot tag."""
+        """Path of the snapshot with a tag."""
         return self.path / f"network-snapshot-{tag}.pkl"
 
     def last_snapshot(self) -> Path | None:
-        """The newest snapshot that is written; None if there is none."""
+        """Path of the newest snapshot; None if there is none."""
         snapshots = [path for path in self.path.glob("network-snapshot-*.pkl") if _SNAPSHOT.fullmatch(path.name)]
         return max(snapshots, key=lambda path: path.name, default=None)
 
     def state_path(self, cur_nimg: int) -> Path:
-        """Where the training state of that moment goes."""
+        """Path of the training state after `cur_nimg` images."""
         return self.path / f"training-state-{cur_nimg // 1000:06d}.pt"
 
     def remove_old_states(self) -> None:
@@ -150,7 +154,7 @@ class RunFolder:
             old.unlink()
 
     def states(self) -> list[Path]:
-        """The training states in the folder, oldest first."""
+        """Training states in the folder, oldest first."""
         return sorted((p for p in self.path.iterdir() if _STATE.fullmatch(p.name)), key=_kimg)
 
     def _append(self, name: str, line: str) -> None:
@@ -163,14 +167,14 @@ class RunFolder:
 
 
 def snapshot_tag(cur_nimg: int, batch: int) -> str:
-    """How a moment is called in the names of snapshots and pictures; no two moments share a name.
+    """Unique tag of a position in the names of snapshots and pictures.
 
-    The first step in a kimg has six digits and nothing else, and ordinary runs save at no other. Any other one, as the
-    end of a run of 0.5 kimg, has its images too: `000000_500`.
+    The tag of the first step in a kimg is six digits, and ordinary runs save only there. Other tags include the images
+    beyond the kimg: the end of a run of 0.5 kimg is `000000_500`.
 
     Args:
-        cur_nimg: images so far, a multiple of the batch.
-        batch: images of a step.
+        cur_nimg: Images so far, a multiple of the batch size.
+        batch: Images per step.
     """
     kimg, images = divmod(cur_nimg, 1000)
     return f"{kimg:06d}" if images < batch else f"{kimg:06d}_{images:03d}"
@@ -183,16 +187,20 @@ def _kimg(state: Path) -> int:
 
 
 def _snapshot_nimg(row: Mapping[str, Any]) -> int:
-    """The images in a metric row's `network-snapshot-000123.pkl`; at most those of the snapshot itself."""
+    """Images in the name of a metric row's snapshot, such as `network-snapshot-000123.pkl`, rounded down."""
     match = _SNAPSHOT.search(str(row["snapshot_pkl"]))
     return int(match[1]) * 1000 + int(match[2] or 0) if match else 0
 
 
 def find_state(spec: str, outdir: str | Path) -> Path:
-    """The training state meant by `latest`, a run's folder or a file.
+    """Training state that `--resume` names.
+
+    Args:
+        spec: Path of a run's folder or of a state; `latest` for the newest state in `outdir`.
+        outdir: Folder of all runs.
 
     Raises:
-        UserError: there is none.
+        UserError: There is no such state.
     """
     if spec == "latest":
         return _newest_state(Path(outdir).expanduser())
@@ -201,20 +209,23 @@ def find_state(spec: str, outdir: str | Path) -> Path:
         if states := RunFolder(path).states():
             return states[-1]
         if not (path / OPTIONS).exists() and any(re.match(r"\d+-", p.name) for p in path.iterdir()):
-            raise UserError(f"{path} holds runs: give one of its folders, or --resume=latest --outdir={path}.")
-        raise UserError(f"{path} holds no training-state-*.pt: the run was stopped before its first one.")
+            raise UserError(f"{path} contains runs: give one of its folders, or --resume=latest --outdir={path}.")
+        raise UserError(
+            f"{path} contains no training-state-*.pt, because the run was stopped before its first state: start a new "
+            "run."
+        )
     if not path.is_file():
         raise UserError(f"There is no run or training state {spec}: give a folder, a training-state-*.pt or latest.")
     if path.suffix != ".pt":
         raise UserError(
-            f"{path} is not a training-state-*.pt: continue its run with --resume={path.parent}, or begin a new run "
-            f"from its weights with --init={path}."
+            f"{path} is not a training-state-*.pt: continue the run with --resume={path.parent}, or start a new run "
+            f"from these weights with --init={path}."
         )
     return path
 
 
 def _newest_state(outdir: Path) -> Path:
-    """The newest state of all runs in a folder."""
+    """Newest state of all runs in a folder."""
     folders = [p for p in outdir.glob("*") if p.is_dir() and re.match(r"\d+-", p.name)]
     states = [states[-1] for folder in folders if (states := RunFolder(folder).states())]
     if not states:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request: the step in hand is finished and saved before the process ends."""
+"""Graceful interruption: after Ctrl-C or SIGTERM, the current step is finished and saved before the process ends."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-ECHO_SECONDS = 2.0  # a launcher passes on what the terminal has already sent: within this time it is one request
+ECHO_SECONDS = 2.0  # signals within this time count as one: launchers repeat what the terminal has sent
 
 
 class StopRequest:
-    """Whether somebody asked the process to end.
+    """Request to end the process.
 
     Attributes:
-        number: the signal that asked; None: nobody did.
-        urgent: raise KeyboardInterrupt at once instead of waiting for the end of a step; for work that may be lost.
+        number: Number of the signal; None if there was none.
+        urgent: Whether to raise KeyboardInterrupt at once instead of waiting for the end of a step; for work that may
+            be lost.
     """
 
     def __init__(self) -> None:
@@ -27,10 +28,10 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Notes SIGINT and SIGTERM; another SIGINT, after a while, ends the process as usual.
+        """Records SIGINT and SIGTERM; a second SIGINT, after `ECHO_SECONDS`, ends the process as usual.
 
-        Another SIGTERM does not: launchers send it while the first process still saves. In a thread that is not the
-        main one Python has no signals, and nothing is noted.
+        A second SIGTERM does not, because launchers send it while rank 0 still saves. Outside the main thread, where
+        Python handles no signals, nothing is recorded.
         """
 
         def note(number: int, frame: Any) -> None:
@@ -59,5 +60,5 @@ class StopRequest:
 
     @property
     def name(self) -> str:
-        """The signal's name, for a message."""
+        """Name of the signal, for messages."""
         return signal.Signals(self.number).name if self.number else "another process"

@@ -1,7 +1,7 @@
-"""Record of a run's making, for the report.
+"""Provenance of a run, for the report.
 
-`sessions.jsonl` tells program, machine and date, in a row for each start and each resume. `preflight.json` holds the
-trial of the pair.
+`sessions.jsonl` records program, machine and date, in one row per start or resume. `preflight.json` has the result of
+the preflight.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from refine.files.atomic import atomic_write, cannot_write
 from refine.pair.preflight import Preflight
 
 SESSIONS, PREFLIGHT = "sessions.jsonl", "preflight.json"
-GIT_SECONDS = 5  # more than that is a file system that hangs
+GIT_SECONDS = 5  # git takes longer only on a file system that hangs
 
 
 def session(
     device: torch.device, num_processes: int = 1, hashes: Mapping[str, str] | None = None, cur_nimg: int = 0
 ) -> dict[str, Any]:
-    """A row of `sessions.jsonl`: this process and its machine.
+    """Row of `sessions.jsonl`: this process and its machine.
 
     Args:
-        device: Device that the networks run on.
-        num_processes: Processes that share the work.
-        hashes: SHA-256 of the pickles, by the option that named them.
-        cur_nimg: Images of generator updates so far, 0 or less for a run that begins.
+        device: Device of the networks.
+        num_processes: Number of processes that share the work.
+        hashes: SHA-256 of the run's files, keyed by the option that names the file.
+        cur_nimg: Images of generator updates so far; 0 or negative for a new run.
     """
     return {
         "timestamp": time.time(),
@@ -71,7 +71,7 @@ def add_session(folder: Path, row: Mapping[str, Any]) -> None:
 
 
 def write_preflight(folder: Path, found: Preflight) -> None:
-    """Writes `preflight.json`: the fields of the trial, and the sentence that it ends with.
+    """Writes `preflight.json`: the fields of the preflight, and its verdict.
 
     Raises:
         UserError: The file cannot be written.
@@ -82,7 +82,7 @@ def write_preflight(folder: Path, found: Preflight) -> None:
 
 
 def git_commit(folder: Path) -> str | None:
-    """The commit that a checkout stands at, with `+` where files differ from it; None: this is not a checkout."""
+    """Commit of a checkout, with `+` if files have been changed; None outside a checkout."""
     if not (folder / ".git").exists():
         return None
     command = ["git", "-C", str(folder), "describe", "--always", "--dirty=+", "--exclude=*", "--abbrev=7"]
@@ -94,7 +94,7 @@ def git_commit(folder: Path) -> str | None:
 
 
 def cpu_name() -> str:
-    """The processor's model, as the system names it."""
+    """Model of the processor, as the system names it."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith("model name"):
@@ -105,5 +105,5 @@ def cpu_name() -> str:
 
 
 def gpu_name(device: torch.device) -> str | None:
-    """The GPU's model; None: it is not one of NVIDIA's or AMD's."""
+    """Model of the GPU; None without an NVIDIA or AMD GPU."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else None

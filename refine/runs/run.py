@@ -1,4 +1,4 @@
-"""Loop of a run: warm-up and refinement, status lines, snapshots, interruption."""
+"""Loop of a run: warm-up, refinement, status lines, snapshots and interruption."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from refine.config import RunConfig
-from refine.errors import UserError
+from refine.errors import OptionError
 from refine.files.image_grid import grid_shape, save_grid
 from refine.files.images import to_uint8
 from refine.networks.sampling import labels_in_turn
@@ -42,9 +42,9 @@ from refine.training.trainer import Trainer
 
 log = logging.getLogger("refine")
 
-MAX_GRID_IMAGES_ON_CPU, MAX_GRID_PIXELS_ON_CPU = 240, 2**21  # of a grid, where drawing is slow
-GRID_BATCH = 24  # images drawn at once
-STATE_SECONDS = 600.0  # at most so much work is lost if the process is killed
+MAX_GRID_IMAGES_ON_CPU, MAX_GRID_PIXELS_ON_CPU = 240, 2**21  # limits of a grid on a CPU, where generating is slow
+GRID_BATCH = 24  # images per pass
+STATE_SECONDS = 600.0  # largest amount of work that is lost if the process is killed
 
 OnTick = Callable[[Mapping[str, Any]], object]
 OnSnapshot = Callable[[Path], object]
@@ -55,9 +55,9 @@ class Callbacks:
     """Functions that a run calls; see `start.run`.
 
     Attributes:
-        evaluate: Measures a snapshot; None for no metrics.
-        on_tick: Gets the row of statistics of each status line; a true result ends the run.
-        on_snapshot: Gets the path of each snapshot.
+        evaluate: Function that measures a snapshot; None for no metrics.
+        on_tick: Function that receives the statistics of each status line; a true result ends the run.
+        on_snapshot: Function that receives the path of each snapshot.
     """
 
     evaluate: Evaluate | None = None
@@ -67,15 +67,15 @@ class Callbacks:
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of a run that repeats one kind of step.
+    """Stretch of a run that repeats one kind of step.
 
     Attributes:
         title: Title of the progress bar; None for none.
-        total_nimg: Images at its end.
-        nimg: Images so far.
-        step: One step.
-        tick: Status line and statistics, by the number of the tick.
-        has_snapshots: Whether snapshots are taken.
+        total_nimg: Number of images at the end of the phase.
+        nimg: Function that returns the number of images so far.
+        step: Function that takes one step.
+        tick: Function that reports the tick of a given number.
+        has_snapshots: Whether snapshots are saved.
     """
 
     title: str | None
@@ -87,12 +87,12 @@ class Phase:
 
 
 def preflight_of(pair: Pair, trainer: Trainer) -> Preflight:
-    """The trial of a pair on the trainer's device, in float32."""
+    """Preflight of a pair on the trainer's device, in float32."""
     return preflight(trainer.generator.network, trainer.teacher, pair.bridge, seed=trainer.options.seed)
 
 
 def position(config: RunConfig, trainer: Trainer) -> int:
-    """Place on the axis of statistics: images of generator updates; those of the warm-up lie before 0."""
+    """Position on the axis of statistics: images of generator updates, negative during the warm-up."""
     progress = trainer.progress
     if progress.step or not trainer.needs_warm_up:
         return progress.cur_nimg
@@ -100,7 +100,17 @@ def position(config: RunConfig, trainer: Trainer) -> int:
 
 
 class Run:
-    """The loop over ticks, and what is written at each. Only the first of several processes writes and speaks."""
+    """Loop over steps and ticks, and the files written at each tick. Only rank 0 writes and logs.
+
+    Args:
+        config: Options of the run.
+        pair: Pair of the run.
+        trainer: Trainer, in the state to continue from.
+        folder: Folder of the run.
+        origin: Start of the run.
+        drift: Probe of the generator's drift from its start.
+        callbacks: Functions to call.
+    """
 
     def __init__(
         self,
@@ -120,21 +130,29 @@ class Run:
         self.tick_start_nimg = trainer.progress.cur_nimg
         self.maintenance_seconds = 0.0
         self.stop = StopRequest()
-        # A run that was finished already has its last snapshot.
+        # The last snapshot of a finished run exists already.
         finished = trainer.progress.cur_nimg >= config.kimg * 1000
         has_snapshot = finished and self.snapshot_path().exists()
         self.saved_nimg = trainer.progress.cur_nimg if has_snapshot else None
         self.stopping = self.ending = False
-        self.trackers = Trackers(self._choose_trackers() if distributed.is_first() else [])
+        self.trackers = Trackers(self._choose_trackers() if distributed.is_rank0() else [])
 
     def go(self) -> Path:
-        """Warm-up, then refinement until `kimg`; returns the last snapshot."""
+        """Runs the warm-up, then the refinement until `kimg`.
+
+        Returns:
+            Path of the last snapshot.
+
+        Raises:
+            UserError: A file cannot be written, or the run has diverged.
+            KeyboardInterrupt: A signal stopped the run; its state is saved.
+        """
         self.say(f"Run directory: {self.folder.path}")
         with ExitStack() as stack:
             stack.enter_context(logging_redirect_tqdm([log]))
             stack.callback(self.trackers.close)
             stack.enter_context(self.stop.listening())
-            stack.enter_context(self.writer)  # whatever ends the run, it ends with complete files
+            stack.enter_context(self.writer)  # however the run ends, its files are complete
             self.begin()
             if self.trainer.needs_warm_up and not self.trainer.progress.step:
                 self.phase(self.warm_up())
@@ -150,7 +168,7 @@ class Run:
     # -- phases ---------------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """Preflight, first snapshot and first metrics of a new run."""
+        """Saves the first snapshot of a new run, after the preflight, and measures it."""
         progress = self.trainer.progress
         if progress.step == 0 and progress.warmup_nimg == 0:
             self.trackers.add_options(self.config.to_dict())
@@ -161,10 +179,10 @@ class Run:
             self.evaluate()
             self.report()
         elif progress.step == 0 and not self.start_is_measured():
-            self.evaluate()  # the run was stopped before that was done
+            self.evaluate()  # the run was stopped before this measurement
 
     def warm_up(self) -> Phase:
-        """Fitting of the fake score to the generator as it is."""
+        """Phase that trains the fake score on samples from the unrefined generator."""
         return Phase(
             title="warm-up",
             total_nimg=self.config.warmup_kimg * 1000,
@@ -175,7 +193,7 @@ class Run:
         )
 
     def refinement(self) -> Phase:
-        """Refinement of the generator."""
+        """Phase that refines the generator."""
         return Phase(
             title=None,
             total_nimg=self.config.kimg * 1000,
@@ -186,11 +204,11 @@ class Run:
         )
 
     def phase(self, phase: Phase) -> None:
-        """Steps until the end of a phase, with a status line at each tick and files where they are due."""
+        """Takes steps until the end of a phase, with a status line at each tick and files when they are due."""
         with self.progress_bar(phase) as bar:
             self.phase_time, self.phase_nimg = time.perf_counter(), phase.nimg()
             while phase.nimg() < phase.total_nimg and not self.should_stop():
-                # Ticks lie on a grid that no interruption shifts.
+                # Ticks lie on a fixed grid, which interruptions do not shift.
                 number_before = phase.nimg() // self.tick_nimg
                 with memory_advice(self.config.batch, self.config.batch_gpu):
                     phase.step()
@@ -206,7 +224,7 @@ class Run:
                     self.start_tick()
 
     def end_warm_up(self) -> None:
-        """State and first tick of the refinement, unless the warm-up was stopped."""
+        """Saves the state and starts the first tick of the refinement, unless the warm-up was stopped."""
         if self.stopping:
             return
         self.trainer.statistics = RunningMeans()
@@ -214,10 +232,10 @@ class Run:
         self.tick_end_time = time.perf_counter()
         self.start_tick()
         kimg = self.trainer.progress.warmup_nimg / 1000
-        self.say(f"Fake score fitted to {kimg:.1f} kimg of the generator as it is")
+        self.say(f"Warm-up done: fake score trained on {kimg:.1f} kimg of samples from the unrefined generator")
 
     def finish(self) -> None:
-        """Last status line, snapshot and metrics; or the state of a run that was stopped.
+        """Saves and measures the last snapshot; for a stopped run, saves the state.
 
         Raises:
             KeyboardInterrupt: The run was stopped.
@@ -225,30 +243,30 @@ class Run:
         progress = self.trainer.progress
         if not self.stopping:
             if progress.cur_nimg > self.tick_start_nimg:
-                self.tick(self.tick_number() + 1)  # what is left, shorter than the others
+                self.tick(self.tick_number() + 1)  # the remainder, shorter than other ticks
                 self.start_tick()
             if self.saved_nimg != progress.cur_nimg:
                 self.save()
             self.say(f"Report: {self.folder.path / REPORT}")
         self.writer.wait()
-        self.should_stop()  # somebody may have asked for it while the last snapshot was saved
+        self.should_stop()  # a signal may have come while the last snapshot was saved
         if self.stopping:
             state = self.save_state()
             self.writer.wait()
-            distributed.barrier()  # a process that ends makes the launcher end all, one of which is still saving
-            self.say(f"Stopped by {self.stop.name}; go on with --resume={state}")
+            distributed.barrier()  # if one process ends, the launcher ends all, and rank 0 is still saving
+            self.say(f"Stopped by {self.stop.name}; resume with --resume={state}")
             raise KeyboardInterrupt
 
     def try_pair(self) -> None:
-        """Says what the teacher makes of the generator's images, so that a hopeless pair is noticed at once."""
-        if self.config.preflight and distributed.is_first():
+        """Runs the preflight, so that a pair that cannot work is noticed at once."""
+        if self.config.preflight and distributed.is_rank0():
             found = preflight_of(self.pair, self.trainer)
             write_preflight(self.folder.path, found)
             for line in found.lines():
                 self.say(line)
 
     def should_stop(self) -> bool:
-        """Whether any process was told to stop, or the run ends early; the same answer at all of them.
+        """True if any process received a signal, or the run ends early; the same on all processes.
 
         Raises:
             UserError: A file could not be written.
@@ -261,7 +279,7 @@ class Run:
     # -- status lines ---------------------------------------------------------------------------------
 
     def warm_up_tick(self, number: int) -> None:
-        """A status line and a row of statistics of the warm-up."""
+        """Writes a status line and a row of statistics of the warm-up."""
         nimg, total = self.trainer.progress.warmup_nimg, self.config.warmup_kimg * 1000
         if nimg >= total:
             return
@@ -275,10 +293,10 @@ class Run:
         self.trainer.statistics = RunningMeans()
 
     def tick(self, number: int) -> None:
-        """A status line and a row of statistics of the refinement.
+        """Writes a status line and a row of statistics of the refinement.
 
         Raises:
-            UserError: Nothing that the generator draws, or no gradient since the last tick, is finite.
+            UserError: No gradient since the last tick was finite.
         """
         progress, config, now = self.trainer.progress, self.config, time.perf_counter()
         tick = Tick(
@@ -293,7 +311,7 @@ class Run:
         with distributed.phase("the statistics of a tick"):
             values = self.trainer.statistics.means()
         end, problem = False, None
-        if distributed.is_first():
+        if distributed.is_rank0():
             problem = self.gradient_problem(values)
             values |= self.drift.measure(self.trainer.generator.network) | resources(self.trainer.device)
             row = tick_row(tick, values, progress.num_nonfinite)
@@ -307,67 +325,72 @@ class Run:
         self.tick_end_time = now
 
     def gradient_problem(self, values: Mapping[str, float]) -> str | None:
-        """A sentence where no gradient since the last tick was finite; a loss scale that adapts may take its time."""
+        """Message if no gradient since the last tick was finite; None with an adaptive loss scale, which takes time."""
         finite = "Gradient/generator_norm" in values or not self.trainer.progress.num_nonfinite
         if finite or self.trainer.precision == "fp16":
             return None
-        return "No gradient of the generator was finite since the last status line"
+        return "No gradient of the generator has been finite since the last status line"
 
     def raise_everywhere(self, problem: str | None) -> None:
-        """Ends a run that has come to nothing.
+        """Ends a run that has diverged, on all processes.
+
+        Args:
+            problem: Message of rank 0; None for none.
 
         Raises:
-            UserError: The first process has a problem.
+            UserError: Rank 0 has a problem.
         """
         problem = distributed.broadcast(problem)
         if problem is None:
             return
         self.writer.wait()
         good = self.folder.last_snapshot()
-        kept = f"the last good snapshot is {good}" if good else "there is no snapshot"
-        raise UserError(
-            f"{problem}: {kept}. Begin a new run from it (--init) with lower --glr and --flr, or --precision=fp32."
+        if good is None:
+            raise OptionError(f"{problem}: start a new run with lower {{glr}} and {{flr}}, or {{precision=fp32}}.")
+        raise OptionError(
+            f"{problem}, and the last good snapshot is {good}: start a new run from it with {{init}}, with lower "
+            "{glr} and {flr}, or {precision=fp32}."
         )
 
     def add_row(self, row: dict[str, Any]) -> None:
-        """A row of statistics, for `stats.jsonl` and for TensorBoard."""
-        if distributed.is_first():
+        """Writes a row of statistics to `stats.jsonl` and to the trackers."""
+        if distributed.is_rank0():
             self.folder.add_stats(row | {"timestamp": time.time()})
             self.trackers.add_numbers(row, row["Progress/cur_nimg"], time.time())
 
     def tick_number(self) -> int:
-        """Whole ticks since the start of the run, before any interruption."""
+        """Number of whole ticks since the start of the run, including ticks before interruptions."""
         return self.trainer.progress.cur_nimg // self.tick_nimg
 
     def start_tick(self) -> None:
-        """Begins to count anew, after whatever was saved and measured."""
+        """Starts the next tick, after saving and measuring."""
         self.tick_start_time, self.tick_start_nimg = time.perf_counter(), self.trainer.progress.cur_nimg
         self.maintenance_seconds = self.tick_start_time - self.tick_end_time
 
     def progress_bar(self, phase: Phase) -> Any:
-        """A progress bar where there is somebody at a terminal."""
-        silent = None if distributed.is_first() else True  # None: only at a terminal
+        """Progress bar of a phase, shown only on rank 0 and at a terminal."""
+        silent = None if distributed.is_rank0() else True  # None: shown only at a terminal
         total, done = int(phase.total_nimg), phase.nimg()
         return tqdm(
             total=total, initial=done, desc=phase.title, unit="img", unit_scale=True, leave=False, disable=silent
         )
 
     def say(self, line: str) -> None:
-        """One line for the user and for `log.txt`."""
-        if distributed.is_first():
+        """Logs a line, also to `log.txt`."""
+        if distributed.is_rank0():
             log.info(line)
             self.folder.log(line)
 
     # -- files ----------------------------------------------------------------------------------------
 
     def save(self) -> None:
-        """A snapshot, the state to go on from, and then the metrics, which may be interrupted.
+        """Saves a snapshot and a training state, then measures the snapshot, which may be interrupted.
 
         Raises:
-            UserError: The moving average draws images that are not finite; nothing is written then.
+            UserError: The moving average generates images that are not finite; no file is written.
         """
         grid = self.draw_grid()
-        problem = "The generator draws images that are not finite"
+        problem = "The generator's images are not finite"
         self.raise_everywhere(problem if grid is not None and not grid.isfinite().all() else None)
         self.writer.save(snapshot=True, state=True)
         self.state_time = time.perf_counter()
@@ -375,30 +398,34 @@ class Run:
         self.saved_nimg = self.trainer.progress.cur_nimg
         self.evaluate()
         self.report()
-        if self.callbacks.on_snapshot is not None and distributed.is_first():
+        if self.callbacks.on_snapshot is not None and distributed.is_rank0():
             self.writer.wait()
             self.callbacks.on_snapshot(self.snapshot_path())
 
     def tag(self) -> str:
-        """Tag of the present moment in the names of files."""
+        """Tag of the current position in the names of files."""
         return snapshot_tag(self.trainer.progress.cur_nimg, self.config.batch)
 
     def snapshot_path(self) -> Path:
-        """Path of this moment's pickle."""
+        """Path of the snapshot at the current position."""
         return self.folder.snapshot_path(self.tag())
 
     def save_state(self) -> Path:
-        """Begins to write the training state; the two newest are kept."""
+        """Starts to write a training state; the two newest states are kept.
+
+        Returns:
+            Path of the state.
+        """
         self.writer.save(state=True)
         self.state_time = time.perf_counter()
         return self.folder.state_path(self.trainer.progress.cur_nimg)
 
     def state_is_due(self) -> bool:
-        """Whether the last state is so old that too much would be lost; the first process's clock decides."""
+        """True if the last state is older than `STATE_SECONDS` by the clock of rank 0."""
         return distributed.broadcast(time.perf_counter() - self.state_time > STATE_SECONDS)
 
     def grid_shape(self) -> tuple[int, int]:
-        """Columns and rows of a grid of images."""
+        """Numbers of columns and rows of an image grid."""
         generator = self.averaged_generator()
         most = None
         if self.trainer.device.type != "cuda":
@@ -406,8 +433,8 @@ class Run:
         return grid_shape(generator.img_resolution, generator.c_dim, most)
 
     def save_reals(self) -> None:
-        """A grid of the data set, where there is one, with the classes of the fakes in its columns."""
-        if self.config.data is None or not distributed.is_first():
+        """Saves a grid of the data set, if the run has one, with the same classes in its columns as the fakes."""
+        if self.config.data is None or not distributed.is_rank0():
             return
         (columns, rows), num_classes = self.grid_shape(), self.averaged_generator().c_dim
         classes = [place % columns % num_classes if num_classes else None for place in range(columns * rows)]
@@ -417,12 +444,12 @@ class Run:
 
     @torch.no_grad()
     def draw_grid(self) -> Tensor | None:
-        """Images of the moving average: the same latents in every grid of a run, a class in each column.
+        """Generates the images of a grid from the moving average: the same latents in every grid, one class per column.
 
         Returns:
-            [N, C, R, R] on the CPU; None at all processes but the first.
+            Images, [N, C, R, R], on the CPU; None except on rank 0.
         """
-        if not distributed.is_first():
+        if not distributed.is_rank0():
             return None
         generator, device = self.averaged_generator(), self.trainer.device
         columns, rows = self.grid_shape()
@@ -437,60 +464,60 @@ class Run:
         return [str(column % num_classes) for column in range(self.grid_shape()[0])] if num_classes else []
 
     def save_grid(self, name: str, images: Tensor | None, title: str) -> None:
-        """Writes a grid of images as PNG."""
+        """Saves a grid of images as PNG."""
         if images is not None:
             path = self.folder.path / name
             save_grid(path, to_uint8(images).numpy(), self.grid_shape()[0], title, self.column_names())
             self.trackers.add_picture("fakes", path, self.trainer.progress.cur_nimg, time.time())
 
     def report(self) -> None:
-        """Writes the report of the run so far."""
-        if distributed.is_first():
+        """Writes the report on the run so far."""
+        if distributed.is_rank0():
             self.writer.wait()
             try_write_report(self.folder.path)
 
     def averaged_generator(self) -> Any:
-        """The moving average of the generator, which snapshots are judged by."""
+        """Moving average of the generator, which is what metrics and grids show."""
         assert self.trainer.generator.average is not None
         return self.trainer.generator.average.network
 
     # -- evaluation -----------------------------------------------------------------------------------
 
     def evaluate(self) -> None:
-        """Measures the snapshot, links the best one, and notes whether the FID keeps rising.
+        """Measures the snapshot, links the best snapshot, and ends the run if the FID keeps rising.
 
-        Ctrl-C while this goes on loses this measurement and nothing else.
+        Ctrl-C during the measurement loses only the measurement.
         """
         evaluate = self.callbacks.evaluate
         if evaluate is None or not self.evaluation_is_due() or self.should_stop():
             return
-        self.writer.wait()  # the measured snapshot is there, whatever becomes of the measurement
+        self.writer.wait()  # the measured snapshot exists, even if the measurement fails
         path = self.snapshot_path()
-        # One of several processes cannot leave alone; all is saved, so the launcher may end them.
-        self.stop.urgent = distributed.size() == 1
+        # With several processes, none can leave alone; everything is saved, so the launcher may end them.
+        self.stop.urgent = distributed.world_size() == 1
         try:
             with distributed.phase(f"metrics of {path.name}"):
                 rows = evaluate(self.averaged_generator().module, path.name)
         except KeyboardInterrupt:
-            self.say(f"The metrics of {path.name} were interrupted and are not recorded")
+            self.say(f"Interrupted the metrics of {path.name}; they are not recorded")
             return
         finally:
             self.stop.urgent = False
-        for row in rows if distributed.is_first() else ():
+        for row in rows if distributed.is_rank0() else ():
             self.say(" ".join(f"{name} {value:.6g}" for name, value in row["results"].items()))
             results = {f"Metrics/{name}": value for name, value in row["results"].items()}
             self.trackers.add_numbers(results, self.trainer.progress.cur_nimg, time.time())
-        worse = record(self.folder, rows, self.config.stop_if_worse) if distributed.is_first() else None
+        worse = record(self.folder, rows, self.config.stop_if_worse) if distributed.is_rank0() else None
         if worse is not None:
             self.say(worse)
         self.ending |= distributed.broadcast(worse is not None)
 
     def start_is_measured(self) -> bool:
-        """Whether an earlier process measured the generator as it came."""
+        """True if an earlier process has measured the unrefined generator."""
         return distributed.broadcast(is_measured(self.folder, self.snapshot_path().name))
 
     def evaluation_is_due(self) -> bool:
-        """Whether this snapshot is one of those to measure; the last one is in any case."""
+        """True if this snapshot is to be measured: every `metric_every`-th snapshot, and the last."""
         number = self.tick_number() // self.config.snap_ticks
         at_end = self.trainer.progress.cur_nimg >= self.config.kimg * 1000
         return number % self.config.metric_every == 0 or at_end

@@ -1,4 +1,4 @@
-"""Start of a run, new or resumed: from options to networks, folder and loop."""
+"""Start of a run, new or resumed: networks, folder and loop made from the options."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from refine.training.trainer import Trainer
 
 log = logging.getLogger("refine")
 
-# Options that a resumed run may change; how many images fit into memory is the machine's matter.
+# Options that a resumed run may change; batch_gpu depends on the machine.
 RESUMABLE_CHANGES = (
     *("kimg", "tick_kimg", "snap_ticks", "batch_gpu"),
     *("metrics", "data", "ref", "detector", "vgg", "metric_every"),
-    *("gan", "teacher"),  # another place of the same file: the state knows their digests
+    *("gan", "teacher"),  # a new place of the same file, which the state recognizes by its digest
 )
 FILES = ("gan", "teacher", "data", "ref", "detector", "vgg")  # options that may name a file
 
@@ -49,37 +49,41 @@ def run(
 ) -> Path:
     """Refines a generator.
 
-    Started by `torchrun`, all processes call this with the same arguments and share the work.
+    If `torchrun` has started several processes, all of them call this with the same arguments and share the work.
 
     Args:
         config: Options of the run.
-        trust: Run the source embedded in the pickles where Refine has no network of its own.
-        trust_detector: Load a detector from the internet whose digest is not known.
-        resume: Training state to continue from, in the folder that it lies in; None for a new run.
-        evaluate: Measurement of each snapshot, the first one being the generator as it came: (network, file name) ->
-            rows of `metric-<name>.jsonl`. None for the metrics of the options.
-        on_tick: Called by the first process with the row of statistics of each status line; a true result ends the
-            run as Ctrl-C does, with its state saved, but without an exception.
-        on_snapshot: Called by the first process with the path of each snapshot, after it is written and measured.
+        trust: Permission to run source code embedded in the pickles, for networks that Refine does not know.
+        trust_detector: Permission to load a downloaded detector whose digest is not known.
+        resume: Training state to continue from; the run continues in its folder. None for a new run.
+        evaluate: Function that measures each snapshot, beginning with the unrefined generator: (network, file name) ->
+            rows of `metric-<name>.jsonl`. None for the metrics in the options.
+        on_tick: Function that rank 0 calls with the statistics of each status line; a true result ends the run like
+            Ctrl-C, with its state saved, but without an exception.
+        on_snapshot: Function that rank 0 calls with the path of each snapshot, after it is written and measured.
 
     Returns:
         Path of the last snapshot.
 
     Raises:
-        UserError: The pair does not fit, a file cannot be read or written, or the state is not of these options.
+        UserError: The pair does not fit, a file cannot be read or written, the state belongs to other options, or the
+            run has diverged.
         KeyboardInterrupt: A signal stopped the run; its state is saved.
     """
     if config.wandb:
         require_wandb()
     backend = "nccl" if would_use_cuda(config.device) else "gloo"
     with _log_shown(), distributed.processes(backend) as place:
-        device = choose_device(config.device, place.local_rank if place.size > 1 else None)
-        if place.size > config.batch:
-            raise UserError(f"--batch={config.batch} leaves nothing for some of the {place.size} processes: raise it.")
+        device = choose_device(config.device, place.local_rank if place.world_size > 1 else None)
+        if place.world_size > config.batch:
+            raise OptionError(
+                f"{{batch={config.batch}}} is less than the {place.world_size} processes: "
+                f"use {{batch={place.world_size}}} or more."
+            )
         pair = pair_for(config, trust=trust)
         config = with_lasting_paths(config)
         trainer = Trainer(pair, config.section(TrainingOptions), device)
-        for note in pair.notes if resume is None and distributed.is_first() else ():
+        for note in pair.notes if resume is None and distributed.is_rank0() else ():
             log.info(note)
         if evaluate is None:
             evaluate = evaluation_for(config, pair, trainer, trust_detector=trust_detector)
@@ -91,7 +95,7 @@ def run(
 
 @contextmanager
 def _log_shown() -> Iterator[None]:
-    """Shows the log in a program or notebook that has not said where logs go."""
+    """Shows the log in a program or notebook that has not configured logging."""
     if log.hasHandlers():
         yield
         return
@@ -106,7 +110,7 @@ def _log_shown() -> Iterator[None]:
 
 
 def pair_for(config: RunConfig, *, trust: bool = False) -> Pair:
-    """The pair that the options name."""
+    """Loads the pair that the options name."""
     return load_pair(config.gan, config.teacher, resample=config.resample, class_map=config.class_map, trust=trust)
 
 
@@ -120,7 +124,7 @@ def _new_run(config: RunConfig, pair: Pair, trainer: Trainer, callbacks: Callbac
     drift = DriftProbe(trainer.generator.network, trainer.bridge, config.seed)
     if not drift.start_images.isfinite().all():
         raise UserError(
-            f"The generator in {config.init or config.gan} draws images that are not finite: take an earlier snapshot."
+            f"The generator in {config.init or config.gan} makes images that are not finite: use an earlier snapshot."
         )
     config = replace(config, precision=trainer.precision)
     folder = RunFolder(distributed.broadcast(_new_folder(config, pair)))
@@ -131,7 +135,7 @@ def _new_run(config: RunConfig, pair: Pair, trainer: Trainer, callbacks: Callbac
 def _resumed_run(config: RunConfig, pair: Pair, trainer: Trainer, callbacks: Callbacks, path: Path) -> Run:
     state = read_state(path)
     start = state["start"]
-    if start is not None:  # the file that the run began from need not be there any more
+    if start is not None:  # the file that the run started from may be gone
         trainer.generator.module.load_state_dict(start)
     remember_start(trainer, trainer.generator.module.state_dict())
     drift = DriftProbe(trainer.generator.network, trainer.bridge, config.seed)
@@ -139,10 +143,10 @@ def _resumed_run(config: RunConfig, pair: Pair, trainer: Trainer, callbacks: Cal
     folder = RunFolder(path.parent)
     done = trainer.progress.cur_nimg / 1000
     if config.kimg < done - config.batch / 1000:
-        raise UserError(f"--kimg={config.kimg:g} is less than the {done:g} kimg that the run has done: give more.")
-    if done >= config.kimg and distributed.is_first():
-        log.info(f"The run has done all of its {config.kimg:g} kimg; --kimg takes it further.")
-    if distributed.is_first():
+        raise OptionError(f"{{kimg={config.kimg:g}}} is less than the {done:g} kimg done so far: use a larger value.")
+    if done >= config.kimg and distributed.is_rank0():
+        log.info(f"The run is complete at {config.kimg:g} kimg; a larger --kimg continues it.")
+    if distributed.is_rank0():
         folder.write_options(config.to_json())
         folder.cut_rows(position(config, trainer))
         folder.set_aside(trainer.progress.cur_nimg)
@@ -151,14 +155,14 @@ def _resumed_run(config: RunConfig, pair: Pair, trainer: Trainer, callbacks: Cal
 
 
 def _record_session(folder: RunFolder, pair: Pair, trainer: Trainer, cur_nimg: int) -> None:
-    """Notes program, machine and date."""
-    if distributed.is_first():
-        add_session(folder.path, session(trainer.device, distributed.size(), pair.digests, cur_nimg))
+    """Records program, machine and date in the run's folder."""
+    if distributed.is_rank0():
+        add_session(folder.path, session(trainer.device, distributed.world_size(), pair.digests, cur_nimg))
 
 
 def _new_folder(config: RunConfig, pair: Pair) -> Path | None:
-    """The run's folder with its options in it, made by the first process."""
-    if not distributed.is_first():
+    """Makes the run's folder, with its options in it, on rank 0; None on other ranks."""
+    if not distributed.is_rank0():
         return None
     folder = RunFolder.create(config.outdir, run_name(config, pair))
     folder.write_options(config.to_json())
@@ -166,19 +170,24 @@ def _new_folder(config: RunConfig, pair: Pair) -> Path | None:
 
 
 def run_name(config: RunConfig, pair: Pair) -> str:
-    """`<gan>-<teacher>-<objective>-batch<N>[-desc]`, from the names of the files."""
+    """Name of a run, `<gan>-<teacher>-<objective>-batch<N>[-desc]`, from the names of the files."""
     parts = [pair.name, config.objective.name, f"batch{config.batch}", *([config.desc] if config.desc else [])]
     return "-".join("".join(c if c.isalnum() or c in "._-" else "_" for c in part) for part in parts)
 
 
 def lasting(spec: str, *, folders: bool = False) -> str:
-    """A path that also holds from another folder; other text as it is. Folders only where one may be meant."""
+    """Absolute path of a file that exists; other text unchanged.
+
+    Args:
+        spec: Path, URL or zoo name.
+        folders: Whether folders count as well.
+    """
     path = Path(spec).expanduser()
     return str(path.resolve()) if path.is_file() or (folders and path.is_dir()) else spec
 
 
 def with_lasting_paths(config: RunConfig) -> RunConfig:
-    """The options, such that a run can be resumed from another folder."""
+    """Options with absolute paths, so that the run can be resumed from another folder."""
     changed: dict[str, Any] = {
         name: lasting(config[name], folders=name == "data") for name in FILES if config[name] is not None
     }
@@ -186,10 +195,14 @@ def with_lasting_paths(config: RunConfig) -> RunConfig:
 
 
 def resumed_config(state: Path, changes: Mapping[str, Any]) -> RunConfig:
-    """The stored options of the run that a state lies in, with those changed that may change.
+    """Stored options of a run, with changes.
+
+    Args:
+        state: Training state in the run's folder.
+        changes: New values of options, by name.
 
     Raises:
-        UserError: An option that decides what the run does would change.
+        UserError: The stored options cannot be read, or an option may not change in a resumed run.
     """
     stored = RunFolder(state.parent).read_options()
     config = RunConfig.from_dict(stored | {name: _moved(value) for name, value in stored.items() if name in FILES})
@@ -203,14 +216,14 @@ def resumed_config(state: Path, changes: Mapping[str, Any]) -> RunConfig:
         raise OptionError(f"{{{fixed[0]}}} cannot change in a resumed run: leave it out.")
     if changed.kimg != config.kimg and config.lr_decay != "none":
         log.warning(
-            f"kimg changes from {config.kimg:g} to {changed.kimg:g}, and with it the {config.lr_decay} decay of the "
-            "learning rate: the run goes on with other rates than one of that length had."
+            f"kimg changes from {config.kimg:g} to {changed.kimg:g}, which changes the {config.lr_decay} decay of the "
+            "learning rate: the result differs from that of a run with this length from the start."
         )
     return changed
 
 
 def _moved(spec: Any) -> Any:
-    """A built-in file's name, where an earlier version stored its path and the file has moved since."""
+    """Name of a built-in file, if an earlier version stored its path and the file has moved since."""
     if not isinstance(spec, str) or Path(spec).exists():
         return spec
     name = spec.replace("\\", "/").rpartition("/")[2]

@@ -1,4 +1,4 @@
-"""What a run says of itself at each tick: the line that StyleGAN users know, and a row of `stats.jsonl`."""
+"""Status line in StyleGAN's form, and row of `stats.jsonl`, for each tick of a run."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from refine.runtime.text import format_time
 
 @dataclass(frozen=True)
 class Tick:
-    """A stretch of a run between two status lines.
+    """Stretch of a run between two status lines.
 
     Attributes:
-        number: counted from the start of the run.
-        cur_nimg: images of generator updates so far.
-        nimg: images in this tick.
-        seconds: that it took, without what was saved and measured before it.
-        maintenance_seconds: that saving and measuring took after the tick before.
-        total_seconds: since the process began.
-        remaining_nimg: images to the end of the run.
+        number: Number of the tick since the start of the run.
+        cur_nimg: Images of generator updates so far.
+        nimg: Images in this tick.
+        seconds: Seconds of this tick, without saving and measuring.
+        maintenance_seconds: Seconds of saving and measuring after the previous tick.
+        total_seconds: Seconds since the process started.
+        remaining_nimg: Images to the end of the run.
     """
 
     number: int
@@ -36,12 +36,12 @@ class Tick:
 
     @property
     def sec_per_kimg(self) -> float:
-        """Seconds for a thousand images."""
+        """Seconds per thousand images."""
         return self.seconds / max(self.nimg, 1) * 1000
 
 
 def resources(device: torch.device) -> dict[str, float]:
-    """Memory in use by this process, in GiB; peaks of the GPU are counted anew from here."""
+    """Memory in use by this process, in GiB; resets the GPU's peak counters."""
     gpu = reserved = 0.0
     if device.type == "cuda":
         gpu, reserved = torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
@@ -54,7 +54,7 @@ def resources(device: torch.device) -> dict[str, float]:
 
 
 def tick_row(tick: Tick, values: Mapping[str, float], num_nonfinite: int) -> dict[str, Any]:
-    """A row of `stats.jsonl`: where the run is, then `values` by name."""
+    """Row of `stats.jsonl`: position, times, then `values` by name."""
     return {
         "Progress/tick": tick.number,
         "Progress/kimg": tick.cur_nimg / 1000,
@@ -70,12 +70,12 @@ def tick_row(tick: Tick, values: Mapping[str, float], num_nonfinite: int) -> dic
 
 
 def warm_up_row(cur_nimg: int, values: Mapping[str, float]) -> dict[str, Any]:
-    """A row of `stats.jsonl` from the warm-up, at negative `cur_nimg`: the generator has not moved."""
+    """Row of `stats.jsonl` for the warm-up, at a negative `cur_nimg`, because the generator is unchanged."""
     return {"Progress/kimg": cur_nimg / 1000, "Progress/cur_nimg": cur_nimg, **values}
 
 
 def tick_line(tick: Tick, values: Mapping[str, float], num_nonfinite: int) -> str:
-    """The status line: StyleGAN's fields in StyleGAN's order, then those of Refine."""
+    """Status line: StyleGAN's fields in StyleGAN's order, then Refine's."""
     return (
         f"tick {tick.number:<5d} kimg {tick.cur_nimg / 1e3:<8.1f} time {format_time(tick.total_seconds):<12s} "
         f"sec/tick {tick.seconds:<7.1f} sec/kimg {tick.sec_per_kimg:<7.2f} "

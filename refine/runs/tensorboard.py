@@ -1,4 +1,4 @@
-"""TensorBoard events in a run's folder, where TensorBoard is installed (`pip install tensorboard`)."""
+"""TensorBoard events in a run's folder, if TensorBoard is installed (`pip install tensorboard`)."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from refine.runs.tracker import Tracker
 
 
 class TensorBoard(Tracker):
-    """Scalars, pictures and options over images of generator updates (`cur_nimg`).
+    """Tracker that writes scalars, pictures and options as TensorBoard events, by images of generator updates.
 
     Args:
         folder: Folder of the run.
-        cur_nimg: Images so far. What an earlier process wrote beyond is hidden: a resumed run writes it again.
+        cur_nimg: Images so far. Later events of an earlier process are hidden, because a resumed run writes them again.
     """
 
     title = "TensorBoard"
@@ -33,7 +33,7 @@ class TensorBoard(Tracker):
 
     def _numbers(self, values: Mapping[str, Any], cur_nimg: int, timestamp: float) -> None:
         for name, value in values.items():
-            if value is not None:  # what was not finite
+            if value is not None:  # None stands for a number that is not finite
                 self._writer.add_scalar(name, value, cur_nimg, walltime=timestamp)
         self._writer.flush()
 

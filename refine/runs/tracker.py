@@ -1,6 +1,6 @@
-"""Programs that show a run while it goes on, beside `stats.jsonl`: TensorBoard, and Weights & Biases on request.
+"""Trackers, which show a run in other programs besides `stats.jsonl`: TensorBoard, and Weights & Biases on request.
 
-Whatever goes wrong in one of them ends its part with one line, and not the run: the run's folder has everything.
+An error in a tracker ends the tracker with a warning, not the run: the run's folder has everything.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ log = logging.getLogger("refine")
 
 
 class Tracker(ABC):
-    """One such program. `cur_nimg` counts images of generator updates; those of the warm-up lie before 0.
+    """Tracker of a run. Positions (`cur_nimg`) are images of generator updates, negative during the warm-up.
 
     Attributes:
         title: Name of the program, for messages.
-        optional: Whether a program that is not installed is passed over in silence.
+        optional: Whether to ignore a program that is not installed.
     """
 
     title: str
@@ -31,26 +31,33 @@ class Tracker(ABC):
         self._started = self._ended = False
 
     def add_numbers(self, values: Mapping[str, Any], cur_nimg: int, timestamp: float) -> None:
-        """Shows every number whose name has a group, such as `Loss/fake`.
+        """Adds every number whose name has a group, such as `Loss/fake`.
 
         Args:
             values: Numbers by name.
-            cur_nimg: Their place.
+            cur_nimg: Position of the run.
             timestamp: Seconds since the epoch.
         """
         self._guard(lambda: self._numbers({k: v for k, v in values.items() if "/" in k}, cur_nimg, timestamp))
 
     def add_picture(self, name: str, path: Path, cur_nimg: int, timestamp: float) -> None:
-        """Shows a PNG; those of one name form a series, such as `fakes`."""
+        """Adds a PNG; pictures of one name form a series, such as `fakes`.
+
+        Args:
+            name: Name of the series.
+            path: PNG file.
+            cur_nimg: Position of the run.
+            timestamp: Seconds since the epoch.
+        """
         self._guard(lambda: self._picture(name, path, cur_nimg, timestamp))
 
     def add_options(self, options: Mapping[str, Any]) -> None:
-        """Shows the options of the run, without secrets in addresses."""
+        """Adds the options of the run, without secrets in URLs."""
         public = {name: without_secrets(value) if isinstance(value, str) else value for name, value in options.items()}
         self._guard(lambda: self._options(public))
 
     def close(self) -> None:
-        """Ends the program's part."""
+        """Ends the tracking."""
         if self._started:
             self._guard(self._close)
         self._ended = True
@@ -66,10 +73,10 @@ class Tracker(ABC):
         except ModuleNotFoundError as error:
             self._ended = True
             if not self.optional:
-                log.warning(f"Warning: {self.title} shows nothing of this run: {error}.")
-        except Exception as error:  # a full disk, a server that is away, versions that do not fit each other
+                log.warning(f"Warning: Continuing without {self.title}: {error}.")
+        except Exception as error:  # a full disk, a server that is down, incompatible versions
             self._ended = True
-            log.warning(f"Warning: {self.title} shows nothing more of this run ({error}); stats.jsonl goes on.")
+            log.warning(f"Warning: Continuing without {self.title} ({error}); stats.jsonl is complete.")
 
     @abstractmethod
     def _start(self) -> None: ...
@@ -88,10 +95,10 @@ class Tracker(ABC):
 
 
 class Trackers:
-    """All trackers of a run as one.
+    """All trackers of a run.
 
     Args:
-        trackers: Trackers, in the order in which they are told; none in processes other than the first.
+        trackers: Trackers, in the order in which they are called; none except on rank 0.
     """
 
     def __init__(self, trackers: Sequence[Tracker]) -> None:

@@ -1,6 +1,6 @@
-"""Weights & Biases, where it is asked for and installed (`pip install wandb`).
+"""Weights & Biases, if it is asked for and installed (`pip install wandb`).
 
-It heeds the variables that it is usually set up by, such as WANDB_API_KEY, WANDB_PROJECT and WANDB_MODE=offline.
+Its usual environment variables apply, such as WANDB_API_KEY, WANDB_PROJECT and WANDB_MODE=offline.
 """
 
 from __future__ import annotations
@@ -12,30 +12,30 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from refine.errors import UserError
+from refine.errors import OptionError
 from refine.runs.tracker import Tracker
 
 PROJECT = "refine"
-ID_FILE = "wandb-id.txt"  # so that a resumed run goes on as the same one
+ID_FILE = "wandb-id.txt"  # lets a resumed run continue the same W&B run
 
 
 def require_wandb() -> None:
     """Checks that Weights & Biases is installed.
 
     Raises:
-        UserError: It is not.
+        OptionError: Weights & Biases is not installed.
     """
     if importlib.util.find_spec("wandb") is None:
-        raise UserError(
-            "--wandb needs the package wandb, which is not installed: pip install wandb, or leave --wandb out."
+        raise OptionError(
+            "{wandb} needs the package wandb, which is not installed: pip install wandb, or leave {wandb} out."
         )
 
 
 class WeightsAndBiases(Tracker):
-    """Numbers, pictures and options over images of generator updates (`cur_nimg`).
+    """Tracker that sends numbers, pictures and options to Weights & Biases, by images of generator updates.
 
     Args:
-        folder: Folder of the run, whose name becomes the run's name there.
+        folder: Folder of the run; its name becomes the name of the W&B run.
     """
 
     title = "Weights & Biases"
@@ -58,7 +58,7 @@ class WeightsAndBiases(Tracker):
             name=self.folder.resolve().name,
             id=path.read_text(encoding="utf-8").strip(),
             resume="allow",
-            # The command line, which it would record, may hold secrets that the options are stored without.
+            # Metadata would record the command line, which may contain secrets that the stored options leave out.
             settings=wandb.Settings(console="off", silent=True, x_disable_meta=True),
         )
         self._run.define_metric("cur_nimg", hidden=True)
@@ -73,7 +73,7 @@ class WeightsAndBiases(Tracker):
         self._run.log({name: wandb.Image(str(path)), "cur_nimg": cur_nimg, "_timestamp": timestamp})
 
     def _options(self, options: Mapping[str, Any]) -> None:
-        self._run.config.update(dict(options), allow_val_change=True)  # a resumed run may change some
+        self._run.config.update(dict(options), allow_val_change=True)  # a resumed run may change some options
 
     def _close(self) -> None:
         self._run.finish()

@@ -1,6 +1,6 @@
-"""Writer of snapshots and training states: a step waits for the copy of the tensors, not for a disk.
+"""Background writer of snapshots and training states: a step waits for a copy of the tensors, not for the disk.
 
-At most one such copy exists, and both files are written from it.
+At most one copy exists at a time, and both files are written from it.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class Origin:
     """Start of a run.
 
     Attributes:
-        digests: SHA-256 of its files, by the option that named them.
-        start: Weights that it began with, where they are not those of its pickle.
+        digests: SHA-256 of the run's files, keyed by the option that names the file.
+        start: Weights of the generator before the first step; None if they are in the run's pickle.
     """
 
     digests: Mapping[str, str]
@@ -34,11 +34,11 @@ class Origin:
 
 
 class Writer(Background):
-    """Writes a run's snapshots and states in a thread. Only the first of several processes does.
+    """Background thread that writes a run's snapshots and states, on rank 0 only.
 
     Args:
         trainer: Trainer whose networks are saved.
-        pair: Pair that knows what a snapshot holds.
+        pair: Pair that knows the contents of a snapshot.
         folder: Folder of the run.
         origin: Start of the run.
     """
@@ -48,13 +48,13 @@ class Writer(Background):
         self.trainer, self.pair, self.folder, self.origin = trainer, pair, folder, origin
 
     def save(self, *, snapshot: bool = False, state: bool = False) -> None:
-        """Begins to write files of this moment, after those of an earlier one are written.
+        """Starts to write the current networks, after earlier files are complete. All processes have to call this.
 
-        `wait` before anything relies on them. All processes have to call this.
+        Call `wait` before relying on the files.
 
         Args:
-            snapshot: Write the pickle that came in, with the live generator as G and the moving average as G_ema.
-            state: Write the training state.
+            snapshot: Whether to write a snapshot, with the live generator as G and the moving average as G_ema.
+            state: Whether to write a training state.
 
         Raises:
             UserError: An earlier file could not be written.
@@ -64,9 +64,9 @@ class Writer(Background):
             content = state_of(self.trainer, self.origin.digests, self.origin.start)
         else:
             content = {"networks": {"generator": self.trainer.generator.weights()}}
-        if not distributed.is_first():
+        if not distributed.is_rank0():
             return
-        self.wait()  # before the copy is made, so that there never are two
+        self.wait()  # before making the copy, so that there are never two
         self.start(self._work(content, nimg, snapshot=snapshot, state=state))
 
     def _work(self, content: dict[str, Any], nimg: int, *, snapshot: bool, state: bool) -> Any:

@@ -38,12 +38,12 @@ class Place:
 
     Attributes:
         rank: Index among all processes; rank 0 writes files and logs.
-        size: Number of processes.
+        world_size: Number of processes.
         local_rank: Index among the processes of this machine, which is the index of the GPU.
     """
 
     rank: int = 0
-    size: int = 1
+    world_size: int = 1
     local_rank: int = 0
 
 
@@ -56,15 +56,15 @@ def place_from_environment() -> Place:
     try:
         place = Place(
             rank=int(os.environ.get("RANK", "0")),
-            size=int(os.environ.get("WORLD_SIZE", "1")),
+            world_size=int(os.environ.get("WORLD_SIZE", "1")),
             local_rank=int(os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0"))),
         )
     except ValueError as error:
         raise UserError(f"RANK, WORLD_SIZE and LOCAL_RANK must be numbers ({error}): start with torchrun.") from error
-    if not 0 <= place.rank < place.size or place.local_rank < 0:
+    if not 0 <= place.rank < place.world_size or place.local_rank < 0:
         raise UserError(
-            f"RANK={place.rank} with WORLD_SIZE={place.size} and LOCAL_RANK={place.local_rank} is impossible: start "
-            "with torchrun, or unset these variables."
+            f"RANK={place.rank} with WORLD_SIZE={place.world_size} and LOCAL_RANK={place.local_rank} is impossible: "
+            "start with torchrun, or unset these variables."
         )
     return place
 
@@ -82,18 +82,18 @@ def processes(backend: str = "gloo", timeout: timedelta = TIMEOUT) -> Iterator[P
     """
     global _control_group
     place = place_from_environment()
-    if place.size == 1 or _control_group is not None:
+    if place.world_size == 1 or _control_group is not None:
         yield place
         return
     joined_here = not dist.is_initialized()
     try:
         with _said_after(WAIT_SECONDS, place):
             if joined_here:
-                dist.init_process_group(backend, rank=place.rank, world_size=place.size, timeout=timeout)
+                dist.init_process_group(backend, rank=place.rank, world_size=place.world_size, timeout=timeout)
             _control_group = dist.new_group(backend="gloo", timeout=timeout)
     except (RuntimeError, ValueError) as error:
         raise UserError(
-            f"Process {place.rank} of {place.size} did not find the others at "
+            f"Process {place.rank} of {place.world_size} did not find the others at "
             f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')} ({_first_line(error)}): "
             "start all processes with one torchrun."
         ) from error
@@ -111,8 +111,8 @@ def _said_after(seconds: float, place: Place) -> Iterator[None]:
     timer = threading.Timer(
         seconds,
         lambda: log.warning(
-            f"Process {place.rank} is waiting for {place.size - 1} more at {os.environ.get('MASTER_ADDR')}:"
-            f"{os.environ.get('MASTER_PORT')}, because WORLD_SIZE={place.size}. To run a single process, unset "
+            f"Process {place.rank} is waiting for {place.world_size - 1} more at {os.environ.get('MASTER_ADDR')}:"
+            f"{os.environ.get('MASTER_PORT')}, because WORLD_SIZE={place.world_size}. To run a single process, unset "
             "WORLD_SIZE and RANK."
         ),
     )
@@ -129,19 +129,19 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def size() -> int:
+def world_size() -> int:
     """Number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def is_first() -> bool:
+def is_rank0() -> bool:
     """True on rank 0, the process that writes files and logs."""
     return rank() == 0
 
 
 def share(count: int) -> slice:
     """Share of `count` items for this process: contiguous, in the order of ranks, equal in size up to one item."""
-    return slice(count * rank() // size(), count * (rank() + 1) // size())
+    return slice(count * rank() // world_size(), count * (rank() + 1) // world_size())
 
 
 @contextmanager
@@ -155,13 +155,13 @@ def phase(name: str) -> Iterator[None]:
         _phase = previous
 
 
-def sum_in_place(tensors: Sequence[torch.Tensor]) -> None:
+def all_reduce_sum_(tensors: Sequence[torch.Tensor]) -> None:
     """Sums tensors over all processes, in place and in a single all-reduce.
 
     Args:
         tensors: Tensors of one dtype on one device, of the same shapes on all processes.
     """
-    if size() == 1 or not tensors:
+    if world_size() == 1 or not tensors:
         return
     flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
     with _waiting():
@@ -179,9 +179,9 @@ def gather(value: Any) -> list[Any]:
     Returns:
         Values by rank.
     """
-    if size() == 1:
+    if world_size() == 1:
         return [value]
-    values: list[Any] = [None] * size()
+    values: list[Any] = [None] * world_size()
     with _waiting():
         dist.all_gather_object(values, value, group=_control_group)
     return values
@@ -189,9 +189,9 @@ def gather(value: Any) -> list[Any]:
 
 def broadcast(value: Any) -> Any:
     """Value of rank 0, a picklable object on the CPU, on every process."""
-    if size() == 1:
+    if world_size() == 1:
         return value
-    values = [value if is_first() else None]
+    values = [value if is_rank0() else None]
     with _waiting():
         dist.broadcast_object_list(values, src=0, group=_control_group)
     return values[0]
@@ -199,7 +199,7 @@ def broadcast(value: Any) -> Any:
 
 def any_process(condition: bool) -> bool:
     """True if the condition holds on any process; the result is the same on all processes."""
-    if size() == 1:
+    if world_size() == 1:
         return condition
     flag = torch.tensor(float(condition))
     with _waiting():
@@ -218,7 +218,7 @@ def _waiting() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise UserError(
-            f"Process {rank()} of {size()} lost the others during {_phase} ({_first_line(error)}): "
+            f"Process {rank()} of {world_size()} lost the others during {_phase} ({_first_line(error)}): "
             "look in their output for the cause, then resume with --resume=latest."
         ) from error
 

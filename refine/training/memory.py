@@ -152,7 +152,7 @@ def memory_advice(batch: int, batch_gpu: int | None) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
-        size = batch_gpu or -(-batch // distributed.size())
+        size = batch_gpu or -(-batch // distributed.world_size())
         smaller = next((n for n in range(size // 2, 0, -1) if batch % n == 0), None)
         remedy = f"{{batch_gpu={smaller}}}" if smaller else "{precision=bf16}, {checkpoint=True}, or a larger GPU"
         raise OptionError(f"Out of GPU memory with {counted(size, 'image')} per pass: use {remedy}.") from error

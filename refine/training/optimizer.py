@@ -55,10 +55,10 @@ class Optimizer:
             Norm of the gradient before clipping; None if the norm was not finite, in which case the step was skipped.
         """
         for parameter in self.parameters:
-            if parameter.grad is None and distributed.size() > 1:  # all processes have to reduce the same tensors
+            if parameter.grad is None and distributed.world_size() > 1:  # all processes have to reduce the same tensors
                 parameter.grad = torch.zeros_like(parameter)
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-        distributed.sum_in_place(gradients)
+        distributed.all_reduce_sum_(gradients)
         self.scaler.unscale_(self.adam)
         norm = torch.nn.utils.get_total_norm(gradients)
         finite = math.isfinite(norm)

@@ -236,7 +236,7 @@ def make_ratio(
             request,
             trainer.device,
             teacher_sha256=teacher_sha256,
-            batch=options.batch_gpu or -(-options.batch // distributed.size()),
+            batch=options.batch_gpu or -(-options.batch // distributed.world_size()),
             refresh=options.ratio_refresh,
         )
 
@@ -410,7 +410,7 @@ class RatioHead(nn.Module):
     def update_calibration(self, tally: BinTally) -> None:
         """Moves the bins' means toward those of an update over all processes, at a rate that grows with its images."""
         totals = tally.totals.to(self.bin_means.device, self.bin_means.dtype)
-        distributed.sum_in_place([totals])
+        distributed.all_reduce_sum_([totals])
         sums, counts = totals.unbind(1)
         rate = 1 - 0.5 ** (counts / BIN_MEMORY)
         self.bin_means.lerp_(torch.where(counts > 0, sums / counts.clamp(min=1), self.bin_means), rate)

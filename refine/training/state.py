@@ -57,7 +57,7 @@ def load_state(trainer: Trainer, state: dict[str, Any], digests: Mapping[str, st
         if state["digests"].get(name) != sha256:
             raise OptionError(f"{{{name}}} is not the file that the run was started with: give the original file.")
     trainer.progress = Progress(**state["progress"])
-    trainer.statistics = RunningMeans(state["statistics"] if distributed.is_first() else None)
+    trainer.statistics = RunningMeans(state["statistics"] if distributed.is_rank0() else None)
     for trained in trainer.networks:
         trained.load_state_dict(state["networks"][trained.name])
 

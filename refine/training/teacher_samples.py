@@ -98,7 +98,7 @@ def teacher_samples(
     c = labels_in_turn(request.count, request.c_dim)
     key = None if teacher_sha256 is None else request.key(teacher_sha256, bridge)
     kept: Mapping[str, np.ndarray] | None = None
-    if key is not None and not refresh and distributed.is_first():
+    if key is not None and not refresh and distributed.is_rank0():
         kept = cache.load(key)
     if distributed.broadcast(kept is not None):
         images = torch.from_numpy(distributed.broadcast(kept["images"] if kept is not None else None))
@@ -106,7 +106,7 @@ def teacher_samples(
     images = torch.cat(distributed.gather(_draw(teacher, bridge, request, c, device, batch)))
     if not images.isfinite().all():
         raise UserError("The teacher's samples are not finite: download the teacher again, or use another teacher.")
-    if key is not None and distributed.is_first():
+    if key is not None and distributed.is_rank0():
         cache.store(key, {"images": images.numpy()})
     return TeacherSamples(images, c)
 
@@ -115,7 +115,7 @@ def _draw(
     teacher: Denoiser, bridge: Bridge, request: SampleRequest, c: Tensor, device: torch.device, batch: int
 ) -> Tensor:
     """Draws this process's share of the images."""
-    if distributed.is_first():
+    if distributed.is_rank0():
         passes = 2 * request.heun.num_steps - 1
         log.info(f"Drawing {request.count:,} samples of the teacher for the density ratio ({passes} passes each)")
     shape = (request.count, teacher.img_channels, teacher.img_resolution, teacher.img_resolution)
@@ -123,7 +123,7 @@ def _draw(
     latents = torch.randn(shape, generator=stream_generator(request.seed, "teacher samples", 0))[part]
     labels = bridge.labels(c[part])
     images = []
-    silent = None if distributed.is_first() else True
+    silent = None if distributed.is_rank0() else True
     with tqdm(total=len(latents), desc="teacher samples", unit="img", leave=False, disable=silent) as bar:
         for which in micro_batches(len(latents), batch):
             given = None if labels is None else labels[which].to(device)

@@ -353,7 +353,7 @@ class Trainer:
         if not w_sums:
             return None
         w_sum = torch.stack(w_sums).sum(0)
-        distributed.sum_in_place([w_sum])
+        distributed.all_reduce_sum_([w_sum])
         return w_sum / self.options.batch
 
     def _accelerate(self) -> None:

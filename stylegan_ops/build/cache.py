@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import filelock
+import platformdirs
 import psutil
 
 from stylegan_ops.build.errors import BuildError
@@ -41,24 +42,43 @@ Make = Callable[[Path], Path]
 
 
 def cache_directory() -> Path:
-    """$STYLEGAN_OPS_CACHE, else the operating system's place for what can be made again.
+    """Return $STYLEGAN_OPS_CACHE, else the operating system's place for what can be made again.
 
     Raises:
-        BuildError: the user has no home.
+        BuildError: The user has no home.
     """
+    chosen = os.environ.get(VARIABLE)
     try:
-        chosen = os.environ.get(VARIABLE)
         if chosen:
             return Path(chosen).expanduser().absolute()
-        if sys.platform == "win32":
-            base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-        elif sys.platform == "darwin":
-            base = Path.home() / "Library" / "Caches"
-        else:
-            base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        return base / "stylegan_ops"
+        # Without "opinion", Windows has the folder where it has always been.
+        directory = platformdirs.user_cache_path("stylegan_ops", appauthor=False, opinion=False)
+        if not directory.is_absolute():  # Earlier versions of platformdirs leave "~" there.
+            raise RuntimeError("the home directory is unknown")
     except RuntimeError as error:
         raise BuildError(f"there is no place for a cache ({error})", f"let {VARIABLE} name a folder") from error
+    return directory
+
+
+def former_directories() -> list[Path]:
+    """Return folders of earlier versions that still hold builds and are not the cache now.
+
+    Up to version 0.1 the place did not follow XDG_CACHE_HOME on macOS, nor the folder that Windows itself names.
+    """
+    if os.environ.get(VARIABLE):  # Whoever chooses a folder looks after all of them.
+        return []
+    try:
+        home = Path.home()
+    except RuntimeError:
+        return []
+    if sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        base = home / "Library" / "Caches"
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
+    former = base.absolute() / "stylegan_ops"
+    return [former] if former != cache_directory() and _builds_in(former) else []
 
 
 def digest(*parts: str | bytes) -> str:
@@ -120,33 +140,38 @@ def get(name: str, make: Make, check: Check, timeout: float | None = None) -> Pa
 
 
 def builds() -> list[Path]:
-    """The folders of all finished builds."""
-    return [path for path in _ours() if (path / "build.json").is_file()]
+    """Return the folders of all finished builds."""
+    return _builds_in(cache_directory())
 
 
 def size() -> int:
-    """Bytes that the finished builds take."""
+    """Return the bytes that the finished builds take."""
     return sum(path.stat().st_size for build in builds() for path in build.iterdir())
 
 
 def clean() -> int:
-    """Delete all builds, locks and logs; returns how many builds there were.
+    """Delete all builds, locks and logs, those of earlier versions too; return how many builds there were.
 
     Raises:
-        BuildError: the operating system does not permit it.
+        BuildError: The operating system does not permit it.
     """
-    count = len(builds())
-    with _writing(cache_directory()):
-        for path in _ours():
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+    count = 0
+    for directory in (cache_directory(), *former_directories()):
+        count += len(_builds_in(directory))
+        with _writing(directory):
+            for path in _ours_in(directory):
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
     return count
 
 
-def _ours() -> list[Path]:
-    directory = cache_directory()
+def _builds_in(directory: Path) -> list[Path]:
+    return [path for path in _ours_in(directory) if (path / "build.json").is_file()]
+
+
+def _ours_in(directory: Path) -> list[Path]:
     return [path for path in directory.iterdir() if _OURS.fullmatch(path.name)] if directory.is_dir() else []
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from toolchains import GXX, ROOT
+from toolchains import GXX
 
 from stylegan_ops import dispatch, doctor
 from stylegan_ops.autograd import RULES
@@ -67,12 +66,14 @@ def test_machine_that_works() -> None:
 
 
 @pytest.mark.usefixtures("no_gpu")
-def test_machine_without_compiler_and_ninja(tmp_path: Path) -> None:
-    program = "import sys; sys.modules['ninja'] = None\nfrom stylegan_ops.doctor import main; main()"
-    environment = {**os.environ, "PATH": str(tmp_path), "STYLEGAN_OPS_CACHE": str(tmp_path / "cache")}
-    environment.pop("CXX", None)
-    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert result.returncode == 1 and not result.stderr
+def test_machine_without_compiler_and_ninja(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "library", cpu.library.__wrapped__)
+    monkeypatch.setitem(sys.modules, "ninja", None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("STYLEGAN_OPS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("CXX", raising=False)
+    result = run()
+    assert result.exit_code == 1 and not result.stderr
     assert "DOES NOT WORK: there is no working C++ compiler" in result.stdout
     assert f"to mend it, {toolchain.install_compiler()}" in result.stdout
     assert "ninja is not installed: run `pip install ninja`" in result.stdout
@@ -158,6 +159,7 @@ def test_wrong_kernels_are_noticed(
     kernels = Exact("nearly exact")
     right = getattr(kernels, operator)
     kernels.__dict__[operator] = lambda *a: fault(right(*a)) if a[0].dtype == dtype else right(*a)
+    monkeypatch.setattr(doctor, "TOLERANCES", {dtype: doctor.TOLERANCES[dtype]})
     verdict = examine(kernels, monkeypatch)
     assert verdict.problem.startswith(f"{operator} in {str(dtype)[6:]} is wrong")
     assert (" by " in verdict.problem) is (fault in (off_by_a_little, off_in_one_place))

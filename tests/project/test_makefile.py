@@ -1,4 +1,4 @@
-"""The Makefile creates the virtual environment by itself: a stand-in for Python records what it is asked."""
+"""Virtual environment made by the Makefile, with a stand-in for Python that records how it is called."""
 
 from __future__ import annotations
 
@@ -40,14 +40,20 @@ class Checkout:
         self.python.chmod(self.python.stat().st_mode | stat.S_IXUSR)
 
     def make(
-        self, *arguments: str, env: dict[str, str] | None = None
+        self, *arguments: str, env: dict[str, str] | None = None, python: str | None = "given"
     ) -> tuple[subprocess.CompletedProcess[str], list[str]]:
-        """Runs make from outside the checkout; returns its result and what Python was asked to do."""
+        """Runs make from outside the checkout; returns its result and the calls of Python.
+
+        Args:
+            arguments: Arguments of make.
+            env: Further environment variables.
+            python: None to call make without PYTHON.
+        """
         self.log.write_text("")
         clean = {key: value for key, value in os.environ.items() if not key.startswith("MAKE") and key != "MFLAGS"}
         result = subprocess.run(
-            ["make", "-C", str(self.folder), f"PYTHON={self.python}", *arguments],
-            env=clean | (env or {}),
+            ["make", "-C", str(self.folder), *([f"PYTHON={self.python}"] if python else []), *arguments],
+            env={key: value for key, value in clean.items() if not key.startswith(("TORCH", "PYTHON"))} | (env or {}),
             capture_output=True,
             text=True,
             timeout=60,
@@ -92,6 +98,63 @@ def test_another_torch_makes_the_environment_anew(checkout: Checkout) -> None:
     ]
     _, calls = checkout.make("venv", *other)
     assert calls == []
+
+
+CHOICES = ("TORCH=torch>=2.6,<3", "TORCH_INDEX=https://example.org/cpu")
+CHOSEN = "-m pip install --quiet --index-url https://example.org/cpu torch>=2.6,<3"
+
+
+def test_choices_hold_until_others_are_given(checkout: Checkout) -> None:
+    checkout.make("venv", *CHOICES)
+    for target in ("venv", "demo", "lint"):
+        result, calls = checkout.make(target, python=None)
+        assert result.returncode == 0, result.stderr
+        assert VENV not in calls and not any("pip" in call for call in calls), target
+    help_text = checkout.make("help", python=None)[0].stdout
+    assert "torch>=2.6,<3" in help_text and "https://example.org/cpu" in help_text and str(checkout.python) in help_text
+    _, calls = checkout.make("venv", "TORCH=torch==2.9.0", python=None)
+    assert calls == [VENV, "-m pip install --quiet --index-url https://example.org/cpu torch==2.9.0", PROJECT]
+
+
+def test_choices_hold_for_a_checkout_that_has_moved(checkout: Checkout) -> None:
+    checkout.make("venv", *CHOICES)
+    checkout.folder = checkout.folder.rename(checkout.folder.with_name("moved"))
+    assert checkout.make("demo", python=None)[1][:3] == [VENV, CHOSEN, PROJECT]
+
+
+def test_empty_value_stands_for_the_default(checkout: Checkout) -> None:
+    checkout.make("venv", *CHOICES)
+    assert checkout.make("venv", "TORCH=", "TORCH_INDEX=")[1] == [VENV, TORCH, PROJECT]
+    assert checkout.make("venv")[1] == []
+
+
+def test_new_default_reaches_an_environment_made_with_the_old_one(checkout: Checkout) -> None:
+    checkout.make("venv")
+    makefile = checkout.folder / "Makefile"
+    makefile.write_text(makefile.read_text().replace("torch==2.13.0", "torch==2.14.0"))
+    assert checkout.make("venv")[1] == [VENV, TORCH.replace("2.13", "2.14"), PROJECT]
+
+
+def test_variables_of_the_environment_count_as_given(checkout: Checkout) -> None:
+    checkout.make("venv", env=dict(choice.split("=", 1) for choice in CHOICES))
+    assert checkout.make("venv")[1] == []
+    assert checkout.make("venv", env={"TORCH": "torch==2.9.0"})[1][0] == VENV
+
+
+def test_rebuild_is_announced_with_both_choices(checkout: Checkout) -> None:
+    result, _ = checkout.make("venv")
+    assert "Rebuilding" not in result.stdout
+    result, _ = checkout.make("venv", *CHOICES)
+    assert "Rebuilding .venv" in result.stdout
+    assert "torch==2.13.0" in result.stdout and "torch>=2.6,<3" in result.stdout
+    assert result.stdout.index("Rebuilding") < result.stdout.index("venv --clear")
+
+
+def test_venv_names_the_next_step(checkout: Checkout) -> None:
+    for _ in range(2):
+        result, _ = checkout.make("venv")
+        assert ". .venv/bin/activate" in result.stdout and "make demo" in result.stdout
+    assert "make demo" not in checkout.make("lint")[0].stdout
 
 
 def test_changed_pyproject_installs_the_project_again_and_keeps_torch(checkout: Checkout) -> None:
@@ -162,6 +225,7 @@ def test_continuous_integration_runs_the_same_targets() -> None:
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)
     lines = script.read_text().splitlines()
+    assert any(line.startswith("export PYTEST_ADDOPTS=") and "--durations=25" in line for line in lines)
     assert [line for line in lines if line.startswith("make")] == [
         "make test",
         "make test-extra",

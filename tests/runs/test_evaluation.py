@@ -169,7 +169,7 @@ def test_a_metric_that_fails_does_not_end_the_run(
     monkeypatch.setattr(Sampler, "images", broken)
     with caplog.at_level(logging.WARNING, logger="refine"):
         folder = start.run(RunConfig(**options, **measured)).parent
-    assert "network-snapshot-000000_008.pkl is not measured: RuntimeError: a kernel failed" in caplog.text
+    assert "network-snapshot-000000_008.pkl: RuntimeError: a kernel failed" in caplog.text
     assert len(rows(folder, "fid60_full")) == 3
 
 
@@ -195,7 +195,7 @@ def test_ctrl_c_in_a_metric_loses_the_metric_only(
     with caplog.at_level(logging.INFO, logger="refine"), pytest.raises(KeyboardInterrupt):
         start.run(RunConfig(**options, **measured))
     (folder,) = Path(options["outdir"]).iterdir()
-    assert "were interrupted and are not recorded" in caplog.text
+    assert "network-snapshot-000000_008.pkl; they are not recorded" in caplog.text
     assert len(rows(folder, "fid60_full")) == 1 and list(folder.glob("training-state-*.pt"))
 
 

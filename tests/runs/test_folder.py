@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -51,12 +52,12 @@ def test_folders_are_numbered(tmp_path):
 
 
 def test_finding_states(tmp_path):
-    with pytest.raises(UserError, match="no run with a training state"):
+    with pytest.raises(UserError, match=re.escape(str(tmp_path))):
         find_state("latest", tmp_path)
-    with pytest.raises(UserError, match="no run or training state"):
+    with pytest.raises(UserError, match="none"):
         find_state(str(tmp_path / "none"), tmp_path)
     a, b, c = (RunFolder.create(tmp_path, "x") for _ in range(3))
-    with pytest.raises(UserError, match="before its first one"):
+    with pytest.raises(UserError, match=r"training-state-\*\.pt"):
         find_state(str(a.path), tmp_path)
     expected = b.state_path(2000)
     for path in (a.state_path(1000), expected):

@@ -194,7 +194,7 @@ def test_interrupted_in_the_warm_up_and_in_the_run(pair, tmp_path):
             with pytest.raises(KeyboardInterrupt):
                 start.run(options, resume=state)
             state = find_state("latest", options.outdir)
-            assert "go on with --resume=" in (state.parent / "log.txt").read_text()
+            assert "--resume=" in (state.parent / "log.txt").read_text()
     finally:
         start.Run = original
     assert equal(weights(whole), weights(start.run(options, resume=state)))
@@ -215,7 +215,7 @@ def test_signal_to_a_real_process(pair, tmp_path):
             process.send_signal(signal.SIGINT)
             break
     rest = process.stderr.read()
-    assert process.wait() == 130 and "Stopped by SIGINT; go on with --resume=" in rest and "Traceback" not in rest
+    assert process.wait() == 130 and "SIGINT" in rest and "--resume=" in rest and "Traceback" not in rest
     state = find_state("latest", tmp_path)
     result = CliRunner().invoke(cli.main, [f"--resume={state}", "--kimg=0.001"])
     assert result.exit_code == 0, result.output
@@ -258,7 +258,7 @@ def test_metrics_best_snapshot_and_stopping(pair, tmp_path, quick_steps):
     assert [row["snapshot_pkl"] for row in rows] == [f"network-snapshot-{kimg:06d}.pkl" for kimg in range(7)]
     link = snapshot.parent / "network-best.pkl"
     assert link.resolve().name == "network-snapshot-000002.pkl"
-    assert "rose for 2 snapshots in a row" in (snapshot.parent / "log.txt").read_text()
+    assert "2 snapshots in a row" in (snapshot.parent / "log.txt").read_text()
 
 
 def test_interrupted_metric_is_the_only_loss(pair, tmp_path, quick_steps):
@@ -478,7 +478,7 @@ def test_killed_at_any_moment(pair, tmp_path):
 def test_wrong_states(pair, tmp_path):
     first = start.run(config(pair, tmp_path, kimg=0.016))
     state = find_state(str(first.parent), "")
-    with pytest.raises(UserError, match="--batch cannot change"):
+    with pytest.raises(UserError, match=r"\bbatch\b"):
         start.resumed_config(state, {"batch": 16})
     assert start.resumed_config(state, {"batch": 8, "kimg": 2.0}).kimg == 2.0
     content = run_state.read_state(state)
@@ -498,7 +498,7 @@ def test_wrong_states(pair, tmp_path):
     with pytest.raises(UserError, match="incomplete"):
         start.resumed_config(state, {})
     (state.parent / "training_options.json").write_text("[]")
-    with pytest.raises(UserError, match="holds no options"):
+    with pytest.raises(UserError, match=r"training_options\.json"):
         start.resumed_config(state, {})
 
 

@@ -82,7 +82,7 @@ def test_what_is_resumed(pair, tmp_path):
 def test_a_finished_run_is_not_shortened(pair, tmp_path, caplog):
     snapshot = start.run(config(pair, tmp_path, kimg=0.024, lr_decay="cosine"))
     state = find_state(str(snapshot.parent), "")
-    with pytest.raises(UserError, match=r"--kimg=0\.008"):
+    with pytest.raises(UserError, match=r"kimg=0\.008"):
         start.run(start.resumed_config(state, {"kimg": 0.008}), resume=state)
     with caplog.at_level(logging.INFO, logger="refine"):
         assert start.run(start.resumed_config(state, {}), resume=state) == snapshot

@@ -60,7 +60,7 @@ def test_one_process_needs_no_launcher():
     with distributed.processes() as place:
         assert place == distributed.Place(0, 1, 0)
     tensor = torch.tensor(3.0)
-    distributed.sum_in_place([tensor])
+    distributed.all_reduce_sum_([tensor])
     assert tensor == 3 and distributed.gather(1) == [1] and distributed.broadcast("x") == "x"
     assert distributed.share(5) == slice(0, 5) and distributed.any_process(True)
 

@@ -32,7 +32,7 @@ def train(gan: str, teacher: str, out: str) -> None:
         for _ in range(3):
             trainer.step()
         means = trainer.statistics.means()
-        if distributed.is_first():
+        if distributed.is_rank0():
             weights = {
                 f"{name}.{key}": value
                 for name, module in modules(trainer).items()
@@ -44,10 +44,10 @@ def train(gan: str, teacher: str, out: str) -> None:
 def collectives() -> None:
     """Every function once, against what it must give."""
     with distributed.processes() as place:
-        rank, size = place.rank, place.size
-        assert (distributed.rank(), distributed.size()) == (rank, size) and distributed.is_first() == (rank == 0)
+        rank, size = place.rank, place.world_size
+        assert (distributed.rank(), distributed.world_size()) == (rank, size) and distributed.is_rank0() == (rank == 0)
         tensors = [torch.full([2, 2], float(rank + 1)), torch.tensor(10.0 * rank)]
-        distributed.sum_in_place(tensors)
+        distributed.all_reduce_sum_(tensors)
         assert tensors[0].eq(sum(range(1, size + 1))).all() and tensors[1] == 10 * sum(range(size))
         assert distributed.gather(("x", rank)) == [("x", r) for r in range(size)]
         assert distributed.broadcast(f"from {rank}") == "from 0"

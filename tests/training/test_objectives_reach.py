@@ -74,7 +74,8 @@ def test_learned_networks_take_the_generator_to_the_teacher(objective):
 SLOW = [
     *(f"f:{name},weighting=score" for name in DIVERGENCES), "f:skew:alpha=0.7,weighting=score",
     *(f"fisher:{name},weighting=score" for name in ("kl", "rkl", "js", "jeffreys")),
-    "ikl:score", "ikl:vsd", "ikl:dmd", "sid:0.5", "sid", "sid:1.2", "sim", "sim:c=0.03", "sim:detach_norm=1", "fgm", "uid",
+    "ikl:score", "ikl:vsd", "ikl:dmd", "sid:0.5", "sid", "sid:1.2", "sim", "sim:c=0.03", "sim:detach_norm=1",
+    "fgm", "uid",
 ]  # fmt: skip
 
 

@@ -314,7 +314,7 @@ def test_a_run_of_gradients_that_are_not_finite_ends(monkeypatch):
     trainer.teacher.module.model.get_parameter("dec.16x16_aux_conv.bias").data.fill_(float("nan"))
     trainer.step()
     trainer.step()
-    with pytest.raises(UserError, match="gradients of the generator were not finite"):
+    with pytest.raises(UserError, match="gradients of the generator"):
         trainer.step()
     assert all(value == value for value in trainer.statistics.means().values())
 

@@ -19,8 +19,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import filelock
+import platformdirs
+import platformdirs.windows
 import psutil
 import pytest
+from platformdirs.api import PlatformDirsABC
+from platformdirs.macos import MacOS
+from platformdirs.windows import Windows
 from toolchains import GXX, ROOT, one_sentence, script, version_source
 
 from stylegan_ops import build
@@ -33,32 +38,65 @@ pytestmark = [
 ]
 
 
-def test_cache_folder_without_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+NAME = "cpu-0123456789abcdef-0123456789abcdef"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the folders are those of Linux")
+def test_cache_folder_without_the_variable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("STYLEGAN_OPS_CACHE")
-    for platform, variable, base in (
-        ("linux", "XDG_CACHE_HOME", "/x"),
-        ("win32", "LOCALAPPDATA", "/local"),
-        ("darwin", "HOME", "/home/me/Library/Caches"),
-    ):
-        monkeypatch.setattr(sys, "platform", platform)
-        monkeypatch.setenv(variable, "/home/me" if platform == "darwin" else base)
-        assert cache.cache_directory() == Path(base) / "stylegan_ops"
-    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "x"))
+    assert cache.cache_directory() == tmp_path / "x" / "stylegan_ops"
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert cache.cache_directory() == Path("/home/me/.cache/stylegan_ops")
+    assert cache.cache_directory() == tmp_path / ".cache" / "stylegan_ops"
+    assert cache.former_directories() == []
 
 
-def test_user_without_home(csrc: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse() -> Path:
-        raise RuntimeError("Could not determine home directory.")
-
-    monkeypatch.delenv("STYLEGAN_OPS_CACHE")
+@pytest.mark.parametrize(
+    ("windows_or_macos", "folder"),
+    [(Windows, "stylegan_ops"), (MacOS, "Library/Caches/stylegan_ops")],
+)
+def test_cache_folders_elsewhere_are_those_of_earlier_versions(
+    windows_or_macos: type[PlatformDirsABC], folder: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setattr(Path, "home", refuse)
-    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(platformdirs.windows, "get_win_folder", lambda name: str(tmp_path), raising=False)
+    directory = windows_or_macos("stylegan_ops", appauthor=False, opinion=False).user_cache_path
+    assert directory == tmp_path / folder
+
+
+def test_builds_of_an_earlier_version(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """On macOS, where only the newer one follows XDG_CACHE_HOME: they are found, and cleaned away."""
+    monkeypatch.delenv("STYLEGAN_OPS_CACHE")
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(platformdirs, "user_cache_path", lambda *_, **__: tmp_path / "xdg" / "stylegan_ops")
+    former = tmp_path / "Library" / "Caches" / "stylegan_ops"
+    assert cache.former_directories() == []
+    (former / NAME).mkdir(parents=True)
+    (former / NAME / "build.json").write_text("{}")
+    (former / "thesis.txt").touch()
+    assert cache.former_directories() == [former] and cache.builds() == []
+    monkeypatch.setenv("STYLEGAN_OPS_CACHE", str(tmp_path / "chosen"))
+    assert cache.former_directories() == []
+    monkeypatch.delenv("STYLEGAN_OPS_CACHE")
+    assert cache.clean() == 1
+    assert [path.name for path in former.iterdir()] == ["thesis.txt"] and cache.former_directories() == []
+
+
+def fail_to_expand(*arguments: object, **options: object) -> Path:
+    raise RuntimeError("could not determine the home directory for '~/.cache'")
+
+
+@pytest.mark.parametrize("user_cache_path", [fail_to_expand, lambda *_, **__: Path("~/.cache/stylegan_ops")])
+def test_user_without_home(user_cache_path: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As later and as earlier versions of platformdirs answer."""
+    monkeypatch.delenv("STYLEGAN_OPS_CACHE")
+    monkeypatch.setattr(platformdirs, "user_cache_path", user_cache_path)
     with pytest.raises(BuildError) as error:
         cache.cache_directory()
-    assert "Could not determine home" in one_sentence(error) and "STYLEGAN_OPS_CACHE" in error.value.remedy
+    assert "STYLEGAN_OPS_CACHE" in one_sentence(error) and "home" in error.value.cause
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/sys refuses folders even to root")
@@ -124,9 +162,6 @@ def test_file_system_without_locks(csrc: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(filelock.FileLock, "acquire", refuse)
     with pytest.raises(BuildError, match="does not appear to support flock"):
         build.cpu_library(csrc)
-
-
-NAME = "cpu-0123456789abcdef-0123456789abcdef"
 
 
 def make(folder: Path) -> Path:
