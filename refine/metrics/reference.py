@@ -69,6 +69,11 @@ class Reference(ABC):
     ddof: int = 0
     notes: tuple[str, ...] = ()
 
+    @property
+    def where(self) -> str:
+        """Its name in messages, with the path if it is a file."""
+        return str(getattr(self, "path", self.name))
+
     @abstractmethod
     def check(self, metric: Metric, detector: Detector) -> None:
         """Refuses early a metric that cannot be computed with this reference.
@@ -120,7 +125,7 @@ class _ImageReference(Reference):
         """See `Reference.check`."""
         count = len(self._numbers(metric))
         if count < metric.least_images:
-            raise too_few(metric.name, metric.least_images, str(getattr(self, "path", f"the {self.kind}")), count)
+            raise too_few(metric.name, metric.least_images, self.where, count)
 
     def prepare(self, wanted: Sequence[tuple[FeatureSpec, Metric]]) -> None:
         """See `Reference.prepare`."""
