@@ -89,8 +89,9 @@ class TrainingOptions(SeedOptions, LengthOptions):
     """What a step does."""
 
     objective: Objective = option(
-        "ikl", "Objective of the generator and its parameters, such as ikl:weighting=dmd.", "Method",
-        metavar="NAME[:P=V]", parse="refine.objectives:parse_objective",
+        "ikl",
+        "Objective: ikl, sid, sim, fgm, uid, f, fisher, smart or sds, with parameters as in ikl:weighting=dmd.",
+        "Method", metavar="NAME[:P=V]", parse="refine.objectives:parse_objective",
     )  # fmt: skip
     gan_weight: float = option(
         0.0, "Weight of an adversarial term against samples of the teacher.", "Method", metavar="WEIGHT", minimum=0

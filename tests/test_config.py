@@ -21,6 +21,7 @@ from refine.config import (
 )
 from refine.diffusion.noise_levels import LogNormal, parse_schedule
 from refine.errors import OptionError, UserError
+from refine.objectives import OBJECTIVES
 from refine.pair import bridge
 
 PAIR = {"gan": "g", "teacher": "t"}
@@ -163,6 +164,9 @@ def test_every_option_belongs_to_a_section():
 
 def test_choices_are_those_of_the_code_that_knows_them():
     assert set(options.FILTERS) == set(bridge.FILTERS)
+    (objective,) = [each for each in RunConfig.options() if each.name == "objective"]
+    listed = objective.help.partition(", with")[0].partition(": ")[2].replace(" or ", ", ")
+    assert sorted(listed.split(", ")) == sorted(OBJECTIVES)
 
 
 def test_options_do_not_wait_for_torch():
