@@ -74,7 +74,10 @@ def read_zip(path: Path, size: int, trust: bool) -> TorchFile:
         if f"{prefix}byteorder" in members and archive.read(f"{prefix}byteorder") != b"little":
             raise PickleError("was written on a big-endian machine, which Refine does not read")
         data = archive.read(name)
-        pending, found = _read_object(io.BytesIO(data), len(data), trust)
+        file = io.BytesIO(data)
+        pending, found = _read_object(file, len(data), trust)
+        if file.tell() != len(data):
+            raise PickleError("has bytes after the end of its object: something was added; refused")
 
         def memory(key: str, num_bytes: int) -> bytes:
             if f"{prefix}data/{key}" not in members:

@@ -6,7 +6,10 @@ import io
 import pickle
 import pickletools
 import struct
+import zipfile
 from typing import Any
+
+import torch
 
 from refine import pickles
 from refine.pickles import writer
@@ -104,3 +107,26 @@ def described(path: Any) -> dict[str, Any]:
     """A golden pickle with real tensors and described networks, so that it can be packed in other ways."""
     with open(path, "rb") as file:
         return _DescribingUnpickler(file).load()
+
+
+def torch_file_of(record: Any, legacy: bool = False) -> bytes:
+    """A file of torch.save with the network of a record as its object."""
+    file = io.BytesIO()
+    network = _DescribingUnpickler(io.BytesIO(dumped(record))).load()
+    torch.save(network, file, _use_new_zipfile_serialization=not legacy)
+    return file.getvalue()
+
+
+def members_of(data: bytes) -> dict[str, bytes]:
+    """Members of a ZIP archive by name."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def zip_of(members: dict[str, bytes] | list[tuple[str, bytes]], compression: int = zipfile.ZIP_STORED) -> bytes:
+    """A ZIP archive of members, of which two may have one name."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", compression) as archive:
+        for name, content in members.items() if isinstance(members, dict) else members:
+            archive.writestr(name, content)
+    return file.getvalue()
