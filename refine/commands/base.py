@@ -17,6 +17,7 @@ from typing import Any
 import click
 
 from refine.errors import OptionError, UserError
+from refine.files.addresses import without_secrets
 
 MAX_CHARACTERS = 900
 
@@ -58,7 +59,11 @@ class UserFailure(click.ClickException):
 
 
 def printable(text: str) -> str:
-    """One line of bounded length that cannot move a terminal's cursor: names from foreign files end up in messages."""
+    """One line of bounded length that cannot move a terminal's cursor: names from foreign files end up in messages.
+
+    Addresses in it lose their user names, passwords and tokens.
+    """
+    text = without_secrets(text)
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text[:MAX_CHARACTERS])
     return shown if len(text) <= MAX_CHARACTERS else shown + "..."
 

@@ -14,6 +14,7 @@ from refine import networks, pickles, zoo
 from refine.networks.rebuilding import unknown_sources
 from refine.networks.registry import Architecture
 from refine.pickles import NetworkPickle, PersistentObject, PickleError
+from refine.pickles.finite import require_finite
 
 log = logging.getLogger("refine")
 
@@ -93,7 +94,9 @@ def save(loaded: LoadedNetwork, path: str | os.PathLike[str]) -> None:
     Raises:
         UserError: The file cannot be written, or a weight is not finite.
     """
-    pickles.save(loaded.pickle, Path(path), {loaded.key: loaded.network.state_dict()})
+    weights = loaded.network.state_dict()
+    require_finite(weights, f"the network that would be written to {os.fspath(path)}")
+    pickles.save(loaded.pickle, Path(path), {loaded.key: weights})
 
 
 def generator_of(network_pickle: NetworkPickle, keys: Sequence[str] = _GENERATOR_KEYS) -> LoadedNetwork:

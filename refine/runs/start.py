@@ -183,7 +183,7 @@ def lasting(spec: str, *, folders: bool = False) -> str:
         folders: Whether folders count as well.
     """
     path = Path(spec).expanduser()
-    return str(path.resolve()) if path.is_file() or (folders and path.is_dir()) else spec
+    return str(path.resolve()) if path.is_file() or (folders and path.is_dir()) else zoo.lasting(spec)
 
 
 def with_lasting_paths(config: RunConfig) -> RunConfig:
