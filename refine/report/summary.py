@@ -9,7 +9,7 @@ from refine.report.read import Run
 from refine.report.text import change_text, short
 from refine.report.verdict import TITLES, judge
 
-PLAIN = {"\N{NO-BREAK SPACE}": " ", "→": "->"}  # what some terminals lack
+PLAIN = {ord("\N{NO-BREAK SPACE}"): " ", ord("→"): "->"}  # what some terminals lack
 
 
 def summary(run: Run) -> str:
@@ -17,7 +17,7 @@ def summary(run: Run) -> str:
     metrics = measured(run)
     verdict = judge(run, metrics)
     text = "\n".join([f"{TITLES[verdict.state]}: {verdict.sentence}", *table(metrics)])
-    return text.translate(str.maketrans(PLAIN))
+    return text.translate(PLAIN)
 
 
 def table(metrics: Sequence[Metric]) -> list[str]:
