@@ -15,7 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from refine.files.addresses import without_secrets
 from refine.report.charts import NUM_COLORS, SMALL, Chart, Line, band_lines, bar_chart, line_chart
 from refine.report.command import command
-from refine.report.measured import Metric, measured
+from refine.report.measured import REAL, Metric, measured
 from refine.report.pictures import STRIP_ROWS, Embedded, embedded, evenly, first_row
 from refine.report.read import Run, number
 from refine.report.text import change_text, date, duration, plural, short
@@ -245,7 +245,7 @@ def strip(run: Run, metric: Metric | None) -> list[StripRow]:
     if len(rows) < 2:
         return []
     real = first_row(run.reals) if run.reals is not None else None
-    known = metric.yardsticks.get("real images") if metric else None
+    known = metric.yardsticks.get(REAL) if metric else None
     value = f"{metric.title} {short(known)}" if metric and known is not None else ""
     return [*rows, *([StripRow("real", value, real)] if real else [])]
 
@@ -265,8 +265,7 @@ def metric_card(metric: Metric) -> Card | None:
     """A small chart of one metric."""
     line = Line(metric.title, metric.points, "c0", metric.intervals)
     chart = line_chart([line], metric.title, metric.yardsticks, SMALL)
-    directions = {"lower": "lower is better", "higher": "higher is better", None: "no direction is better"}
-    return Card(metric.title, directions[metric.better], chart) if chart else None
+    return Card(metric.title, metric.goal, chart) if chart else None
 
 
 def course(run: Run) -> list[Card]:
