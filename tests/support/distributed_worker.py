@@ -19,12 +19,13 @@ from refine.training.statistics import RunningMeans
 from refine.training.trainer import Trainer
 
 
-def train(gan: str, teacher: str, out: str) -> None:
+def train(gan: str, teacher: str, out: str, objective: str = "ikl", gan_weight: str = "0") -> None:
     """A few float64 steps on the golden pair; the first process saves what came of them."""
     with distributed.processes():
         options = {
             "batch": 7, "batch_gpu": None, "glr": 1e-3, "flr": 1e-3, "kimg": 1.0, "clip_grad": 5.0,
             "noise_mode": "const", "fake_dropout": False, "fake_steps": 2, "ema_halflife_kimg": 0.05,
+            "objective": objective, "gan_weight": float(gan_weight), "ratio_samples": 10,
         }  # fmt: skip
         trainer = trainer_of(golden_pair(gan, teacher, double=True), **options)
         for _ in range(2):
