@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import logging
-import os
 import sys
 import traceback
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from typing import Any
 import click
 
 from refine.errors import OptionError, UserError
+from refine.runtime.logs import RankFilter, rank_from_environment
 
 MAX_CHARACTERS = 900
 
@@ -69,8 +69,8 @@ class _Formatter(logging.Formatter):
 
 
 def is_rank0() -> bool:
-    """Whether this is the process, of those that `torchrun` started, that speaks."""
-    return os.environ.get("RANK", "0") == "0"
+    """True on rank 0 of the processes that `torchrun` started, which writes to stdout and logs."""
+    return rank_from_environment() == 0
 
 
 def failure(error: Exception) -> click.ClickException:
@@ -91,11 +91,10 @@ def failure(error: Exception) -> click.ClickException:
 
 @contextmanager
 def _messages_on_stderr(level: int) -> Iterator[None]:
-    """Shows what Refine and its operators log; of several processes the first one does, and all show warnings."""
+    """Shows what Refine and its operators log, on rank 0 only."""
     handler = logging.StreamHandler()
     handler.setFormatter(_Formatter())
-    if not is_rank0():
-        handler.setLevel(logging.WARNING)
+    handler.addFilter(RankFilter(rank_from_environment))
     loggers = [logging.getLogger(name) for name in ("refine", "stylegan_ops")]
     previous_levels = [logger.level for logger in loggers]
     for logger in loggers:
