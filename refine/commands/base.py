@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import logging
-import os
 import sys
 import traceback
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ import click
 
 from refine.errors import OptionError, UserError
 from refine.files.addresses import without_secrets
+from refine.runtime.logs import RankFilter, rank_from_environment
 
 MAX_CHARACTERS = 900
 
@@ -74,8 +74,8 @@ class _Formatter(logging.Formatter):
 
 
 def is_rank0() -> bool:
-    """Whether this is the process, of those that `torchrun` started, that speaks."""
-    return os.environ.get("RANK", "0") == "0"
+    """True on rank 0 of the processes that `torchrun` started, which writes to stdout and logs."""
+    return rank_from_environment() == 0
 
 
 def failure(error: Exception) -> click.ClickException:
@@ -96,11 +96,10 @@ def failure(error: Exception) -> click.ClickException:
 
 @contextmanager
 def _messages_on_stderr(level: int) -> Iterator[None]:
-    """Shows what Refine and its operators log; of several processes the first one does, and all show warnings."""
+    """Shows what Refine and its operators log, on rank 0 only."""
     handler = logging.StreamHandler()
     handler.setFormatter(_Formatter())
-    if not is_rank0():
-        handler.setLevel(logging.WARNING)
+    handler.addFilter(RankFilter(rank_from_environment))
     loggers = [logging.getLogger(name) for name in ("refine", "stylegan_ops")]
     previous_levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -27,7 +27,6 @@ from refine.networks.loading import load_generator, load_teacher
 from refine.networks.preconditioned import as_denoiser
 from refine.pair.pair import Pair
 from refine.runs.folder import RunFolder
-from refine.runtime import distributed
 from refine.runtime.device import choose_device
 from refine.runtime.text import counted
 from refine.training.trainer import Trainer
@@ -88,9 +87,9 @@ def evaluation_for(config: RunConfig, pair: Pair, trainer: Trainer, *, trust_det
     options = metric_options(config, trainer.device, trust_detector=trust_detector)
     if options is None:
         if config.metrics.auto:
-            _say("No metrics: on a CPU, ask for them, for example with --metrics=fid5k_full")
+            log.info("No metrics: on a CPU, ask for them, for example with --metrics=fid5k_full")
         return None
-    if options.data is None and options.ref == "auto" and distributed.is_rank0() and pair.gan_file is not None:
+    if options.data is None and options.ref == "auto" and pair.gan_file is not None:
         warn_of_recorded_data(pair.gan_file.pickle)
     assert trainer.generator.average is not None
     generator = trainer.generator.average.network.module
@@ -100,7 +99,7 @@ def evaluation_for(config: RunConfig, pair: Pair, trainer: Trainer, *, trust_det
     except UserError as error:
         if asked_for(config):
             raise
-        _say(f"Continuing without metrics: {error}", logging.WARNING)
+        log.warning(f"Continuing without metrics: {error}")
         return None
 
     def guarded(network: torch.nn.Module, snapshot_pkl: str) -> Sequence[dict[str, Any]]:
@@ -108,7 +107,7 @@ def evaluation_for(config: RunConfig, pair: Pair, trainer: Trainer, *, trust_det
             return measure(network, snapshot_pkl)
         except Exception as error:  # hours of training are worth more than a metric
             about = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-            _say(f"Could not measure {snapshot_pkl}: {about}", logging.WARNING)
+            log.warning(f"Could not measure {snapshot_pkl}: {about}")
             return []
 
     return guarded
@@ -203,8 +202,3 @@ def rising(values: Sequence[float], patience: int) -> bool:
     """True if each of the last `patience` values is larger than its predecessor."""
     last = list(values)[-patience - 1 :]
     return len(last) == patience + 1 and all(a < b for a, b in itertools.pairwise(last))
-
-
-def _say(line: str, level: int = logging.INFO) -> None:
-    if distributed.is_rank0():
-        log.log(level, line)

@@ -371,8 +371,8 @@ class Run:
 
     def say(self, line: str) -> None:
         """Logs a line, also to `log.txt`."""
+        log.info(line)
         if distributed.is_rank0():
-            log.info(line)
             self.folder.log(line)
 
     # -- files ----------------------------------------------------------------------------------------

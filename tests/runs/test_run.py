@@ -217,7 +217,8 @@ def test_signal_to_a_real_process(pair, tmp_path):
     rest = process.stderr.read()
     assert process.wait() == 130 and "SIGINT" in rest and "--resume=" in rest and "Traceback" not in rest
     state = find_state("latest", tmp_path)
-    result = CliRunner().invoke(cli.main, [f"--resume={state}", "--kimg=0.001"])
+    kimg = run_state.read_state(state)["progress"]["cur_nimg"] / 1000
+    result = CliRunner().invoke(cli.main, [f"--resume={state}", f"--kimg={kimg}"])
     assert result.exit_code == 0, result.output
     assert f"Resuming from {state}" in result.stdout
 
@@ -269,7 +270,7 @@ def test_interrupted_metric_is_the_only_loss(pair, tmp_path, quick_steps):
         start.run(options, evaluate=scripted([5.0, 4.0, interrupt]))
     state = find_state("latest", options.outdir)
     assert state.name == "training-state-000002.pt" and (state.parent / "network-snapshot-000002.pkl").exists()
-    assert "metrics of network-snapshot-000002.pkl were interrupted" in (state.parent / "log.txt").read_text()
+    assert "metrics of network-snapshot-000002.pkl; they are not recorded" in (state.parent / "log.txt").read_text()
     start.run(options, resume=state, evaluate=scripted([3.0, 2.0]))
     rows = RunFolder(state.parent).metric_rows("fid50k_full")
     assert [row["results"]["fid50k_full"] for row in rows] == [5, 4, 3, 2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -15,6 +16,7 @@ from refine import RunConfig, run
 from refine.errors import UserError
 from refine.runs.folder import RunFolder
 from refine.runtime import distributed
+from refine.runtime.logs import ALL_RANKS
 from refine.training.statistics import RunningMeans
 from refine.training.trainer import Trainer
 
@@ -60,6 +62,18 @@ def collectives() -> None:
         means.add_by_band("b", torch.tensor([float(rank)]), torch.tensor([0.05 if rank == 0 else 2.0]))
         assert means.means() == {"a": 2 / 3, "b": 0.5, "b/sigma_0_0.1": 0.0, "b/sigma_1.5_6": 1.0}
         distributed.barrier()
+
+
+def logs() -> None:
+    """Records of several levels, before, in and after the block that joins the processes."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    log = logging.getLogger("refine")
+    with distributed.processes() as place:
+        log.info(f"info {place.rank}")
+        log.warning(f"warning {place.rank}")
+        log.warning(f"flagged {place.rank}", extra=ALL_RANKS)
+        log.error(f"error {place.rank}")
+    log.info(f"after {place.rank}")
 
 
 def lost() -> None:
@@ -108,4 +122,6 @@ def interrupted(gan: str, teacher: str, outdir: str) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    {"train": train, "collectives": collectives, "lost": lost, "interrupted": interrupted}[sys.argv[1]](*sys.argv[2:])
+    {"train": train, "collectives": collectives, "logs": logs, "lost": lost, "interrupted": interrupted}[sys.argv[1]](
+        *sys.argv[2:]
+    )
