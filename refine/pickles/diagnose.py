@@ -140,7 +140,7 @@ def explain_checkpoint(head: bytes) -> str:
     Args:
         head: Beginning of the pickle in it.
     """
-    if b"generator_ema" in head and b"hashes" in head and b"progress" in head:
+    if b"progress" in head and b"generator" in head and (b"digests" in head or b"hashes" in head):
         return _STATE
     return _ROSINALITY if b"g_ema" in head else _CHECKPOINT
 
