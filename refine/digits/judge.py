@@ -21,6 +21,7 @@ from torch import Tensor
 
 from refine import pickles, zoo
 from refine.commands.base import Command
+from refine.commands.locate import run_folder
 from refine.diffusion.sampler import heun_sample
 from refine.digits.digits import FOLDER, RESOLUTION, Images, shipped_detector, shipped_split
 from refine.digits.figures import Figures, figures, figures_of
@@ -305,17 +306,7 @@ def main(rundir: Path | None, samples: int, yardsticks: Path | None) -> None:
         return
     if rundir is None:
         raise UserError("Give RUNDIR, the folder of a run, such as training-runs/latest.")
-    print_judgement(_newest(rundir), samples)
-
-
-def _newest(rundir: Path) -> Path:
-    """A run's folder; `latest` stands for the one with the highest number beside it."""
-    if rundir.name != "latest" or rundir.exists():
-        return rundir
-    folders = sorted(rundir.parent.glob("[0-9]*-*"))
-    if not folders:
-        raise UserError(f"There is no run in {rundir.parent}: start one with python -m refine demo.")
-    return folders[-1]
+    print_judgement(run_folder(rundir), samples)
 
 
 def print_judgement(rundir: Path, samples: int = 5000) -> None:

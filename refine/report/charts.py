@@ -126,6 +126,7 @@ def line_chart(
     references: Mapping[str, float] | None = None,
     size: Size = LARGE,
     x_name: str = "kimg",
+    always_legend: bool = False,
 ) -> Chart | None:
     """Lines over kimg, on a logarithmic scale where values span more than a factor of 20; None: There are no values.
 
@@ -135,6 +136,7 @@ def line_chart(
         references: Known values, by name.
         size: Measures.
         x_name: Name of the horizontal axis.
+        always_legend: Name the lines even if there is only one.
     """
     shown = [line for line in lines if line.points]
     if not shown:
@@ -176,7 +178,7 @@ def line_chart(
         lines=drawn,
         references=_spaced([Mark(y_of(y), name) for name, y in known.items()]),
         bars=[],
-        legend=[(line.name, line.color) for line in shown] if len(shown) > 1 else [],
+        legend=[(line.name, line.color) for line in shown] if len(shown) > 1 or always_legend else [],
     )
 
 

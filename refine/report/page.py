@@ -384,11 +384,11 @@ def comparison(sections: Sequence[Section]) -> Comparison:
             if name in found
         ]
         first = next(found[name] for found in metrics if name in found)
-        if chart := line_chart(lines, first.title, first.yardsticks):
+        if chart := line_chart(lines, first.title, first.yardsticks, always_legend=True):
             cards.append(Card(first.title, name, chart))
     for statistic in COURSE:
         lines = [Line(item.letter, item.run.series(statistic.key), _color(i)) for i, item in enumerate(sections)]
-        if chart := line_chart(lines, statistic.unit):
+        if chart := line_chart(lines, statistic.unit, always_legend=True):
             cards.append(Card(statistic.title, statistic.meaning, chart))
     latest = [(item, item.strip[-1 if item.run.reals is None else -2]) for item in sections if item.strip]
     return Comparison(
