@@ -23,7 +23,7 @@ from refine.networks.sampling import labels_in_turn
 from refine.pair.pair import Pair
 from refine.pair.preflight import Preflight, preflight
 from refine.report import REPORT, try_write_report
-from refine.runs.evaluation import Evaluate, is_measured, real_images, record
+from refine.runs.evaluation import Evaluate, flat, is_measured, link_best_by_divergence, real_images, record
 from refine.runs.folder import RunFolder, snapshot_tag
 from refine.runs.interrupts import StopRequest
 from refine.runs.provenance import write_preflight
@@ -319,6 +319,10 @@ class Run:
             self.add_row(row)
             if problem is None and self.callbacks.on_tick is not None:
                 end = bool(self.callbacks.on_tick(row))
+            reason = flat(self.folder, config.stop_if_flat)
+            if reason is not None:
+                self.say(reason)
+                end = True
         self.ending |= distributed.broadcast(end)
         self.raise_everywhere(problem)
         self.trainer.statistics = RunningMeans()
@@ -397,6 +401,9 @@ class Run:
         self.save_grid(f"fakes{self.tag()}.png", grid, f"{self.trainer.progress.cur_nimg / 1000:g} kimg")
         self.saved_nimg = self.trainer.progress.cur_nimg
         self.evaluate()
+        if distributed.is_rank0():
+            self.writer.wait()
+            link_best_by_divergence(self.folder, self.config.batch)
         self.report()
         if self.callbacks.on_snapshot is not None and distributed.is_rank0():
             self.writer.wait()
