@@ -292,6 +292,10 @@ class EvaluationOptions(BridgeOptions):
         metavar="N", minimum=1, maximum=1000,
     )  # fmt: skip
     metric_every: int = option(1, "Measure every n-th snapshot, and the last one.", "Metrics", metavar="N", minimum=1)
+    stop_if_flat: int | None = option(
+        None, "End the run when the estimated divergence has not fallen over N status lines.", "Length",
+        metavar="N", minimum=3,
+    )  # fmt: skip
     stop_if_worse: int | None = option(
         None, "End the run when the FID has risen for N snapshots in a row.", "Length", metavar="N", minimum=1
     )
@@ -328,6 +332,15 @@ class RunConfig(EvaluationOptions, RunOptions, TrainingOptions, PairOptions):
         return tuple(
             sorted(super().options(), key=lambda each: (each.default is not MISSING, GROUPS.index(each.group)))
         )
+
+    def check(self) -> None:
+        """Refuses a watch over a divergence that is not estimated."""
+        super().check()
+        if self.stop_if_flat is not None and not self.objective.needs_fake:
+            raise OptionError(
+                f"{{stop_if_flat={self.stop_if_flat}}} watches the divergence that the fake score tells of, and "
+                f"{{objective={self.objective}}} has no fake score: leave it out."
+            )
 
     def __new__(cls, **given: Any) -> RunConfig:
         """Refuses the name of a preset that would change nothing."""

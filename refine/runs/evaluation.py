@@ -29,6 +29,7 @@ from refine.pair.pair import Pair
 from refine.runs.folder import RunFolder
 from refine.runtime.device import choose_device
 from refine.runtime.text import counted
+from refine.training.divergence import best_snapshot, is_flat, readings
 from refine.training.trainer import Trainer
 
 __all__ = ["Evaluate", "evaluation_for"]
@@ -191,6 +192,35 @@ def record(folder: RunFolder, rows: Sequence[dict[str, Any]], patience: int | No
         return None
     rises = counted(patience, "snapshot")
     return f"Ending the run: {name} has risen for {rises} in a row; the best snapshot is {best['snapshot_pkl']}"
+
+
+def link_best_by_divergence(folder: RunFolder, batch: int) -> None:
+    """Links `network-best.pkl` to the snapshot with the least estimated divergence, if no FID is measured.
+
+    Args:
+        folder: Folder of the run.
+        batch: Images per step, by which the positions in the names of snapshots may be too small.
+    """
+    if any(name.startswith(("fid", "fdd")) for name in folder.metric_names()):
+        return
+    history = readings(folder.stats_rows())
+    now = history[-1].cur_nimg if history else 0  # a resumed run may find snapshots that it has yet to reach
+    snapshots = {nimg + batch - 1: path for path, nimg in folder.snapshots().items() if nimg <= now}
+    best = best_snapshot(history, list(snapshots))
+    if best is not None:
+        folder.link_best(snapshots[best])
+
+
+def flat(folder: RunFolder, patience: int | None) -> str | None:
+    """Reason to end the run because its estimated divergence no longer falls; None to continue.
+
+    Args:
+        folder: Folder of the run.
+        patience: Number of status lines to look at; None for no limit.
+    """
+    if patience is None or not is_flat(readings(folder.stats_rows()), patience):
+        return None
+    return f"Ending the run: the estimated divergence has not fallen over {counted(patience, 'status line')}"
 
 
 def value_of(row: dict[str, Any]) -> float:

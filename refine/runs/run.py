@@ -18,7 +18,7 @@ from refine.errors import OptionError
 from refine.pair.pair import Pair
 from refine.pair.preflight import Preflight, preflight
 from refine.report import REPORT, try_write_report
-from refine.runs.evaluation import Evaluate, is_measured, record
+from refine.runs.evaluation import Evaluate, flat, is_measured, link_best_by_divergence, record
 from refine.runs.folder import RunFolder, snapshot_tag
 from refine.runs.grids import Grids
 from refine.runs.interrupts import StopRequest
@@ -313,6 +313,10 @@ class Run:
             self.add_row(row)
             if problem is None and self.callbacks.on_tick is not None:
                 end = bool(self.callbacks.on_tick(row))
+            reason = flat(self.folder, config.stop_if_flat)
+            if reason is not None:
+                self.say(reason)
+                end = True
         self.ending |= distributed.broadcast(end)
         self.raise_everywhere(problem)
         self.trainer.statistics = RunningMeans()
@@ -392,6 +396,9 @@ class Run:
         self.grids.save_fakes(f"fakes{self.tag()}.png", images, f"{cur_nimg / 1000:g} kimg", cur_nimg)
         self.saved_nimg = self.trainer.progress.cur_nimg
         self.evaluate()
+        if distributed.is_rank0():
+            self.writer.wait()
+            link_best_by_divergence(self.folder, self.config.batch)
         self.report()
         if self.callbacks.on_snapshot is not None and distributed.is_rank0():
             self.writer.wait()

@@ -85,6 +85,9 @@ def run(
         trainer = Trainer(pair, config.section(TrainingOptions), device)
         for note in pair.notes if resume is None else ():
             log.info(note)
+        caution = trainer.objective.caution()
+        if caution is not None and distributed.is_rank0():
+            log.warning(caution)
         if evaluate is None:
             evaluate = evaluation_for(config, pair, trainer, trust_detector=trust_detector)
         callbacks = Callbacks(evaluate, on_tick, on_snapshot)
