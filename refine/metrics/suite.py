@@ -38,7 +38,7 @@ def make_measure(
     All processes call this with the same arguments.
 
     Args:
-        options: What to measure, and how.
+        options: Options of the measurement.
         generator: Any of the generators to come, to see whether the reference fits.
         device: Device of generators, detectors and the teacher.
         teacher: Teacher for `ref=teacher`, and for `ref=auto` without `data`.
@@ -59,7 +59,7 @@ class Suite:
     """Everything ready for measuring.
 
     Attributes:
-        options: What to measure, and how.
+        options: Options of the measurement.
         metrics: The metrics.
         device: Device of all networks.
         detectors: Detector of each metric, by its name.
