@@ -104,7 +104,7 @@ def main(
 
     plural = "" if len(numbers) == 1 else "s"
     click.echo(
-        f"Root mean square difference of {len(numbers)} image{plural} at the same latents, in grey levels of 255:"
+        f"Root mean square difference of {len(numbers)} image{plural} at the same latents, in gray levels of 255:"
     )
     click.echo(f"{'alpha':>8}  {'to --from':>9}  {'to --to':>9}")
     for alpha, (to_origin, to_refined) in zip(alphas, moved, strict=True):

@@ -1,4 +1,4 @@
-"""Judgement of a run on the digits pair: `python -m refine.digits.judge RUNDIR`.
+"""Judgment of a run on the digits pair: `python -m refine.digits.judge RUNDIR`.
 
 Beside the metrics that any run can have, it tells whether images show the wanted class, whether they vary within
 classes, and whether a class was lost. It adds the values of the teacher and of real images, which were measured in the
@@ -119,7 +119,7 @@ def judge(folder: Path, count: int = 5000) -> Run:
     if missing := missing_metrics(read_run(folder), count):
         measures.append(_suite(_digits_generator(paths[0]), missing))
     rows = [row for path in paths for measure in measures for row in measure(_digits_generator(path), path.name)]
-    (folder / f"metric-{metric_name('test', count)}.jsonl").unlink(missing_ok=True)  # of an earlier judgement
+    (folder / f"metric-{metric_name('test', count)}.jsonl").unlink(missing_ok=True)  # from an earlier judgment
     for row in rows:
         RunFolder(folder).add_metric(row)
     write_yardsticks(folder)

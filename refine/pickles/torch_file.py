@@ -52,12 +52,12 @@ def read_zip(path: Path, size: int, trust: bool) -> TorchFile:
     """Reads a ZIP archive of `torch.save`, executing nothing.
 
     Args:
-        path: The file.
-        size: Its length in bytes.
+        path: File to read.
+        size: Length of the file in bytes.
         trust: Permission to keep globals that are not on the allow-list, as records.
 
     Raises:
-        PickleError: it is damaged or forged, or holds no network with its source.
+        PickleError: The file is damaged or forged, or has no network with its source.
     """
     with zip_errors(), zipfile.ZipFile(path) as archive:
         members = {member.filename: member for member in archive.infolist()}
@@ -92,12 +92,12 @@ def read_legacy(file: BinaryIO, size: int, trust: bool) -> TorchFile:
     """Reads a file of `torch.save` before PyTorch 1.6, executing nothing.
 
     Args:
-        file: Open at its beginning.
-        size: Its length in bytes.
+        file: File, open at its beginning.
+        size: Length of the file in bytes.
         trust: Permission to keep globals that are not on the allow-list, as records.
 
     Raises:
-        PickleError: it is damaged or forged, or holds no network with its source.
+        PickleError: The file is damaged or forged, or has no network with its source.
     """
     magic, protocol, system = (load_next(file, size) for _ in range(3))
     if magic != MAGIC_NUMBER or protocol != PROTOCOL_VERSION:

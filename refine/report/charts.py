@@ -231,9 +231,9 @@ def _spaced(marks: Sequence[Mark]) -> list[Mark]:
     """Horizontal lines from the top down; those that lie close together share one label."""
     found: list[Mark] = []
     for mark in sorted(marks, key=lambda mark: mark.at):
-        labelled = next((i for i in reversed(range(len(found))) if found[i].label), None)
-        if labelled is not None and mark.at - found[labelled].at < LABEL_HEIGHT:
-            found[labelled] = Mark(found[labelled].at, f"{found[labelled].label}, {mark.label}")
+        labeled = next((i for i in reversed(range(len(found))) if found[i].label), None)
+        if labeled is not None and mark.at - found[labeled].at < LABEL_HEIGHT:
+            found[labeled] = Mark(found[labeled].at, f"{found[labeled].label}, {mark.label}")
             found.append(Mark(mark.at, ""))
         else:
             found.append(mark)

@@ -44,7 +44,7 @@ class Metric:
 
     Attributes:
         name: Name among the results, such as `fid50k_full`.
-        title: What it measures, such as "FID".
+        title: Name of the quantity, such as "FID".
         better: Direction of improvement; None: Neither.
         points: Values over kimg.
         intervals: Lowest and highest plausible value by kimg, where the metric gives them.
@@ -62,12 +62,12 @@ class Metric:
 
     @property
     def is_distance(self) -> bool:
-        """Whether it is a distance between distributions, by which a run is judged first."""
+        """True for a distance between distributions, the first criterion of a run."""
         return self.name.startswith(_DISTANCES)
 
     @property
     def is_share(self) -> bool:
-        """Whether all values lie between 0 and 1, so that a change is a difference and not a ratio."""
+        """True if all values lie between 0 and 1, so that a change is a difference rather than a ratio."""
         return self.title in {title for title, _ in _ENDINGS.values()} and all(0 <= y <= 1 for _, y in self.points)
 
     @property

@@ -32,7 +32,7 @@ class Statistic:
         key: Name in `stats.jsonl`.
         title: Heading of its chart.
         unit: Name of its axis.
-        meaning: What it tells.
+        meaning: Explanation of the value.
     """
 
     key: str
@@ -318,7 +318,7 @@ def preflight(run: Run) -> list[tuple[str, ...]]:
 
 
 def times(run: Run) -> list[tuple[str, str]]:
-    """Where the time went."""
+    """Times by their use."""
     total = run.seconds()
     parts = {"steps": run.seconds_stepping(), "metrics": run.seconds_measuring()}
     parts["warm-up, saving and the rest"] = max(total - sum(parts.values()), 0.0)
