@@ -339,7 +339,8 @@ def test_small_planes_under_sanitizers(tmp_path):
 
 def run_sanitized(library, code):
     """Runs Python code on a CPU library that was built with the sanitizers' flags."""
-    start = f"import pathlib, sys, torch; from stylegan_ops import build, cpu; path = pathlib.Path({str(library)!r}); "
+    imports = "import pathlib, sys, torch; from stylegan_ops import build; from stylegan_ops.backends import cpu; "
+    start = f"{imports}path = pathlib.Path({str(library)!r}); "
     return sanitizers.run_python(COMPILER, start + "build.cpu_library = lambda: path; " + code)
 
 
@@ -349,7 +350,7 @@ def test_kernels_of_networks_under_sanitizers():
     """Their tests of random shapes, with nothing read or written beside a tensor and nothing undefined."""
     library = build.cpu_library(extra_flags=sanitizers.FLAGS)
     names = ("conv3x3", "group_norm_silu", "attention")
-    tests = [str(Path(__file__).with_name(f"test_{name}.py::test_random_shapes")) for name in names]
+    tests = [str(Path(__file__).parents[1] / f"test_{name}.py::test_random_shapes") for name in names]
     arguments = [*tests, "-q", "-p", "no:cacheprovider"]
     result = run_sanitized(library, f"import pytest; sys.exit(pytest.main({arguments!r}))")
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]

@@ -113,7 +113,7 @@ def run_sanitized(compiler: str) -> Callable[[Path, str], subprocess.CompletedPr
 
     def run(library: Path, code: str) -> subprocess.CompletedProcess[str]:
         start = (
-            "import pathlib, sys; from stylegan_ops import cuda, simulator; "
+            "import pathlib, sys; from stylegan_ops.backends import cuda, simulator; "
             f"library = simulator.Simulator(pathlib.Path({str(library)!r})); cuda._simulator = lambda: library; "
         )
         return sanitizers.run_python(compiler, start + code)
