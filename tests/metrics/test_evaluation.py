@@ -120,7 +120,7 @@ def test_every_kind_of_reference(
     }  # fmt: skip
     (row,) = evaluate(generator, "is20", device="cpu", **detectors)
     assert row["provenance"]["reference"] is None
-    with pytest.raises(UserError, match="nothing to compare with"):
+    with pytest.raises(UserError, match="`reference`"):
         evaluate(generator, "fid20_full", device="cpu", **detectors)
 
 
