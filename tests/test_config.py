@@ -21,6 +21,7 @@ from refine.config import (
 )
 from refine.diffusion.noise_levels import LogNormal, parse_schedule
 from refine.errors import OptionError, UserError
+from refine.objectives import OBJECTIVES
 from refine.pair import bridge
 
 PAIR = {"gan": "g", "teacher": "t"}
@@ -62,6 +63,7 @@ def test_nonsense_is_refused_in_one_sentence_with_option_and_value(option, value
         ({"ref": "data"}, ("ref", "data")),
         ({"ref": "teacher", "data": "a.zip"}, ("ref", "data")),
         ({"stop_if_worse": 2, "metrics": "none"}, ("stop_if_worse", "metrics")),
+        ({"stop_if_flat": 5, "objective": "sds"}, ("stop_if_flat", "objective=sds")),
         ({"stop_if_worse": 2, "metrics": "is50k,pr50k3_full"}, ("stop_if_worse", "metrics")),
         ({"share_unet": True, "fake_augment": 0.1}, ("share_unet", "fake_augment")),
         ({"share_unet": True, "objective": "sds"}, ("share_unet", "objective")),
@@ -163,6 +165,9 @@ def test_every_option_belongs_to_a_section():
 
 def test_choices_are_those_of_the_code_that_knows_them():
     assert set(options.FILTERS) == set(bridge.FILTERS)
+    (objective,) = [each for each in RunConfig.options() if each.name == "objective"]
+    listed = objective.help.partition(", with")[0].partition(": ")[2].replace(" or ", ", ")
+    assert sorted(listed.split(", ")) == sorted(OBJECTIVES)
 
 
 def test_options_do_not_wait_for_torch():

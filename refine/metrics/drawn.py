@@ -28,7 +28,7 @@ class DrawnImages:
 
     Attributes:
         generator: The generator.
-        options: How images are drawn.
+        options: Options of generating images.
         device: Device of the generator and the detectors.
         labels: Distribution of labels; None: uniform.
         kept: Features by spec, for each range of images drawn so far.

@@ -51,11 +51,12 @@ def evaluate(
             `img_channels` and `img_resolution` may be missing: then it has no classes, and an image is drawn to see.
         metrics: Names of the StyleGAN suite with any count, in a list or separated by commas; see
             `refine.metrics.parse_metric`.
-        reference: What to compare with: a StyleGAN data set (ZIP, folder or zoo name), statistics (.npz by path, URL or
-            zoo name, or EDM2's .pkl), or a diffusion model whose samples are compared with (pickle by path, URL or zoo
-            name, a `LoadedNetwork` or a `Teacher`). None: no metric needs one (inception score, path lengths).
-        device: `auto`, `cpu`, `cuda`, `mps` or a torch.device; `auto` is the device of a module's parameters.
-        trust: Run the source embedded in pickles whose network Refine does not know.
+        reference: Reference to compare with: a StyleGAN data set (ZIP, folder or zoo name), statistics (.npz by path,
+            URL or zoo name, or EDM2's .pkl), or a diffusion model, whose samples are the reference (pickle by path,
+            URL or zoo name, a `LoadedNetwork` or a `Teacher`). None if no metric needs one (inception score, path
+            lengths).
+        device: Device: `auto`, `cpu`, `cuda`, `mps` or a torch.device; `auto` is the device of a module's parameters.
+        trust: Permission to run source code embedded in pickles, for networks that Refine does not know.
         options: Further fields of `refine.metrics.MetricOptions`: detector, vgg, trust_detector, seed, fid_seeds,
             batch, workers, mirror, noise_mode, truncation_psi, ref_images, resample.
 

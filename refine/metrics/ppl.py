@@ -34,10 +34,10 @@ def slerp(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
     """Point at t on the great circle from a's direction to b's, of length 1: [N, D] for t [N, 1]."""
     a, b = (v / v.norm(dim=-1, keepdim=True) for v in (a, b))
     cosine = (a * b).sum(dim=-1, keepdim=True)
-    towards = b - cosine * a
-    towards = towards / towards.norm(dim=-1, keepdim=True)
+    toward = b - cosine * a
+    toward = toward / toward.norm(dim=-1, keepdim=True)
     angle = t * torch.acos(cosine)
-    point = a * torch.cos(angle) + towards * torch.sin(angle)
+    point = a * torch.cos(angle) + toward * torch.sin(angle)
     return point / point.norm(dim=-1, keepdim=True)
 
 
@@ -92,7 +92,7 @@ def path_distances(
         lpips: Float images from 0 to 255 -> vectors.
         z: Both ends of the paths, [N, z_dim] each.
         c: Labels [N, c_dim].
-        t: Where on the path the step is taken, [N], from 0 to 1.
+        t: Position of the step on the path, [N], from 0 to 1.
         noise: For each layer that adds noise, the noise of each path [N, 1, R, R], the same at both ends of a step.
         space: "z" or "w", where paths are interpolated.
         crop: Take the middle of a face.
@@ -173,7 +173,7 @@ class PPL(Metric):
         numbers, title = range(self.num_gen), f"paths of {self.name}"
         found = collect_rows(lambda part, size: size.parts(part, distances), numbers, batch, title)
         if not np.isfinite(found).all():
-            raise UserError("The generator draws images that are not finite: give an earlier snapshot.")
+            raise UserError("The generator makes images that are not finite: use an earlier snapshot.")
         return [found]
 
     def conditions(self, truncation_psi: float, noise_mode: str) -> dict[str, Any]:

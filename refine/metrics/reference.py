@@ -56,7 +56,7 @@ class Reference(ABC):
         suffix: End of the names of metrics that compare with it.
         dimension: Dimension of its features, if they are at hand.
         ddof: Covariances are divided by the number of features minus this, as whoever made the reference does.
-        notes: What to tell the user about it, a sentence each.
+        notes: Notes for the user, one sentence each.
     """
 
     name: str

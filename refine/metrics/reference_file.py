@@ -116,7 +116,7 @@ class StatisticsReference(Reference):
 
 
 def holds_statistics(path: Path) -> bool:
-    """Whether a file can be a reference, judged by its first bytes and, for a pickle, by its entries."""
+    """True if a file can be a reference, judging by its first bytes and, for a pickle, by its entries."""
     with reading(path), path.open("rb") as file:
         start = file.read(2)
     if start[:1] != b"\x80":

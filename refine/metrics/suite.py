@@ -227,5 +227,5 @@ class Suite:
 
 
 def _say(*lines: str) -> None:
-    for line in lines if distributed.is_rank0() else ():
+    for line in lines:
         log.warning(line)
