@@ -127,8 +127,8 @@ def test_every_kind_of_reference(
 @pytest.mark.parametrize(
     ("arguments", "options", "error", "says"),
     [
-        ((3,), {}, TypeError, "3"),
-        (("missing.pkl",), {}, UserError, "missing.pkl"),
+        ((3, "is20"), {}, TypeError, "3"),
+        (("missing.pkl", "is20"), {}, UserError, "missing.pkl"),
         (("G", "fid20_ful"), {}, UserError, "fid20_full"),
         (("G", "fid20_full", 7), {}, TypeError, "7"),
         (("G", "fid20_full", "missing.zip"), {}, UserError, "missing.zip"),
