@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import torch
 
-from refine.errors import UserError
+from refine.errors import OptionError
 
 log = logging.getLogger("refine")
 
@@ -71,8 +71,8 @@ class BatchSize:
                 if not is_out_of_memory(error):
                     raise
                 if len(part) == 1:
-                    raise UserError(
-                        "Out of memory with a single image of a metric: choose a larger GPU, or --device=cpu."
+                    raise OptionError(
+                        "Out of memory with a single image of a metric: choose a larger GPU, or {device=cpu}."
                     ) from error
             else:
                 yield result

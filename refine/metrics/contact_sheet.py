@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from refine.errors import UserError
+from refine.errors import OptionError
 from refine.files.images import join, tile, write_png
 from refine.metrics.metric import FeatureSpec
 from refine.metrics.moments import Moments
@@ -74,8 +74,8 @@ def write_sheet(path: Path, suite: Suite, generator: Any, count: int = 3 * SHEET
     """
     metric = next((metric for metric in suite.metrics if metric.needs_reference), None)
     if metric is None or suite.reference is None:
-        raise UserError(
-            "--contact-sheet shows samples near to a reference: ask for a FID, KID or precision and recall."
+        raise OptionError(
+            "{contact_sheet} compares samples with a reference: ask for a FID, KID or precision and recall."
         )
     detector = suite.detectors[metric.name]
     rows = FeatureSpec(detector, keep="rows")

@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor
 
 from refine import zoo
-from refine.errors import UserError
+from refine.errors import OptionError, UserError
 from refine.files.digest import file_sha256
 from refine.files.reading import reading
 from refine.metrics.batch_size import is_out_of_memory
@@ -140,9 +141,9 @@ def load_detector(spec: str, device: torch.device | str = "cpu", *, trust: bool 
         sha256 = file_sha256(resolved.path)
     official = sha256 in _official_digests()
     if resolved.url and not official and not trust:
-        raise UserError(
-            f"The detector {resolved.url} has the unknown sha256 {sha256}: if you trust it, use "
-            "--trust-detector, or download the file and give its path."
+        raise OptionError(
+            f"The detector {_braced(resolved.url)} has the unknown sha256 {sha256}: if you trust it, add "
+            "{trust_detector}, or download the file and give its path."
         )
     with reading(resolved.path), open(resolved.path, "rb") as file:
         start = file.read(2)
@@ -159,11 +160,10 @@ def load_detector(spec: str, device: torch.device | str = "cpu", *, trust: bool 
                 module = torch.jit.load(file, map_location="cpu").eval().to(device)
     except Exception as error:  # RuntimeError, ValueError and others, depending on what is broken
         if is_out_of_memory(error):
-            raise UserError(f"Out of memory while loading the detector {resolved.path}: use --device=cpu.") from error
-        raise UserError(
-            f"The detector {resolved.path} is not a TorchScript module, or is damaged ({_last_line(error)}): give "
-            "another, or download it again."
-        ) from error
+            raise OptionError(
+                f"Out of memory while loading the detector {_braced(resolved.path)}: use {{device=cpu}}."
+            ) from error
+        raise UserError(f"The detector {resolved.path} {_what_it_is_instead(resolved.path, error)}") from error
     name = resolved.entry.name if resolved.entry else Path(resolved.url or resolved.path).name
     return Detector(name, sha256, official, resolved.path, torch.device(device), module)
 
@@ -180,6 +180,24 @@ def exact_convolutions() -> Iterator[None]:
     finally:
         for setting, value in zip(settings, previous, strict=True):
             setting.allow_tf32 = value
+
+
+def _what_it_is_instead(path: Path, error: BaseException) -> str:
+    """The end of a sentence about a file that PyTorch cannot load as TorchScript."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        names = []
+    if any("/code/" in name for name in names):
+        return f"is a damaged TorchScript module ({_last_line(error)}): download it again."
+    what = "a ZIP file without code" if names else "another kind of file, or cut off"
+    return f"is not a TorchScript module but {what}: give another, or download it again."
+
+
+def _braced(text: object) -> str:
+    """Text that stays as it is in the template of an `OptionError`."""
+    return str(text).replace("{", "(").replace("}", ")")
 
 
 def _official_digests() -> set[str]:

@@ -14,7 +14,7 @@ import torch
 from refine import zoo
 from refine.errors import UserError
 from refine.files.digest import file_sha256
-from refine.metrics.metric import parse_metrics
+from refine.metrics.metric import parse_metric, parse_metrics
 from refine.metrics.options import MetricOptions
 from refine.metrics.reference import Teacher
 from refine.metrics.reference_file import holds_statistics
@@ -74,6 +74,9 @@ def evaluate(
     names = parse_metrics(metrics if isinstance(metrics, str) else ",".join(metrics))
     snapshots = _snapshots(generator)
     place = _device(device, snapshots[0])
+    needing = [name for name in names if parse_metric(name).needs_reference]
+    if needing and reference is None:
+        raise UserError(f"{needing[0]} compares with a reference: give `reference`, such as the path of a data set.")
     teacher, where = _reference(reference, place, trust)
     chosen = MetricOptions(metrics=names, **where, **options)
     rows: list[dict[str, Any]] = []

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from refine.errors import UserError
+from refine.errors import OptionError, UserError
 from refine.metrics.detectors import OFFICIAL, DetectorChoices
 from refine.metrics.metric import COUNT, Measured, Metric, Results, require_images
 from refine.metrics.moments import Moments
@@ -146,7 +146,7 @@ class FDD(FID):
     def detector(self, choices: DetectorChoices) -> str:
         """See `Metric.detector`."""
         if choices["inception"] == OFFICIAL["inception"]:
-            raise UserError(
-                f"{self.name} is the Fréchet distance with a detector of your own: give it with --detector."
+            raise OptionError(
+                f"{self.name} is the Fréchet distance with a detector of your own: give it with {{detector}}."
             )
         return choices["inception"]

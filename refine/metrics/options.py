@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from refine.errors import UserError
+from refine.errors import OptionError
 from refine.metrics.metric import parse_metric
 from refine.pair.bridge import FILTERS
 
@@ -58,20 +58,17 @@ class MetricOptions:
     def __post_init__(self) -> None:
         for name in self.metrics:
             parse_metric(name)
-        for option, value in (("fid-seeds", self.fid_seeds), ("batch", self.batch)):
-            if value is not None and value < 1:
-                raise UserError(f"--{option} must be at least 1, not {value}.")
-        if self.workers is not None and self.workers < 0:
-            raise UserError(f"--workers must be at least 0, not {self.workers}.")
-        if self.ref_images is not None and self.ref_images < 2:
-            raise UserError(f"--ref-images must be at least 2, not {self.ref_images}.")
+        for option, least in (("fid_seeds", 1), ("batch", 1), ("workers", 0), ("ref_images", 2)):
+            value = getattr(self, option)
+            if value is not None and value < least:
+                raise OptionError(f"{{{option}}} must be at least {least}, not {value}.")
         if not 0 <= self.seed < 2**31:
-            raise UserError(f"--metric-seed must be from 0 to 2^31 - 1, not {self.seed}.")
+            raise OptionError(f"{{seed}} must be from 0 to 2^31 - 1, not {self.seed}.")
         if self.noise_mode not in NOISE_MODES:
-            raise UserError(f"--noise-mode must be one of {', '.join(NOISE_MODES)}, not {self.noise_mode!r}.")
+            raise OptionError(f"{{noise_mode}} must be one of {', '.join(NOISE_MODES)}, not {self.noise_mode!r}.")
         if not math.isfinite(self.truncation_psi):
-            raise UserError(f"--trunc must be a finite number, not {self.truncation_psi}.")
+            raise OptionError(f"{{truncation_psi}} must be a finite number, not {self.truncation_psi}.")
         if self.resample not in FILTERS:
-            raise UserError(f"--resample must be one of {', '.join(FILTERS)}, not {self.resample!r}.")
+            raise OptionError(f"{{resample}} must be one of {', '.join(FILTERS)}, not {self.resample!r}.")
         if self.ref == "data" and self.data is None:
-            raise UserError("--ref=data compares with a data set: name it with --data.")
+            raise OptionError("{ref=data} compares with a data set: name it with {data}.")

@@ -86,7 +86,7 @@ class StatisticsReference(Reference):
         if metric.features(detector).keep != "moments" and self.features is None:
             raise UserError(
                 f"The reference {self.where} has a mean and a covariance and no features, which {metric.name} needs: "
-                "give the data set with --data, or measure the FID only."
+                "give the data set, or measure the FID only."
             )
         if not metric.full:
             raise UserError(
@@ -99,7 +99,7 @@ class StatisticsReference(Reference):
         if self.detector_sha256 is not None and self.detector_sha256 != detector.sha256:
             raise UserError(
                 f"The reference {self.where} was made with another detector (sha256 {self.detector_sha256[:16]}...) "
-                f"than {detector.path} ({detector.sha256[:16]}...): give that detector with --detector."
+                f"than {detector.path} ({detector.sha256[:16]}...): give that detector."
             )
 
     def get(self, spec: FeatureSpec, metric: Metric) -> Any:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from refine import zoo
-from refine.errors import UserError
+from refine.errors import OptionError, UserError
 from refine.metrics.detectors import Detector, DetectorChoices, load_detector
 from refine.metrics.metric import Metric
 from refine.metrics.options import MetricOptions
@@ -63,11 +63,11 @@ def choose_reference(
             log.info(f"Comparing with {entry.name} of the zoo, the statistics of the teacher's data set")
             return StatisticsReference(zoo.resolve(entry.name).path, name=entry.name, resolution=entry.resolution)
         if teacher is None:
-            raise UserError("There is nothing to compare with: give --data, --ref or --teacher.")
+            raise OptionError("There is nothing to compare with: give {data}, {ref} or {teacher}.")
         log.info("No data given: comparing with images that the teacher draws; metrics are called ..._teacher")
     if options.ref in ("auto", "teacher"):
         if teacher is None:
-            raise UserError("--ref=teacher compares with the teacher: name it with --teacher.")
+            raise OptionError("{ref=teacher} compares with the teacher: name it with {teacher}.")
         return TeacherReference(teacher, device, seed=options.seed, num_images=options.ref_images, batch=options.batch)
     path = Path(options.ref).expanduser()
     if path.is_dir() or (path.is_file() and path.suffix.lower() == ".zip"):

@@ -122,8 +122,8 @@ class Suite:
             if reference is not None and reference.dimension not in (None, found):
                 raise UserError(
                     f"The reference {reference.where} has features of dimension {reference.dimension} "
-                    f"and the detector {detector.path} gives {found}: it was made with another detector, which "
-                    "--detector names."
+                    f"and the detector {detector.path} gives {found}: it was made with another detector. Give that "
+                    "detector."
                 )
 
     def measure(self, generator: Any, snapshot_pkl: str) -> list[dict[str, Any]]:

@@ -44,7 +44,7 @@ def test_a_file_of_ones_own_needs_no_trust(tiny: Path) -> None:
 
 
 def test_one_from_the_internet_needs_trust(downloaded: Path) -> None:
-    with pytest.raises(UserError, match="--trust-detector") as caught:
+    with pytest.raises(UserError, match="trust_detector") as caught:
         load_detector(URL)
     assert URL in str(caught.value) and pickles.file_sha256(downloaded) in str(caught.value)
     detector = load_detector(URL, trust=True)
@@ -95,7 +95,7 @@ def test_what_is_no_detector(tmp_path: Path, tiny: Path, fixture_path: FindPath,
     state = tmp_path / "state.pt"
     torch.save({"weight": torch.zeros(3)}, state)
     for path in (truncated, empty, text, state):
-        with pytest.raises(UserError, match="not a TorchScript module, or is damaged") as caught:
+        with pytest.raises(UserError, match="TorchScript module") as caught:
             load_detector(str(path))
         assert str(path) in str(caught.value) and "\n" not in str(caught.value) and len(str(caught.value)) < 500
     with pytest.raises(UserError, match="is a pickle"):

@@ -120,15 +120,15 @@ def test_every_kind_of_reference(
     }  # fmt: skip
     (row,) = evaluate(generator, "is20", device="cpu", **detectors)
     assert row["provenance"]["reference"] is None
-    with pytest.raises(UserError, match="nothing to compare with"):
+    with pytest.raises(UserError, match="`reference`"):
         evaluate(generator, "fid20_full", device="cpu", **detectors)
 
 
 @pytest.mark.parametrize(
     ("arguments", "options", "error", "says"),
     [
-        ((3,), {}, TypeError, "3"),
-        (("missing.pkl",), {}, UserError, "missing.pkl"),
+        ((3, "is20"), {}, TypeError, "3"),
+        (("missing.pkl", "is20"), {}, UserError, "missing.pkl"),
         (("G", "fid20_ful"), {}, UserError, "fid20_full"),
         (("G", "fid20_full", 7), {}, TypeError, "7"),
         (("G", "fid20_full", "missing.zip"), {}, UserError, "missing.zip"),

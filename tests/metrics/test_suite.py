@@ -214,7 +214,7 @@ def test_auto_takes_data_then_the_zoo_then_the_teacher(
     assert found.kind == "teacher" and "No data given" in caplog.text
     with pytest.raises(UserError, match="nothing to compare with"):
         choices.choose_reference(MetricOptions(), {"m": inception}, CPU, None)
-    with pytest.raises(UserError, match="name it with --teacher"):
+    with pytest.raises(UserError, match="ref=teacher"):
         choices.choose_reference(MetricOptions(ref="teacher"), {"m": inception}, CPU, None)
 
 
@@ -497,7 +497,7 @@ def test_ctrl_c_goes_through_and_nothing_is_kept(
 
 
 def test_fdd_needs_a_detector_of_ones_own(generator: Any, data: str) -> None:
-    with pytest.raises(UserError, match="give it with --detector"):
+    with pytest.raises(UserError, match="give it with detector"):
         rows_of(generator, metrics=("fdd50k_full",), data=data)
 
 
