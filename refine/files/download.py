@@ -102,7 +102,7 @@ def fetch(url: str, *, size: int | None = None, sha256: str | None = None, check
     is not the expected one is named and replaced.
 
     Args:
-        url: Http or https; redirects are followed.
+        url: Address, http or https; redirects are followed.
         size: Expected length in bytes, None if unknown.
         sha256: Expected digest in hexadecimal, None if unknown.
         check: A look into the file, beyond size and digest.
