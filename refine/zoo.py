@@ -62,7 +62,7 @@ class ZooEntry:
 
     @property
     def spellings(self) -> tuple[str, ...]:
-        """Everything that means this entry."""
+        """All names that mean this entry."""
         names = (self.name, *self.aliases)
         is_network = self.kind in ("generator", "denoiser")
         return (*names, *(f"{name}.pkl" for name in names)) if is_network else names

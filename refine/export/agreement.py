@@ -1,4 +1,4 @@
-"""The images by which an exported generator is compared with the one that it was made from."""
+"""Comparison of an exported generator with its source, by their images."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Probe:
     Attributes:
         z: Latents [N, z_dim].
         c: Labels [N, c_dim].
-        psis: Truncations; 1 alone would not show whether the average w is right.
+        psis: Truncations; 1 alone would not show a wrong average w.
     """
 
     z: Tensor
@@ -54,7 +54,7 @@ def agreement(expected: Tensor, found: Tensor, what: str) -> float:
     """The largest difference of any pixel, images being in [-1, 1] (a larger range counts as that).
 
     Raises:
-        UserError: It is beyond 1e-4.
+        UserError: The difference is above 1e-4.
     """
     if found.shape != expected.shape:
         raise UserError(f"{what} makes images {list(found.shape[1:])} instead of {list(expected.shape[1:])}.")

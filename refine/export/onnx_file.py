@@ -90,7 +90,7 @@ def images(path: Path, loaded: LoadedNetwork, probe: Probe) -> Tensor:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what the exporter says about packages that no generator needs."""
+    """Silences the exporter's messages about packages that no generator needs."""
     logger = logging.getLogger("torch.onnx")
     before = logger.level
     logger.setLevel(logging.ERROR)

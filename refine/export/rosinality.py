@@ -135,11 +135,11 @@ def _layout(loaded: LoadedNetwork) -> Layout:
         (G.img_resolution < 8, "a resolution of 4"),
         (last.architecture != "skip", f"the architecture {last.architecture!r}"),
         (any(tuple(layer.weight.shape) != (G.w_dim, G.w_dim) for layer in mapping), "a z or layers not as wide as w"),
-        (any(layer.activation != "lrelu" for layer in [first, *mapping]), "another activation than lrelu"),
-        (any(layer.bias_gain != MAPPING_LR_MULTIPLIER for layer in mapping), "another lr_multiplier than 0.01"),
-        (first.weight.shape[2] != 3, "another kernel size than 3"),
+        (any(layer.activation != "lrelu" for layer in [first, *mapping]), "an activation other than lrelu"),
+        (any(layer.bias_gain != MAPPING_LR_MULTIPLIER for layer in mapping), "an lr_multiplier other than 0.01"),
+        (first.weight.shape[2] != 3, "a kernel size other than 3"),
         (not first.use_noise, "no noise"),
-        (not torch.equal(last.resample_filter, taps), "another filter than [1, 3, 3, 1]"),
+        (not torch.equal(last.resample_filter, taps), "a filter other than [1, 3, 3, 1]"),
     ):
         if wrong:
             raise _no_place(loaded, what)
@@ -157,11 +157,11 @@ def read(path: Path, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of such a checkpoint under our names.
 
     Args:
-        path: `.pt` file; nothing in it is executed.
-        ours: Tensors of a generator of the same shape, from which the names and shapes are taken.
+        path: A .pt file; nothing in it is executed.
+        ours: Tensors of a generator of the same architecture, which give the names and shapes.
 
     Raises:
-        UserError: It is no such file, or of another shape.
+        UserError: It is not such a file, or of another shape.
     """
     state, latent_avg = _load(path)
     num_layers = sum(1 for name in ours if name.startswith("mapping.fc") and name.endswith("weight"))
@@ -180,7 +180,7 @@ def _load(path: Path) -> tuple[dict[str, Tensor], Tensor]:
         return checkpoint["g_ema"], checkpoint["latent_avg"]
     except (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path} is no rosinality checkpoint with g_ema and latent_avg ({line}).") from error
+        raise UserError(f"{path} is not a rosinality checkpoint with g_ema and latent_avg ({line}).") from error
 
 
 def images(path: Path, loaded: LoadedNetwork, probe: Probe) -> Tensor:
@@ -193,9 +193,9 @@ def compute(state: Mapping[str, Tensor], latent_avg: Tensor, z: Tensor, psi: flo
     """Images [N, 3, size, size] of such a checkpoint, in PyTorch's own operators only.
 
     Args:
-        state: `g_ema`.
-        latent_avg: [style_dim].
-        z: [N, style_dim].
+        state: Entry `g_ema` of the checkpoint.
+        latent_avg: Average w [style_dim].
+        z: Latents [N, style_dim].
         psi: Truncation.
     """
 

@@ -44,12 +44,12 @@ def read(path: Path, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
         ours: Not needed: the file has the names of our tensors.
 
     Raises:
-        UserError: It is no such file.
+        UserError: It is not such a file.
     """
     try:
         return safetensors.torch.load_file(path)
     except (OSError, ValueError, safetensors.SafetensorError) as error:
-        raise UserError(f"{path} is no safetensors file that can be read ({error}).") from error
+        raise UserError(f"{path} is not a safetensors file that can be read ({error}).") from error
 
 
 def images(path: Path, loaded: LoadedNetwork, probe: Probe) -> Tensor:

@@ -22,26 +22,57 @@ _REMEDIES = {
 
 
 def cannot_write(path: str | os.PathLike[str], error: OSError) -> UserError:
-    """The sentence for a file or folder that could not be written, with the remedy that fits the cause."""
+    """The sentence for a file or folder that could not be written, with the remedy that fits the cause.
+
+    Args:
+        path: File or folder.
+        error: Failure.
+    """
     remedy = _REMEDIES.get(error.errno or 0, "choose a folder that you may write to")
     return UserError(f"Cannot write {os.fspath(path)} ({error.strerror or error}): {remedy}.")
 
 
+def _target(path: str | os.PathLike[str]) -> Path:
+    """The file to replace.
+
+    Raises:
+        UserError: It is not a regular file, or its name is impossible.
+    """
+    name = os.fspath(path)
+    try:
+        os.fsencode(name)
+        target = Path(os.path.realpath(name))
+        is_special = target.exists() and not target.is_file()
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    except ValueError:
+        is_possible = False
+    else:
+        is_possible = "\0" not in name
+    if not is_possible:
+        raise UserError(f"Cannot write {name!a}: file names here cannot have all of its characters; choose another.")
+    # os.replace would turn a device such as /dev/null into a regular file.
+    if is_special:
+        raise UserError(f"Cannot write {name} because it is not a regular file: choose another name.")
+    return target
+
+
 @contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """Open `path` for writing such that it appears complete or keeps what it held.
+    """Opens `path` for writing such that it appears complete or keeps what it held.
 
     The bytes go to a temporary file in the same folder, are flushed to the disk and take the name `path` when the
     `with` block ends without an exception; after an exception of any kind the temporary file is removed.
     A symbolic link is followed, so that the file it points to is replaced.
 
+    Args:
+        path: File to write.
+
     Raises:
-        UserError: `path` cannot be written (folder missing, no permission, disk full, not a regular file).
+        UserError: `path` cannot be written (folder missing, no permission, disk full, not a regular file, impossible
+            name).
     """
-    target = Path(os.path.realpath(path))
-    # os.replace would turn a device such as /dev/null into a regular file.
-    if target.exists() and not target.is_file():
-        raise UserError(f"Cannot write {os.fspath(path)} because it is not a regular file: choose another name.")
+    target = _target(path)
     temporary = target.parent / f".refine-{uuid4().hex}.tmp"
     try:
         # Not `tempfile`: its files are readable by their owner only, and would stay so.

@@ -102,7 +102,7 @@ def fetch(url: str, *, size: int | None = None, sha256: str | None = None, check
     is not the expected one is named and replaced.
 
     Args:
-        url: http or https; redirects are followed.
+        url: Address, http or https; redirects are followed.
         size: Expected length in bytes, None if unknown.
         sha256: Expected digest in hexadecimal, None if unknown.
         check: A look into the file, beyond size and digest.
@@ -276,7 +276,7 @@ def _pause(url: str, tries: Any, error: _TransientError) -> tuple[float, Any]:
     """Seconds to wait after a failed try, and the tries that are left.
 
     Raises:
-        DownloadError: none is left, or the server asks for a longer pause than anybody waits.
+        DownloadError: None is left, or the server asks for a longer pause than anybody waits.
     """
     from urllib3.exceptions import InvalidHeader, MaxRetryError, ProtocolError
 

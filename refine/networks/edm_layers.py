@@ -163,7 +163,7 @@ class PositionalEmbedding(nn.Module):
 
     Args:
         channels: Width of the embedding, even.
-        endpoint: Whether the lowest frequency is 1 / 10000 (DDPM++) or the series stops before it (ADM).
+        endpoint: True if the lowest frequency is 1 / 10000 (DDPM++), False if the series stops before it (ADM).
     """
 
     def __init__(self, channels: int, endpoint: bool) -> None:

@@ -149,10 +149,10 @@ class SongUNet(_UNet):
         attn_resolutions: Resolutions with self-attention.
         dropout: Probability of dropping an activation; see `BlockOptions`.
         label_dropout: Probability of hiding a class label in training.
-        embedding_type: "positional" (DDPM++) or "fourier" (NCSN++).
+        embedding_type: Noise-level embedding, "positional" (DDPM++) or "fourier" (NCSN++).
         channel_mult_noise: Width of the noise level's sinusoids, in model_channels: 1 (DDPM++) or 2 (NCSN++).
-        encoder_type: "standard" (DDPM++), or "residual" (NCSN++) or "skip": ways to add downsampled images.
-        decoder_type: "standard", or "skip": the output is a sum over all resolutions.
+        encoder_type: "standard" (DDPM++); "residual" (NCSN++) and "skip" add downsampled images.
+        decoder_type: "standard"; "skip" sums the outputs of all resolutions.
         resample_filter: Taps of the resampling filter: [1, 1] (DDPM++) or [1, 3, 3, 1] (NCSN++).
 
     Raises:
@@ -230,9 +230,9 @@ class SongUNet(_UNet):
                 self.dec[f"{name}_aux_conv"] = Conv2d(channels, out_channels, 3)
             if decoder_type == "skip" and res != self.resolutions[-1]:
                 self.dec[f"{name}_aux_up"] = Resample(resample_filter, "up")
-        self._initialise()
+        self._initialize()
 
-    def _initialise(self) -> None:
+    def _initialize(self) -> None:
         gains = {"conv1": 1e-5, "proj": 1e-5, "aux_conv": 1e-5, "qkv": math.sqrt(0.2)}
         for name, module in self.named_modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
@@ -326,9 +326,9 @@ class DhariwalUNet(_UNet):
         self._add_levels(in_channels, level_channels[0], level_channels, attn_resolutions, options, True)
         self.out_norm = GroupNorm(level_channels[0], options.norm_eps)
         self.out_conv = Conv2d(level_channels[0], out_channels, 3)
-        self._initialise()
+        self._initialize()
 
-    def _initialise(self) -> None:
+    def _initialize(self) -> None:
         for name, module in self.named_modules():
             if name.rpartition(".")[2] in ("conv1", "proj", "out_conv", "map_augment"):
                 for parameter in module.parameters():

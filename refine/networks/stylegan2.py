@@ -38,7 +38,7 @@ NOISE_MODES = ("random", "const", "none")
 
 
 class MappingNetwork(nn.Module):
-    """Latents z and labels c to intermediate latents w, one for each layer of the synthesis network."""
+    """Network from latents z and labels c to intermediate latents w, one for each synthesis layer."""
 
     def __init__(self, z_dim: int, c_dim: int, w_dim: int, num_ws: int, options: MappingOptions) -> None:
         super().__init__()
@@ -202,7 +202,7 @@ class SynthesisBlock(nn.Module):
 
 
 class SynthesisNetwork(nn.Module):
-    """Intermediate latents to images: blocks `b4`, `b8`, ... up to the resolution of the image."""
+    """Network from intermediate latents to images: blocks `b4`, `b8`, ... up to the resolution of the image."""
 
     def __init__(self, w_dim: int, img_resolution: int, img_channels: int, options: SynthesisOptions) -> None:
         super().__init__()

@@ -20,7 +20,7 @@ from stylegan_ops.upfirdn2d import setup_filter
 
 
 def normalize_2nd_moment(x: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
-    """Scale x so that its mean square along `dim` is 1."""
+    """Scales x so that its mean square along `dim` is 1."""
     return x * (x.square().mean(dim=dim, keepdim=True) + eps).rsqrt()
 
 
@@ -44,7 +44,7 @@ class FullyConnectedLayer(nn.Module):
         self.bias = nn.Parameter(torch.full([out_features], float(bias_init))) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map [N, in_features] to [N, out_features]."""
+        """Maps [N, in_features] to [N, out_features]."""
         bias = None if self.bias is None else self.bias * self.bias_gain
         return bias_act(x @ (self.weight * self.weight_gain).t(), bias, act=self.activation)
 
@@ -60,7 +60,7 @@ class Conv2dLayer(nn.Module):
         self.register_buffer("resample_filter", setup_filter(resample_filter))
 
     def forward(self, x: Tensor, gain: float = 1.0) -> Tensor:
-        """Map [N, in_channels, H, W] to [N, out_channels, 2 H, 2 W], times `gain`."""
+        """Maps [N, in_channels, H, W] to [N, out_channels, 2 H, 2 W], times `gain`."""
         weight = (self.weight * (self.weight_gain * gain)).to(x.dtype)
         return conv2d_resample(x, weight, self.resample_filter, up=2)
 
@@ -99,7 +99,7 @@ class SynthesisLayer(nn.Module):
     def forward(
         self, x: Tensor, w: Tensor, noise_mode: str = "random", fused_modconv: bool | None = True, gain: float = 1.0
     ) -> Tensor:
-        """Apply the layer to x in the style w [N, w_dim]; `gain` scales the result and the clamp."""
+        """Applies the layer to x in the style w [N, w_dim]; `gain` scales the result and the clamp."""
         noise = None
         if self.use_noise and noise_mode == "random":
             # One normal draw [N, 1, resolution, resolution] a layer: part of what a seed means.
@@ -134,7 +134,7 @@ class ToRGBLayer(nn.Module):
         self.bias = nn.Parameter(torch.zeros(img_channels))
 
     def forward(self, x: Tensor, w: Tensor, fused_modconv: bool | None = True) -> Tensor:
-        """Map [N, in_channels, H, W] to [N, img_channels, H, W] in the style w [N, w_dim]."""
+        """Maps [N, in_channels, H, W] to [N, img_channels, H, W] in the style w [N, w_dim]."""
         styles = self.affine(w) * self.weight_gain
         x = modulated_conv2d(x, self.weight, styles, demodulate=False, fused_modconv=fused_modconv)
         return bias_act(x, self.bias, clamp=self.conv_clamp)

@@ -1,10 +1,10 @@
 """Inert records that the objects of a network pickle become when it is read.
 
-A pickle builds objects by naming a global and calling it. Here every global is an `InertType`, a class made
-for that name alone; "calling" it makes an `Inert` record that remembers the call. Nothing that the file names
-is imported. The records keep all that a pickle can say (arguments, state, items, identity), so that the
-writer can say it again, and the few that Refine has to understand have subclasses: persistent objects,
-tensors, storages and NumPy values.
+A pickle builds objects by naming a global and calling it. Here every global is an `InertType`, a class made for that
+name alone; "calling" it makes an `Inert` record that remembers the call. Nothing that the file names is imported. The
+records keep everything that a pickle can say (arguments, state, items, identity), so that the writer can say it again.
+The few that Refine has to understand have subclasses: persistent objects here, tensors in `tensor_records`, NumPy
+values in `numpy_records`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class InertType(type):
     global_name: str
 
     def __call__(cls, *args: Any) -> Any:
-        """REDUCE: records the call; it runs nothing."""
+        """REDUCE: records the call and runs nothing."""
         record: Any = cls.__new__(cls, *args)  # type: ignore[arg-type]
         record.is_new_object = False
         return record
@@ -86,17 +86,17 @@ class Inert(metaclass=InertType):
     def __repr__(self) -> str:
         return f"<{type(self).global_module}.{type(self).global_name} record>"
 
-    may_be_new_object = False  # what a subclass allows beyond a plain call
+    may_be_new_object = False  # forms that a subclass allows beyond a plain call
     may_have_state = False
 
     def check(self) -> None:
-        """Raises PickleError where the record is not what its global requires; called once all is read."""
+        """Raises PickleError if the record is not what its global requires; called after everything is read."""
         self._require(self.may_be_new_object or not self.is_new_object, "call is one of __new__")
         self._require(self.may_have_state or self.state is None, "call is followed by a state")
         self._require(not (self.list_items or self.dict_items), "call is followed by items")
 
     def children(self) -> Iterator[Any]:
-        """Everything the record refers to."""
+        """The values that the record refers to."""
         yield from (self.args, self.state, self.list_items, self.dict_items)
 
     def plain(self) -> Any:
@@ -132,17 +132,17 @@ class InertDict(Inert, dict):
 
 
 class Foreign(Inert):
-    """An object that a trusted pickle makes from a global which is not on the list: anything goes."""
+    """An object that a trusted pickle makes from a global that is not on the list; it may have any form."""
 
     def check(self) -> None:
-        """Whatever it is, it is not Refine that makes it."""
+        """Accepts everything: Refine does not make the object."""
 
 
 class Name(Inert):
     """A global that is only named, never called, such as an element type."""
 
     def check(self) -> None:
-        """There is no such record."""
+        """Refuses every record."""
         self._require(False, "global is called, which no network pickle does")
 
 

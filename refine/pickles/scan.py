@@ -152,7 +152,7 @@ class _Scanner:
                 return PickleScan(self.protocol, tuple(self.globals), self.file.tell())
 
     def _steps(self) -> dict[int, Callable[[], None]]:
-        """Everything but constants: opcode -> what it does to the symbolic stack."""
+        """Opcode -> effect on the symbolic stack, for all opcodes but constants."""
         steps: dict[bytes, Callable[[], None]] = {
             pickle.PROTO: self._proto,
             pickle.FRAME: self._frame,
@@ -298,7 +298,7 @@ class _Scanner:
 
     def _global(self, module: str, name: str) -> None:
         if not (_NAME.fullmatch(module) and _NAME.fullmatch(name)):
-            raise PickleError(f"names a global {_shown(module)}.{_shown(name)}, which is no name; refused")
+            raise PickleError(f"names a global {_shown(module)}.{_shown(name)}, which is not a name; refused")
         self.globals[module, name] = None
         self._push(1)
 

@@ -16,7 +16,7 @@ from refine.pickles.storage import StorageBlob, parse_storage
 class StorageRecord(Inert):
     """The memory of a tensor: a torch.save archive of the old kind, kept as bytes.
 
-    Parsed when the record is made, so that a forged archive is refused at once.
+    The archive is parsed when the record is made, so that a forged one is refused at once.
     """
 
     blob: StorageBlob

@@ -1,4 +1,4 @@
-"""The only place where embedded source is run, and only on the user's word: `--trust-pickle`, `trust=True`."""
+"""Execution of embedded source, here only, and only with the user's permission: `--trust-pickle`, `trust=True`."""
 
 from __future__ import annotations
 

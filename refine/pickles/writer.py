@@ -105,7 +105,7 @@ def warn_of_code(network_pickle: NetworkPickle, path: str | Path) -> None:
         carried.append(f"calls of {', '.join(network_pickle.foreign_globals)}")
     if carried:
         log.warning(
-            "%s carries %s of its origin, which a plain pickle.load runs and Refine cannot vouch for: "
+            "%s carries %s from its origin, which a plain pickle.load runs and Refine cannot vouch for: "
             "pass it on only if you trust %s",
             *(path, " and ".join(carried), network_pickle.path.name),
         )

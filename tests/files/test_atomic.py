@@ -112,3 +112,19 @@ def test_permissions_are_those_of_any_new_file_and_links_stay_links(tmp_path: Pa
     assert (tmp_path / "a.bin").read_bytes() == b"x"
     mode = stat.S_IMODE((tmp_path / "plain").stat().st_mode)
     assert stat.S_IMODE((tmp_path / "a.bin").stat().st_mode) == mode
+
+
+@pytest.mark.parametrize("name", ["a\0b", "x" * 5000, "a/b\ud800c"])
+def test_impossible_names_are_one_sentence(tmp_path: Path, name: str):
+    with pytest.raises(UserError, match="Cannot write") as caught, atomic_write(tmp_path / name):
+        pytest.fail("must be refused before the work")
+    assert "\n" not in str(caught.value) and str(caught.value).isprintable()
+    assert not list(tmp_path.iterdir())
+
+
+def test_errors_of_the_work_stay_what_they_are(tmp_path: Path):
+    for error in (ValueError("x"), MemoryError(), UnicodeEncodeError("ascii", "é", 0, 1, "x")):
+        with pytest.raises(type(error)) as caught, atomic_write(tmp_path / "a.bin"):
+            raise error
+        assert caught.value is error
+    assert not list(tmp_path.iterdir())

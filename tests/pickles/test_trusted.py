@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import refine
-from refine import load_generator, load_teacher, networks, pickles
+from refine import RunConfig, load_generator, load_teacher, networks, pickles
 from refine.errors import UserError
 from refine.pair.pair import load_pair
 from refine.pickles import PickleError
@@ -143,6 +143,29 @@ def test_fork_with_the_same_tensors(change, is_embedded, fixture_path, tmp_path,
     images = [one.network(z, c, noise_mode="const") for one in (original, loaded)]
     expected = torch.tanh(images[0]) if is_embedded else images[0]
     assert (images[1] - expected).abs().max() < 1e-4
+
+
+def test_fork_is_refined_and_comes_back(fixture_path, tmp_path, caplog):
+    """The steps move the network that the pickle brings, and the snapshot keeps its source."""
+    source = EMBEDDED.read_text(encoding="utf-8").replace("        return img\n", "        return torch.tanh(img)\n")
+    pkl = with_source(pickles.load(fixture_path("sg2ada/b_cond16.pkl")), "# a fork\n" + source)
+    pickles.save(pkl, tmp_path / "fork.pkl")
+    options = {"batch": 4, "kimg": 0.008, "warmup_kimg": 0.004, "glr": 1e-3, "metrics": "none", "preflight": False}
+    config = RunConfig(
+        gan=str(tmp_path / "fork.pkl"),
+        teacher=str(fixture_path("edm/s4_sid_ddpmpp_cond16.pkl")),
+        outdir=str(tmp_path / "runs"),
+        device="cpu",
+        **options,
+    )
+    with caplog.at_level(logging.INFO, "refine"):
+        snapshot = refine.run(config, trust=True)
+    assert "the network that the pickle brings" in caplog.text
+    before, after = (load_generator(str(path), trust=True) for path in (tmp_path / "fork.pkl", snapshot))
+    assert after.is_embedded and after.record.module_src == before.record.module_src
+    z, c = torch.randn(4, 32), torch.eye(5)[:4]
+    images = [loaded.network(z, c, noise_mode="const") for loaded in (before, after)]
+    assert all(image.abs().max() <= 1 for image in images) and (images[0] - images[1]).abs().max() > 1e-5
 
 
 def test_denoiser_of_a_fork(fixture_path, tmp_path, caplog):

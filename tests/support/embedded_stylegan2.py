@@ -53,13 +53,15 @@ class Conv2dLayer(torch.nn.Module):
 
 @persistence.persistent_class
 class MappingNetwork(torch.nn.Module):
-    def forward(self, z, c):
+    def forward(self, z, c, truncation_psi=1):
         parts = [unit(z)] if self.z_dim else []
         parts += [unit(self.embed(c))] if self.c_dim else []
         x = torch.cat(parts, dim=1)
         for i in range(self.num_layers):
             x = getattr(self, f"fc{i}")(x)
-        return x if self.num_ws is None else x[:, None].repeat(1, self.num_ws, 1)
+        if self.num_ws is None:
+            return x
+        return self.w_avg.lerp(x[:, None].repeat(1, self.num_ws, 1), truncation_psi)
 
 
 @persistence.persistent_class
@@ -114,7 +116,7 @@ class SynthesisBlock(torch.nn.Module):
 
 @persistence.persistent_class
 class SynthesisNetwork(torch.nn.Module):
-    def forward(self, ws, noise_mode="random"):
+    def forward(self, ws, noise_mode="random", force_fp32=False):
         misc.assert_shape(ws, [None, self.num_ws, self.w_dim])
         x, img, first = None, None, 0
         for resolution in self.block_resolutions:
@@ -127,8 +129,7 @@ class SynthesisNetwork(torch.nn.Module):
 @persistence.persistent_class
 class Generator(torch.nn.Module):
     def forward(self, z, c, truncation_psi=1, noise_mode="random"):
-        ws = self.mapping(z, c)
-        return self.synthesis(self.mapping.w_avg.lerp(ws, truncation_psi), noise_mode=noise_mode)
+        return self.synthesis(self.mapping(z, c, truncation_psi=truncation_psi), noise_mode=noise_mode)
 
 
 @persistence.persistent_class
