@@ -1,4 +1,4 @@
-"""What `util.open_url` does: files from the internet, kept in the cache directory."""
+"""Files from the internet for `util.open_url`, kept in the cache directory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TIMEOUT_SECONDS = (10, 60)  # to connect, and to wait for the next bytes
 
 
 def is_url(obj: Any, allow_file_urls: bool = False) -> bool:
-    """Whether `obj` is the text of an http(s) address, or with `allow_file_urls` of a file:// one."""
+    """Return whether `obj` is the text of an http(s) address, or with `allow_file_urls` of a file:// one."""
     if not isinstance(obj, str):
         return False
     try:
@@ -64,7 +64,7 @@ def open_url(
 
 
 def _download(url: str, num_attempts: int, verbose: bool) -> tuple[bytes, str]:
-    """The file behind an address, and its name."""
+    """Download the file at an address; return it and its name."""
     for attempt in range(1, num_attempts + 1):
         try:
             if verbose and attempt == 1:

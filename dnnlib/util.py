@@ -1,4 +1,4 @@
-"""What training scripts and network pickles of NVIDIA's repositories share: names, files, times, output."""
+"""Names, files, times and output, as training scripts and network pickles of NVIDIA's repositories share them."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import pickle
 import shutil
 import sys
 import types
+from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import IO, Any
 
@@ -45,23 +46,28 @@ class EasyDict(dict[str, Any]):
 
 
 class Logger:
-    """Takes the place of `sys.stdout` and `sys.stderr`, and also writes to a file what is printed to them.
+    """Copy of standard output and standard error in a file.
 
-    Lasts until `close`, or as long as a `with` block.
+    From its construction until `close`, or within a `with` block, text for `sys.stdout` and `sys.stderr` goes to the
+    `sys.stdout` of before, and to the file.
 
     Args:
-        file_name: of the log; None writes none.
-        file_mode: as for `open`: "w" begins anew, "a" goes on.
+        file_name: Path of the log; None writes none.
+        file_mode: Mode as in `open`: "w" starts a new log, "a" appends.
         should_flush: Whether every piece of text is shown and stored at once.
     """
 
     def __init__(self, file_name: str | None = None, file_mode: str = "w", should_flush: bool = True) -> None:
-        self.file: IO[str] | None = None
-        if file_name is not None:
-            self.file = open(file_name, file_mode, encoding="utf-8")  # noqa: SIM115
         self.should_flush = should_flush
-        self.stdout, self.stderr = sys.stdout, sys.stderr
-        sys.stdout = sys.stderr = self
+        self._terminal = sys.stdout
+        self._targets: list[Any] = []
+        self._open = ExitStack()
+        if file_name is not None:
+            file = open(file_name, file_mode, encoding="utf-8")  # noqa: SIM115
+            self._targets.append(self._open.enter_context(file))
+        self._open.callback(self._targets.clear)  # Whoever still holds this logger goes on writing to the terminal.
+        for redirect in (redirect_stdout(self), redirect_stderr(self)):
+            self._open.enter_context(redirect)
 
     def __enter__(self) -> Logger:
         return self
@@ -70,37 +76,27 @@ class Logger:
         self.close()
 
     def write(self, text: str | bytes) -> None:
-        """Writes to the former `sys.stdout` and to the file."""
-        if isinstance(text, bytes):
-            text = text.decode()
-        if not text:
-            return
-        if self.file is not None:
-            self.file.write(text)
-        self.stdout.write(text)
-        if self.should_flush:
-            self.flush()
+        """Write to the file, and to what was `sys.stdout` before."""
+        decoded = text.decode() if isinstance(text, bytes) else text
+        if decoded:
+            for target in (*self._targets, self._terminal):
+                target.write(decoded)
+            if self.should_flush:
+                self.flush()
 
     def flush(self) -> None:
-        """Shows and stores what was written so far."""
-        if self.file is not None:
-            self.file.flush()
-        self.stdout.flush()
+        """Show and store the text written so far."""
+        for target in (*self._targets, self._terminal):
+            target.flush()
 
     def close(self) -> None:
-        """Puts back `sys.stdout` and `sys.stderr`, and closes the file."""
+        """Restore `sys.stdout` and `sys.stderr`, and close the file. Closing twice is harmless."""
         self.flush()
-        if sys.stdout is self:
-            sys.stdout = self.stdout
-        if sys.stderr is self:
-            sys.stderr = self.stderr
-        if self.file is not None:
-            self.file.close()
-            self.file = None
+        self._open.close()
 
     def isatty(self) -> bool:
-        """Whether what is printed goes to a terminal."""
-        return self.stdout.isatty()
+        """Return whether printed text goes to a terminal."""
+        return self._terminal.isatty()
 
 
 # --- times, questions, types
@@ -109,13 +105,13 @@ _cache_dir: str | None = None
 
 
 def set_cache_dir(path: str) -> None:
-    """Chooses the cache directory, before the environment's choice."""
+    """Choose the cache directory; this choice comes before that of the environment."""
     global _cache_dir
     _cache_dir = path
 
 
 def make_cache_dir_path(*paths: str) -> str:
-    """A path in the cache directory: that of `set_cache_dir`, else $DNNLIB_CACHE_DIR, else `.cache/dnnlib` at home.
+    """Return a path in the cache directory: of `set_cache_dir`, else $DNNLIB_CACHE_DIR, else `.cache/dnnlib` at home.
 
     At home means $HOME, or on Windows the user's profile. Nothing is created.
     """
@@ -152,7 +148,7 @@ def format_time_brief(seconds: float) -> str:
 
 
 def ask_yes_no(question: str) -> bool:
-    """Asks on the terminal until the answer is yes or no."""
+    """Ask on the terminal until the answer is yes or no."""
     while True:
         answer = input(f"{question} [y/n] ").strip().lower()
         if answer in ("y", "yes", "t", "true", "on", "1"):
@@ -162,7 +158,7 @@ def ask_yes_no(question: str) -> bool:
 
 
 def tuple_product(t: tuple[Any, ...]) -> Any:
-    """The product of all elements; 1 for none."""
+    """Return the product of all elements; 1 for none."""
     return math.prod(t)
 
 
@@ -181,7 +177,7 @@ _CTYPES: dict[str, Any] = {
 
 
 def get_dtype_and_ctype(type_obj: Any) -> tuple[np.dtype[Any], Any]:
-    """NumPy's and C's type for a name, NumPy or ctypes type, such as "uint8".
+    """Return NumPy's and C's type for a name, NumPy or ctypes type, such as "uint8".
 
     Raises:
         ValueError: There is no such pair.
@@ -193,7 +189,7 @@ def get_dtype_and_ctype(type_obj: Any) -> tuple[np.dtype[Any], Any]:
 
 
 def is_pickleable(obj: Any) -> bool:
-    """Whether pickle can write the object."""
+    """Return whether pickle can write the object."""
     try:
         with io.BytesIO() as stream:
             pickle.dump(obj, stream)
@@ -206,7 +202,7 @@ def is_pickleable(obj: Any) -> bool:
 
 
 def get_module_from_obj_name(obj_name: str) -> tuple[types.ModuleType, str]:
-    """Splits a full name into the module that it begins with, imported, and the rest.
+    """Split a full name into the module that it begins with, imported, and the rest.
 
     Raises:
         ImportError: No module can be imported from the beginning of the name, or it lacks the rest of it. What goes
@@ -233,32 +229,32 @@ def get_module_from_obj_name(obj_name: str) -> tuple[types.ModuleType, str]:
 
 
 def get_obj_from_module(module: types.ModuleType, obj_name: str) -> Any:
-    """What a dotted name stands for in a module; the module itself for the empty name.
+    """Return the object of a dotted name in a module; the module itself for the empty name.
 
     Raises:
-        AttributeError: It stands for nothing.
+        AttributeError: There is no such object.
     """
     return functools.reduce(getattr, obj_name.split("."), module) if obj_name else module
 
 
 def get_obj_by_name(name: str) -> Any:
-    """Finds an object by its full name, such as `torch.nn.Linear` or `package.module.Class.method`.
+    """Find an object by its full name, such as `torch.nn.Linear` or `package.module.Class.method`.
 
     Raises:
-        ImportError: See `get_module_from_obj_name`.
+        ImportError: As in `get_module_from_obj_name`.
     """
     return get_obj_from_module(*get_module_from_obj_name(name))
 
 
 def call_func_by_name(*args: Any, func_name: str | None = None, **kwargs: Any) -> Any:
-    """Calls the function of that full name with the other arguments."""
+    """Call the function of that full name with the other arguments."""
     if func_name is None:
         raise ValueError("the name of the function to call is missing")
     return get_obj_by_name(func_name)(*args, **kwargs)
 
 
 def construct_class_by_name(*args: Any, class_name: str | None = None, **kwargs: Any) -> Any:
-    """Makes an instance of the class of that full name with the other arguments.
+    """Make an instance of the class of that full name with the other arguments.
 
     Optimizers get their `betas` as floats: option files say `[0, 0.99]`, which PyTorch refuses since 2.6.
     """
@@ -268,20 +264,20 @@ def construct_class_by_name(*args: Any, class_name: str | None = None, **kwargs:
 
 
 def get_module_dir_by_obj_name(obj_name: str) -> str:
-    """The folder of the file of the module that a full name begins with."""
+    """Return the folder of the file of the module that a full name begins with."""
     module, _ = get_module_from_obj_name(obj_name)
     return os.path.dirname(inspect.getfile(module))
 
 
 def is_top_level_function(obj: Any) -> bool:
-    """Whether `obj` is a function that its module holds under its own name, so that a name is enough to find it."""
+    """Return whether `obj` is a function that its module holds under its own name, so that the name finds it."""
     if not inspect.isfunction(obj):
         return False
     return vars(sys.modules.get(obj.__module__, types)).get(obj.__name__) is obj
 
 
 def get_top_level_function_name(obj: Any) -> str:
-    """The full name of such a function, for `get_obj_by_name`.
+    """Return the full name of such a function, for `get_obj_by_name`.
 
     Raises:
         ValueError: It is no top-level function.
@@ -300,11 +296,11 @@ def get_top_level_function_name(obj: Any) -> str:
 def list_dir_recursively_with_ignore(
     dir_path: str, ignores: list[str] | None = None, add_base_to_relative: bool = False
 ) -> list[tuple[str, str]]:
-    """All files below a folder.
+    """List all files below a folder.
 
     Args:
-        dir_path: The folder.
-        ignores: Patterns in the manner of a shell, for names of files and folders to leave out.
+        dir_path: Path of the folder.
+        ignores: Shell patterns for names of files and folders to leave out.
         add_base_to_relative: Whether the relative paths begin with the folder's own name.
 
     Returns:
@@ -330,14 +326,14 @@ def list_dir_recursively_with_ignore(
 
 
 def copy_files_and_create_dirs(files: list[tuple[str, str]]) -> None:
-    """Copies files, each given as (from, to), making the folders that are missing."""
+    """Copy files, each given as (from, to), and make missing folders."""
     for source, target in files:
         os.makedirs(os.path.dirname(os.path.abspath(target)), exist_ok=True)
         shutil.copyfile(source, target)
 
 
 def is_url(obj: Any, allow_file_urls: bool = False) -> bool:
-    """Whether `obj` is the text of an http(s) address, or with `allow_file_urls` of a file:// one."""
+    """Return whether `obj` is the text of an http(s) address, or with `allow_file_urls` of a file:// one."""
     return download.is_url(obj, allow_file_urls)
 
 
@@ -349,21 +345,21 @@ def open_url(
     return_filename: bool = False,
     cache: bool = True,
 ) -> IO[bytes] | str:
-    """Opens a file for reading, whether it is on the disk or on the internet.
+    """Open a file for reading, from disk or from the internet.
 
     Args:
         url: Path, or http, https or file:// address.
-        cache_dir: Where downloads are kept; None is `make_cache_dir_path("downloads")`.
-        num_attempts: How often an address is tried.
+        cache_dir: Folder for downloads; None is `make_cache_dir_path("downloads")`.
+        num_attempts: Number of attempts for an address.
         verbose: Whether to print that something is downloaded.
-        return_filename: Return the path of the file instead.
+        return_filename: Whether to return the path of the file instead.
         cache: False keeps the download in memory only.
 
     Returns:
         The open file, or its path.
 
     Raises:
-        OSError: The file cannot be read or had.
+        OSError: The file cannot be read or downloaded.
         ValueError: It is another kind of address.
     """
     folder = Path(cache_dir or make_cache_dir_path("downloads"))

@@ -8,7 +8,7 @@ of them as functions. A function of the same name here would hide its module.
 - `reference` defines them in plain PyTorch; all implementations are tested against it.
 - `dispatch` chooses what computes a call, `backends` has the implementations, `autograd` their derivatives, and
   `registration` makes them known to PyTorch. `build` compiles the sources in `csrc` on first use.
-- `python -m stylegan_ops.doctor` tells whether kernels work on this machine, and what mends them.
+- `python -m stylegan_ops.doctor` checks whether kernels work on this machine, and names remedies.
 
 Importing the package registers the raw operators `torch.ops.stylegan_ops`. It compiles nothing.
 """

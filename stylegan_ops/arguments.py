@@ -1,4 +1,4 @@
-"""How the operators count: factors are (x, y), padding is (left, right, top, bottom) and may be negative."""
+"""Arguments of the operators: factors are (x, y), padding is (left, right, top, bottom) and may be negative."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ def parse_factor(factor: Factor, name: str) -> Size:
     """Read a resampling factor, one number for both axes or `[x, y]`.
 
     Raises:
-        ValueError: Unless it is one or two whole numbers of at least 1; the message starts with `name`.
+        ValueError: It is neither one nor two whole numbers of at least 1; the message begins with `name`.
     """
-    # Each layer of a network comes by here, hence the short cuts.
+    # Each layer of a network calls this, hence the shortcuts.
     if type(factor) is int and factor >= 1:
         return _SQUARES[factor] if factor < len(_SQUARES) else Size(factor, factor)
     if type(factor) is Size and factor[0] >= 1 and factor[1] >= 1:
@@ -68,7 +68,7 @@ def parse_padding(padding: PaddingLike) -> Padding:
     """Read padding, one number for all sides, `[x, y]` or `[left, right, top, bottom]`.
 
     Raises:
-        ValueError: Unless it is one, two or four whole numbers.
+        ValueError: It is neither one, two nor four whole numbers.
     """
     if type(padding) is int:
         return Padding(padding, padding, padding, padding) if padding else NO_PADDING
@@ -81,11 +81,11 @@ def parse_padding(padding: PaddingLike) -> Padding:
 
 
 def filter_size(f: Tensor | None) -> Size:
-    """Taps of a filter along each axis: 1-D filters are applied along both, None is the single tap 1.
+    """Count the taps of a filter along each axis: 1-D filters are applied along both, None is the single tap 1.
 
     Raises:
-        TypeError: If `f` is neither a tensor nor None.
-        ValueError: Unless it has one or two dimensions and at least one tap.
+        TypeError: `f` is neither a tensor nor None.
+        ValueError: It has neither one nor two dimensions, or no taps.
     """
     if f is None:
         return ONE
@@ -97,9 +97,9 @@ def filter_size(f: Tensor | None) -> Size:
     return Size(shape[-1], shape[0])
 
 
-def centred_padding(padding: Padding, taps: Size, up: Size = ONE, down: Size = ONE) -> Padding:
-    """Add to `padding` what keeps an image centred under a filter, its size multiplied by up / down."""
-    # Unpacked, since each layer of a network comes by here.
+def centered_padding(padding: Padding, taps: Size, up: Size = ONE, down: Size = ONE) -> Padding:
+    """Add to `padding` what keeps an image centered under a filter, its size multiplied by up / down."""
+    # Unpacked, since each layer of a network calls this.
     (left, right, top, bottom), (taps_x, taps_y) = padding, taps
     (up_x, up_y), (down_x, down_y) = up, down
     return Padding(
@@ -134,7 +134,7 @@ def check_extent(x: Tensor, taps: Size, up: Size, padding: Padding) -> None:
 
 
 def pad_or_crop(x: Tensor, padding: Padding) -> Tensor:
-    """Move the borders of images [N, C, H, W] outwards into zeros, or inwards where `padding` is negative."""
+    """Move the borders of images [N, C, H, W] outward into zeros, or inward where `padding` is negative."""
     # Padding comes first, since one side may crop more than the image has before the other pads.
     if max(padding) > 0:
         x = functional.pad(x, [max(side, 0) for side in padding])
@@ -145,8 +145,8 @@ def pad_or_crop(x: Tensor, padding: Padding) -> Tensor:
 
 
 def conv2d_padded(x: Tensor, w: Tensor, padding: Padding, stride: Size = ONE, groups: int = 1) -> Tensor:
-    """Correlate like `torch.conv2d`, with padding that may be negative or differ from side to side."""
-    # conv2d pads both sides alike without a copy of the image; only what is left over is worth one.
+    """Correlate like `torch.conv2d`, with padding that may be negative or differ between sides."""
+    # conv2d pads both sides alike without copying the image; only the rest needs a copy.
     both_x = max(0, min(padding.left, padding.right))
     both_y = max(0, min(padding.top, padding.bottom))
     rest = Padding(padding.left - both_x, padding.right - both_x, padding.top - both_y, padding.bottom - both_y)

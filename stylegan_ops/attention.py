@@ -18,6 +18,6 @@ def attention(qkv: Tensor) -> Tensor:
         qkv: Query, key and value of each channel of L pixels, [N, heads, C, 3, L]. Products are divided by sqrt(C).
 
     Returns:
-        Sums of values [N, heads, C, L] of qkv's dtype, differentiable any number of times by the kernels.
+        Sums of values [N, heads, C, L] of qkv's dtype, differentiable any number of times if kernels compute them.
     """
     return autograd.run("attention", dispatch.route("attention", qkv), (qkv,))

@@ -1,4 +1,4 @@
-"""Derivatives of the raw operators, for kernels that are called at once and for registered operators alike.
+"""Derivatives of the raw operators, for kernels that are called directly and for registered operators alike.
 
 A raw operator computes without autograd; `registration` lists them all with their arguments: tensors first, then
 options. `RULES` has the derivative of each, which calls raw operators again, so that all of them are differentiable as
@@ -42,10 +42,10 @@ def _remember(ctx: Any, tensors: Sequence[Tensor | None], options: tuple[Any, ..
 
 @dataclass(frozen=True)
 class Rule:
-    """The derivative of a raw operator.
+    """Derivative of a raw operator.
 
     Attributes:
-        tensors: How many of the arguments are tensors; they come first.
+        tensors: Number of tensors among the arguments; they come first.
         derivative: Maps (ctx, gradients of all results) to the gradients of these tensors. `ctx.operators` holds the
             raw operators to call.
         remember: Stores in ctx what `derivative` needs, from (ctx, tensors, options, results).
@@ -57,12 +57,12 @@ class Rule:
 
 
 def _by_pytorch(name: str) -> Callable[..., Gradients]:
-    """The derivative of an operator of `backends.pytorch`, as PyTorch finds it."""
+    """Derive an operator of `backends.pytorch` by PyTorch's own autograd."""
 
     def derivative(ctx: Any, *gradients: Tensor | None) -> Gradients:
         create_graph = torch.is_grad_enabled()
         with torch.enable_grad():
-            # In views of the inputs, behind which is whatever they were computed from.
+            # Views keep what the inputs were computed from behind them.
             inputs: list[Any] = [t.view_as(t) if t is not None and t.requires_grad else t for t in ctx.saved_tensors]
             results = getattr(pytorch, name)(*inputs, *ctx.options)
             results = results if isinstance(results, tuple) else (results,)
@@ -88,7 +88,7 @@ def _remember_several(ctx: Any, tensors: Sequence[Tensor | None], options: tuple
 
 
 def _remember_statistics(ctx: Any, tensors: Sequence[Tensor | None], options: tuple[Any, ...], results: Any) -> None:
-    """Save the statistics too, which the second result holds for the backward pass alone."""
+    """Save the second result too, the statistics, which are for the backward pass only."""
     statistics = results[1]
     ctx.mark_non_differentiable(statistics)
     ctx.set_materialize_grads(False)
@@ -108,7 +108,7 @@ def _bias_act(ctx: Any, dy: Tensor) -> Gradients:
     x, b = ctx.saved_tensors
     if ctx.operators is EAGER and ctx.needs_input_grad[1] and not torch.is_grad_enabled():
         kernels, differentiable = dispatch.route("bias_act_grads", x, b, dy)
-        if not differentiable:  # They compute both in one pass.
+        if not differentiable:  # The kernels compute both in one pass.
             return kernels.bias_act_grads(dy, x, b, *ctx.options)
     dx = ctx.operators.bias_act_grad(dy, x, b, *ctx.options)
     db = _sum_to_bias(dx, ctx.options[0]) if ctx.needs_input_grad[1] else None
@@ -270,7 +270,7 @@ RULES = {
 
 
 def _function_of(name: str, rule: Rule) -> Callable[..., Any]:
-    """Make autograd's function of kernels; it takes the tensors, the options as one argument, and the kernels."""
+    """Make a function for autograd that takes tensors, the options as one argument, and the kernels to call."""
 
     def forward(ctx: Any, *arguments: Any) -> Any:
         *tensors, options, kernels = arguments  # One argument, since autograd looks at each.
@@ -309,4 +309,4 @@ def _flat(name: str, rule: Rule) -> Callable[..., Any]:
 
 
 EAGER = types.SimpleNamespace(**{name: _flat(name, rule) for name, rule in RULES.items()})
-"""The raw operators, called the fastest way and differentiable, for `ctx.operators`."""
+"""All raw operators, each run the way that `dispatch.route` chooses, and differentiable."""

@@ -1,4 +1,4 @@
-"""Bias, activation, gain and clamp in one step: the element-wise half of every StyleGAN layer."""
+"""Bias, activation, gain and clamp in one step, the element-wise half of every StyleGAN layer."""
 
 from __future__ import annotations
 
@@ -25,19 +25,18 @@ def bias_act(
     Args:
         x: Floating-point tensor of any shape.
         b: Bias [x.shape[dim]], added along `dim` in x's dtype; None adds nothing.
-        dim: The dimension of x that `b` runs along.
-        act: A key of `ACTIVATIONS`: linear, relu, lrelu, tanh, sigmoid, elu, selu, softplus or swish.
+        dim: Dimension of x that `b` runs along.
+        act: Key of `ACTIVATIONS`: linear, relu, lrelu, tanh, sigmoid, elu, selu, softplus or swish.
         alpha: Slope of `lrelu` below zero, default 0.2; the other activations ignore it.
         gain: Factor after the activation; default sqrt(2) for relu, lrelu and swish, 1 for the others.
-        clamp: Limit the result to [-clamp, clamp]; None does not.
+        clamp: Limit of the result, to [-clamp, clamp]; None sets no limit.
 
     Returns:
         A tensor of x's shape and dtype; differentiable as often as the activation is.
 
     Raises:
-        TypeError: If `x` is not a floating-point tensor.
-        ValueError: on an unknown activation, a dimension that x lacks, a bias that does not fit it, or a
-            negative clamp.
+        TypeError: `x` is not a floating-point tensor.
+        ValueError: The activation is unknown, x lacks the dimension, the bias does not fit, or the clamp is negative.
     """
     if not isinstance(x, Tensor) or not x.is_floating_point():
         kind = str(x.dtype) if isinstance(x, Tensor) else type(x).__name__
@@ -55,7 +54,7 @@ def bias_act(
     alpha = activation.alpha if alpha is None else alpha
     gain = activation.gain if gain is None else gain
     if act == "linear" and gain == 1 and clamp is None:
-        return reference.bias_act(x, b, dim, act)  # A single addition, which no kernel does faster.
+        return reference.bias_act(x, b, dim, act)  # A single addition; no kernel is faster.
     if b is not None and b.dtype != x.dtype:
         b = b.to(x.dtype)
     options = (dim, ACT_INDEX[act], alpha, gain, -1.0 if clamp is None else clamp)

@@ -1,4 +1,4 @@
-"""Convolution joined with resampling: as few pixels as possible pass through the convolution."""
+"""Convolution joined with resampling, so that as few pixels as possible pass through the convolution."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from stylegan_ops.arguments import (
     Padding,
     PaddingLike,
     Size,
-    centred_padding,
+    centered_padding,
     check_extent,
     check_images,
     conv2d_padded,
@@ -35,17 +35,17 @@ def conv2d_resample(
 ) -> Tensor:
     """Upsample with the filter, pad, convolve with the weight, downsample with the filter.
 
-    The filters and the convolution commute, so they are computed in the order that costs least.
+    Filters and convolution commute, so they are computed in the order that costs least.
 
     Args:
         x: Images [N, C, H, W]; N may be 0.
         w: Weight [out_channels, C // groups, kernel_height, kernel_width] of x's dtype.
-        f: Filter from `upfirdn2d.setup_filter`, used where up or down exceeds 1; None is the single tap 1.
-        up: Factor of at least 1, the same along both axes.
-        down: Factor of at least 1, the same along both axes.
-        padding: Pixels of the upsampled image, beyond what keeps it centred under the filter: one number,
+        f: Filter from `upfirdn2d.setup_filter`, used if up or down exceeds 1; None is the single tap 1.
+        up: Upsampling factor of at least 1, the same along both axes.
+        down: Downsampling factor of at least 1, the same along both axes.
+        padding: Pixels of the upsampled image, beyond what keeps it centered under the filter: one number,
             `[x, y]` or `[left, right, top, bottom]`; negative crops.
-        groups: as for `torch.nn.functional.conv2d`.
+        groups: Groups of channels, as in `torch.nn.functional.conv2d`.
         flip_weight: True correlates with `w`, as PyTorch's convolutions do; False convolves.
         flip_filter: False convolves with `f`, True correlates.
 
@@ -53,8 +53,8 @@ def conv2d_resample(
         Images [N, out_channels, H', W'] of x's dtype, differentiable twice.
 
     Raises:
-        TypeError: If `x` is not a floating-point tensor, or `w` of another dtype.
-        ValueError: on shapes or numbers that make no sense, or a padded image smaller than the kernel.
+        TypeError: `x` is not a floating-point tensor, or `w` has another dtype.
+        ValueError: A shape or number makes no sense, or the padded image is smaller than the kernel.
     """
     check_images(x)
     _check_weight(x, w, groups)
@@ -62,12 +62,12 @@ def conv2d_resample(
     if factor_up.x != factor_up.y or factor_down.x != factor_down.y:
         raise ValueError(f"up and down must be the same along both axes, not {up!r} and {down!r}")
     sides, taps, kernel = parse_padding(padding), filter_size(f), Size(w.shape[3], w.shape[2])
-    window = kernel  # What slides over the upsampled and padded image, all filters together.
+    window = kernel  # It slides over the upsampled and padded image, all filters together.
     if factor_up.x > 1:
-        sides = centred_padding(sides, taps, up=factor_up)
+        sides = centered_padding(sides, taps, up=factor_up)
         window = Size(window.x + taps.x - 1, window.y + taps.y - 1)
     if factor_down.x > 1:
-        sides = centred_padding(sides, taps, down=factor_down)
+        sides = centered_padding(sides, taps, down=factor_down)
         window = Size(window.x + taps.x - 1, window.y + taps.y - 1)
     check_extent(x, window, factor_up, sides)
     correlated_w = w if flip_weight else w.flip([2, 3])

@@ -1,4 +1,4 @@
-"""`python -m stylegan_ops.doctor`: what the kernels need, whether they work here, and what mends it if they do not."""
+"""`python -m stylegan_ops.doctor`: a check of what the kernels need, and of the kernels, with remedies."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ TIMED_ROUNDS = 7
 
 @dataclass(frozen=True)
 class Finding:
-    """A part of the machine or the installation.
+    """Part of the machine or the installation.
 
     Attributes:
-        name: What it is.
+        name: Name of the part.
         value: What was found, or why nothing was.
-        remedy: What brings it about; empty where nothing is missing.
+        remedy: Remedy in the imperative; empty if nothing is missing.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The largest error of an operator in a dtype, as a fraction of the largest value, and what is allowed."""
+    """Largest error of an operator in a dtype, as a fraction of the largest value, and the tolerance."""
 
     operator: str
     dtype: str
@@ -58,16 +58,16 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether the kernels for a device work.
+    """Verdict on the kernels for a device.
 
     Attributes:
-        device: as PyTorch names it.
-        applicable: False where there is no such device.
-        problem: What is wrong; empty if nothing is.
-        remedy: What mends that.
-        seconds: It took to build or find, and load the kernels.
-        comparisons: with `reference`, in float64.
-        speedups: Time of plain PyTorch / time of the kernels.
+        device: Name that PyTorch has for it.
+        applicable: False if there is no such device.
+        problem: Problem found; empty if the kernels work.
+        remedy: Remedy in the imperative.
+        seconds: Seconds taken to build or find and to load the kernels.
+        comparisons: Comparisons with `reference` in float64.
+        speedups: Time of plain PyTorch / time of the kernels, by layer.
     """
 
     device: str
@@ -81,7 +81,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU as its driver describes it; `arch` as sm_90."""
+    """GPU as its driver describes it; `arch` has the form sm_90."""
 
     name: str
     arch: str
@@ -89,12 +89,12 @@ class Gpu:
 
 @dataclass(frozen=True)
 class DriverState:
-    """NVIDIA's driver.
+    """State of NVIDIA's driver.
 
     Attributes:
-        version: of CUDA that it supports; empty without a driver.
-        gpus: that it drives.
-        problem: Why there is a driver and no answer from it.
+        version: CUDA version that it supports; empty without a driver.
+        gpus: GPUs that it drives.
+        problem: Reason why a driver does not answer.
     """
 
     version: str = ""
@@ -103,7 +103,7 @@ class DriverState:
 
 
 def driver_state(library: str = DRIVER_LIBRARY) -> DriverState:
-    """Ask the driver itself, since a PyTorch without CUDA cannot."""
+    """Ask the driver directly, since a PyTorch without CUDA cannot."""
     try:
         cuda = ctypes.CDLL(library)
     except OSError:
@@ -131,7 +131,7 @@ def driver_state(library: str = DRIVER_LIBRARY) -> DriverState:
 
 
 def survey(driver: DriverState) -> list[Finding]:
-    """What is there."""
+    """List the parts of machine and installation that matter."""
     findings = [
         Finding("Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
         Finding("PyTorch", f"{torch.__version__}, {_pytorch_cuda()}"),
@@ -191,7 +191,7 @@ def examine_cpu() -> Verdict:
 
 
 def examine_cuda(driver: DriverState) -> list[Verdict]:
-    """The same on every GPU; one verdict tells if there is none, or if PyTorch cannot use it."""
+    """Do the same on every GPU; one verdict tells if there is none, or if PyTorch cannot use it."""
     if driver.problem:
         return [Verdict("cuda", problem=f"the driver does not work, {driver.problem}", remedy="restart the machine")]
     if not driver.gpus or torch.version.hip:
@@ -304,7 +304,7 @@ def _gradients(kernels: Any, sample: Sample, dy: Tensor, results: Any) -> Iterat
 
 
 def measure(kernels: ModuleType, device: torch.device) -> dict[str, float]:
-    """Time the raw operators and plain PyTorch in turn, in float32; the ratio of the medians, above 1 if faster."""
+    """Time the raw operators and plain PyTorch in turn, in float32; return the ratios of medians, above 1 if faster."""
     x = torch.randn([4, 32, 64, 64], device=device)
     b = torch.randn([32], device=device)
     f = torch.full([4, 4], 1 / 16, device=device)
@@ -345,23 +345,23 @@ def _print(findings: list[Finding], verdicts: list[Verdict]) -> None:
             click.echo(
                 f"{verdict.device:<14} ready after {verdict.seconds:.1f} s; {', '.join(operators)} in "
                 f"{', '.join(dict.fromkeys(c.dtype for c in verdict.comparisons))}: "
-                f"largest error {worst:.0%} of what is allowed"
+                f"largest error {worst:.0%} of the tolerance"
             )
         if verdict.speedups:
             ratios = ", ".join(f"{name} {ratio:.1f}x" for name, ratio in verdict.speedups.items())
             click.echo(f"{'':<14} plain PyTorch's time / the kernels': {ratios}")
         if verdict.problem:
             click.echo(f"{verdict.device:<14} DOES NOT WORK: {verdict.problem}")
-            click.echo(f"{'':<14} to mend it, {verdict.remedy}")
+            click.echo(f"{'':<14} remedy: {verdict.remedy}")
 
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")
 @click.option("--clean", is_flag=True, help="Delete all builds and locks, and stop.")
 def main(as_json: bool, clean: bool) -> None:
-    """Tell what the fast operators need and have, build them, check them and time them.
+    """Check what the fast operators need, build them, compare them with their definitions, and time them.
 
-    The exit code is 0 if all that can work on this machine does, else 1.
+    The exit code is 0 if everything works that can work on this machine, else 1.
     """
     if clean:
         try:
@@ -379,7 +379,7 @@ def main(as_json: bool, clean: bool) -> None:
         click.echo(json.dumps(report))
     else:
         _print(findings, verdicts)
-        click.echo("\n" + ("All that can work here does." if ok else "Something does not work, see above."))
+        click.echo("\n" + ("Everything works that can work here." if ok else "Something does not work, see above."))
     sys.exit(0 if ok else 1)
 
 

@@ -1,4 +1,4 @@
-"""A leaky ReLU that does not alias: upsample, activate, downsample. The non-linearity of StyleGAN3."""
+"""Leaky ReLU without aliasing, the nonlinearity of StyleGAN3: upsample, activate, downsample."""
 
 from __future__ import annotations
 
@@ -26,29 +26,29 @@ def filtered_lrelu(
 ) -> Tensor:
     """Add the bias, upsample with `fu`, apply clamp(gain * lrelu(x)), downsample with `fd`.
 
-    A pointwise non-linearity makes frequencies that the grid of pixels cannot hold; at `up` times the resolution
+    A pointwise nonlinearity makes frequencies that the grid of pixels cannot hold; at `up` times the resolution
     they can be filtered away. (Karras et al., "Alias-Free Generative Adversarial Networks", arXiv 2106.12423,
     section 3.1.)
 
     Args:
         x: Images [N, C, H, W] of any floating-point dtype; N may be 0.
         fu: Upsampling filter from `upfirdn2d.setup_filter`; None is the single tap 1.
-        fd: Downsampling filter, likewise.
+        fd: Downsampling filter from `upfirdn2d.setup_filter`; None is the single tap 1.
         b: Bias [C], added before padding; None adds nothing.
-        up: Factor of at least 1, the same along both axes; brightness is kept.
-        down: Factor of at least 1.
+        up: Upsampling factor of at least 1, the same along both axes; brightness is kept.
+        down: Downsampling factor of at least 1.
         padding: Pixels of the upsampled image: one number, `[x, y]` or `[left, right, top, bottom]`; negative crops.
         gain: Factor after the activation.
-        slope: of the activation below zero.
-        clamp: Limit of the magnitude after the gain; None is no limit.
+        slope: Slope of the activation below zero.
+        clamp: Limit of the magnitude after the gain; None sets no limit.
         flip_filter: False convolves with both filters, True correlates.
 
     Returns:
         Images [N, C, H', W'] of x's dtype, differentiable twice.
 
     Raises:
-        TypeError: If `x` is not a floating-point tensor or a filter neither a tensor nor None.
-        ValueError: on shapes or numbers that make no sense.
+        TypeError: `x` is not a floating-point tensor, or a filter neither a tensor nor None.
+        ValueError: A shape or number makes no sense.
     """
     factor = parse_factor(up, "up")
     if factor.x != factor.y:

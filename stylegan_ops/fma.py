@@ -1,4 +1,4 @@
-"""Multiply and add in one step."""
+"""Multiplication and addition in one step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Convolution whose weights are scaled per sample by a style: the centre of StyleGAN2."""
+"""Convolution with weights that a style scales for each sample, the center of StyleGAN2."""
 
 from __future__ import annotations
 
@@ -37,25 +37,25 @@ def modulated_conv2d(
 
     Args:
         x: Images [N, in_channels, H, W]; N may be 0. Weight, styles and noise may have a wider dtype.
-        weight: [out_channels, in_channels, kernel_height, kernel_width].
-        styles: [N, in_channels].
-        noise: Added to the result, broadcast against it ([H', W'] or [N, 1, H', W']); None adds nothing.
-        up: See `conv2d_resample`, like `down`, `padding`, `resample_filter` and `flip_weight`.
-        down: as above.
-        padding: as above.
-        resample_filter: as above.
-        demodulate: Whether to normalise the weights.
-        flip_weight: as above.
+        weight: Filters [out_channels, in_channels, kernel_height, kernel_width].
+        styles: Factors [N, in_channels] of the weights.
+        noise: Summand that broadcasts against the result ([H', W'] or [N, 1, H', W']); None adds nothing.
+        up: Upsampling factor, as in `conv2d_resample`.
+        down: Downsampling factor, as in `conv2d_resample`.
+        padding: Padding, as in `conv2d_resample`.
+        resample_filter: Filter `f` of `conv2d_resample`.
+        demodulate: Whether to normalize the weights.
+        flip_weight: True correlates with the weights, False convolves, as in `conv2d_resample`.
         fused_modconv: True scales the weights and convolves all samples in one grouped convolution; False
             scales the images before and after an ordinary one. Both give the same result, up to rounding; None
-            takes the one that was found to be faster for such a layer.
+            takes the form that a benchmark found to be faster for such a layer.
 
     Returns:
         Images [N, out_channels, H', W'] of x's dtype, differentiable twice.
 
     Raises:
-        TypeError: If `x` is not a floating-point tensor.
-        ValueError: on shapes or numbers that make no sense.
+        TypeError: `x` is not a floating-point tensor.
+        ValueError: A shape or number makes no sense.
     """
     check_images(x)
     batch, in_channels = x.shape[:2]

@@ -1,6 +1,6 @@
-"""Definitions of the operators in plain PyTorch: the oracle of every faster way to compute them.
+"""Definitions of the operators in plain PyTorch, with which every faster implementation is compared.
 
-They are written as the definitions read. Derivatives of any order come from PyTorch's autograd.
+Derivatives of any order come from PyTorch's autograd.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Activation:
     """An activation function of `bias_act`.
 
     Attributes:
-        function: Maps (x, alpha) to the activation; only `lrelu` looks at alpha, its slope below zero.
+        function: Maps (x, alpha) to the activation; only `lrelu` reads alpha, its slope below zero.
         alpha: Default of alpha.
         gain: Default factor after the activation; sqrt(2) restores unit variance behind a rectifier.
     """

@@ -1,7 +1,7 @@
 """Sample inputs of every operator, on which `doctor` and the tests compare implementations with `reference`.
 
-The tensors are float64 and random, the same in each process. No number of images, channels, rows or columns is equal to
-another by chance, filters are not symmetric, and the kernels for single precision take all of them.
+The tensors are float64 and random, the same in each process. Images and filters are not symmetric, and the kernels for
+single precision take all of them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Sample:
 
     Attributes:
         name: Name of the operator.
-        label: What is particular about these arguments.
+        label: Name of this sample among those of the operator.
         tensors: Tensors among the arguments, which come first; None for one that is left out.
         options: All other arguments.
         differentiable: Indices of the tensors with respect to which the operator can be differentiated.

@@ -1,4 +1,4 @@
-"""Resampling with a finite impulse response filter: upsample, pad, filter, downsample a batch of images."""
+"""Resampling of images with a finite impulse response filter: upsample, pad, filter, downsample."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from stylegan_ops import autograd, dispatch
 from stylegan_ops.arguments import (
     Factor,
     PaddingLike,
-    centred_padding,
+    centered_padding,
     check_extent,
     check_images,
     filter_size,
@@ -37,9 +37,9 @@ def setup_filter(
 
     Args:
         f: Taps: a number, a sequence or array [taps] (applied along both axes) or [height, width]; None is 1.
-        device: Where the result lies; None is the tensor's own device or PyTorch's default.
-        normalize: Divide so that the taps of the 2-D filter sum to 1.
-        flip_filter: Reverse the taps.
+        device: Device of the result; None is the tensor's own device or PyTorch's default.
+        normalize: Whether to divide the taps of the 2-D filter by their sum.
+        flip_filter: Whether to reverse the taps.
         gain: Brightness factor of the 2-D filter.
         separable: True returns [taps], False the outer product [taps, taps] of a 1-D filter with itself;
             None keeps 1-D from 8 taps on, as the checkpoints do.
@@ -48,12 +48,12 @@ def setup_filter(
         A float32 tensor [taps] or [height, width].
 
     Raises:
-        ValueError: If `f` has more than two dimensions or no taps, if a 2-D filter is asked to be separable,
-            if taps to be normalised sum to zero, or if the gain of a separable filter is negative.
+        ValueError: `f` has more than two dimensions or no taps, a 2-D filter is to be separable, taps to be
+            normalized sum to zero, or the gain of a separable filter is negative.
     """
     if device is None:
         device = f.device if isinstance(f, Tensor) else torch.empty(0).device
-    # Computed where the values are: on the meta device, some of these operations load PyTorch's compiler.
+    # Computed on the device of the values: on the meta device, some of these operations load PyTorch's compiler.
     source = f.device if isinstance(f, Tensor) else "cpu"
     taps = torch.as_tensor(1.0 if f is None else f, dtype=torch.float32, device=source)
     if taps.ndim > 2 or taps.numel() == 0:
@@ -69,7 +69,7 @@ def setup_filter(
     if normalize:
         total = taps.sum()
         if total == 0:
-            raise ValueError("the taps of f sum to zero and cannot be normalised: pass normalize=False")
+            raise ValueError("the taps of f sum to zero and cannot be normalized: pass normalize=False")
         taps = taps / total
     if flip_filter:
         taps = taps.flip(list(range(taps.ndim)))
@@ -91,26 +91,25 @@ def upfirdn2d(
 ) -> Tensor:
     """Upsample, pad, filter and downsample each channel of a batch of images.
 
-    In this order: put up - 1 zeros behind every pixel along each axis, pad with zeros, convolve with `f`
+    In this order: insert up - 1 zeros behind every pixel along each axis, pad with zeros, convolve with `f`
     where it overlaps the image entirely, keep every down-th pixel beginning with the first.
 
     Args:
         x: Images [N, C, H, W] of any floating-point dtype; N may be 0.
         f: Filter [taps] (applied along both axes) or [height, width] from `setup_filter`; None is the tap 1.
-        up: Factor of at least 1, or `[x, y]`.
-        down: Factor of at least 1, or `[x, y]`.
-        padding: Pixels of the upsampled image, one number, `[x, y]` or `[left, right, top, bottom]`;
-            negative crops.
+        up: Upsampling factor of at least 1, or `[x, y]`.
+        down: Downsampling factor of at least 1, or `[x, y]`.
+        padding: Pixels of the upsampled image: one number, `[x, y]` or `[left, right, top, bottom]`; negative crops.
         flip_filter: False convolves, True correlates.
         gain: Factor on the result.
 
     Returns:
         Images [N, C, H', W'] of x's dtype, H' = (H * up + top + bottom - height) // down + 1 and W' likewise;
-        differentiable twice.
+        differentiable any number of times.
 
     Raises:
-        TypeError: If `x` is not a floating-point tensor or `f` neither a tensor nor None.
-        ValueError: on shapes or numbers that make no sense, or a padded image smaller than the filter.
+        TypeError: `x` is not a floating-point tensor, or `f` neither a tensor nor None.
+        ValueError: A shape or number makes no sense, or the padded image is smaller than the filter.
     """
     check_images(x)
     insert, keep, sides = parse_factor(up, "up"), parse_factor(down, "down"), parse_padding(padding)
@@ -135,7 +134,7 @@ def filter2d(
     x: Tensor, f: Tensor | None, padding: PaddingLike = 0, flip_filter: bool = False, gain: float = 1
 ) -> Tensor:
     """Filter images [N, C, H, W], keeping their size plus `padding`. Arguments as for `upfirdn2d`."""
-    sides = centred_padding(parse_padding(padding), filter_size(f))
+    sides = centered_padding(parse_padding(padding), filter_size(f))
     return upfirdn2d(x, f, padding=sides, flip_filter=flip_filter, gain=gain)
 
 
@@ -152,7 +151,7 @@ def upsample2d(
     Arguments as for `upfirdn2d`; `padding` counts pixels of the result.
     """
     factor = parse_factor(up, "up")
-    sides = centred_padding(parse_padding(padding), filter_size(f), up=factor)
+    sides = centered_padding(parse_padding(padding), filter_size(f), up=factor)
     return upfirdn2d(x, f, up=factor, padding=sides, flip_filter=flip_filter, gain=gain * factor.x * factor.y)
 
 
@@ -169,5 +168,5 @@ def downsample2d(
     Arguments as for `upfirdn2d`.
     """
     factor = parse_factor(down, "down")
-    sides = centred_padding(parse_padding(padding), filter_size(f), down=factor)
+    sides = centered_padding(parse_padding(padding), filter_size(f), down=factor)
     return upfirdn2d(x, f, down=factor, padding=sides, flip_filter=flip_filter, gain=gain)

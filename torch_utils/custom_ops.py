@@ -29,17 +29,17 @@ def get_plugin(
     source_dir: str | os.PathLike[str] | None = None,
     **build_kwargs: Any,
 ) -> Any:
-    """Builds an extension module, once for each content of its sources, and imports it.
+    """Build an extension module, once for each content of its sources, and import it.
 
     Args:
-        module_name: of the extension.
+        module_name: Name of the extension.
         sources: C++ and CUDA files.
-        headers: Files that they include.
+        headers: Header files of the sources.
         source_dir: Folder that relative names start from; None is the current one.
-        **build_kwargs: Passed on to `torch.utils.cpp_extension.load`.
+        **build_kwargs: passed on to `torch.utils.cpp_extension.load`.
 
     Raises:
-        RuntimeError: in one sentence, why there is no such module. For StyleGAN's own three plugins there never is
+        RuntimeError: There is no such module; one sentence says why. For StyleGAN's own three plugins there never is
             one: `stylegan_ops` builds other kernels for them, and the modules of `torch_utils.ops` call those.
     """
     if module_name in _REPLACED:
@@ -82,6 +82,6 @@ def _build(module_name: str, key: str, files: list[Path], headers: list[Path], b
 
 
 def _first_complaint(error: Exception) -> str:
-    """The compiler's first error, which PyTorch's message holds somewhere; else the first line."""
+    """Return the compiler's first error in PyTorch's message; else the first line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return next((line for line in lines if re.search(r"\berror(:| C\d+)", line)), lines[0])

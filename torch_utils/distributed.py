@@ -13,7 +13,7 @@ from torch_utils import training_stats
 
 
 def init() -> None:
-    """Joins the processes that `torchrun` started; a script that was started without it is the only process.
+    """Join the processes that `torchrun` started; a script that was started without it is the only process.
 
     Uses NCCL where there are NVIDIA GPUs, one for each process of a machine (LOCAL_RANK), else gloo.
     """
@@ -42,12 +42,12 @@ def get_world_size() -> int:
 
 
 def should_stop() -> bool:
-    """Whether something outside asks the script to end; nothing here does."""
+    """Return whether the script is asked to end; nothing here asks."""
     return False
 
 
 def update_progress(cur: int, total: int) -> None:
-    """Takes notice of the progress, for systems that show it; nothing here does."""
+    """Take note of the progress, for systems that show it; nothing here does."""
 
 
 def print0(*args: Any, **kwargs: Any) -> None:

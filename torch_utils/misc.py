@@ -8,6 +8,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
@@ -49,14 +50,14 @@ def constant(
     device: torch.device | str | None = None,
     memory_format: torch.memory_format | None = None,
 ) -> Tensor:
-    """A tensor of fixed contents, made once and shared from then on: do not change it in place.
+    """Return a tensor of fixed contents, made once and shared from then on: do not change it in place.
 
     Args:
         value: Number, sequence or array.
-        shape: What it is expanded to; None keeps its own shape.
-        dtype: None is the default floating-point type.
-        device: None is the CPU.
-        memory_format: as for `Tensor.contiguous`; None is contiguous.
+        shape: Shape to expand it to; None keeps its own.
+        dtype: Dtype; None is the default floating-point type.
+        device: Device; None is the CPU.
+        memory_format: Memory format as in `Tensor.contiguous`; None is contiguous.
     """
     array = np.asarray(value)
     shape = array.shape if shape is None else tuple(shape)
@@ -79,20 +80,20 @@ def const_like(
     device: torch.device | str | None = None,
     memory_format: torch.memory_format | None = None,
 ) -> Tensor:
-    """`constant`, by default of the dtype and on the device of `ref`."""
+    """Return `constant`, by default of the dtype and on the device of `ref`."""
     return constant(value, shape, dtype or ref.dtype, ref.device if device is None else device, memory_format)
 
 
 @contextmanager
 def suppress_tracer_warnings() -> Iterator[None]:
-    """Silences the warnings of `torch.jit.trace` about values that it takes for constants."""
+    """Silence the warnings of `torch.jit.trace` about values that it takes for constants."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", category=torch.jit.TracerWarning)
         yield
 
 
 def assert_shape(tensor: Tensor, ref_shape: Sequence[int | Tensor | None]) -> None:
-    """Raises AssertionError unless `tensor` has that shape; None stands for any size."""
+    """Raise AssertionError unless `tensor` has that shape; None stands for any size."""
     sizes: list[Any] = list(tensor.shape)
     wanted: list[Any] = list(ref_shape)
     if any(isinstance(size, Tensor) for size in sizes + wanted):  # sizes are tensors while a network is traced
@@ -117,50 +118,43 @@ def profiled_function(fn: Callable[_P, _R]) -> Callable[_P, _R]:
     return profiled
 
 
+@dataclass(eq=False)
 class InfiniteSampler(Sampler[int]):
-    """Indices of a data set without end, shuffled, each of several processes getting its own.
+    """Endless indices of a data set, shuffled, with a share for each of several processes.
 
-    The order is shuffled once, and goes on being shuffled while it is gone through: an index that was just used
-    changes places with one of those used shortly before it. So nothing comes again at once, and no two rounds are
-    alike.
+    The order is shuffled once, and then further while it is traversed: an index that was just used changes places with
+    one that was used shortly before. So nothing repeats at once, and no two rounds are alike.
 
-    Args:
-        dataset: Anything with a length of at least 1.
-        rank: of this process, which gets every `num_replicas`-th index.
+    Attributes:
+        dataset: Data set, anything with a length of at least 1.
+        rank: Index of this process, which gets every `num_replicas`-th index.
         num_replicas: Number of processes.
-        shuffle: False goes through the data in its order, again and again.
-        seed: of the shuffling; the same in all processes.
-        window_size: How far back an index changes places, relative to the length of the data set, 0 to 1.
+        shuffle: False traverses the data in its order, again and again.
+        seed: Seed of the shuffling, the same in all processes.
+        window_size: Distance back to which an index changes places, as a fraction of the data set's length, 0 to 1.
 
     Raises:
         ValueError: An argument is out of range.
     """
 
-    def __init__(
-        self,
-        dataset: Sized,
-        rank: int = 0,
-        num_replicas: int = 1,
-        shuffle: bool = True,
-        seed: int = 0,
-        window_size: float = 0.5,
-    ) -> None:
-        if len(dataset) < 1:
-            raise ValueError("InfiniteSampler needs a data set with something in it")
-        if not 0 <= rank < num_replicas:
-            raise ValueError(f"rank has to be one of {num_replicas} processes, not {rank}")
-        if not 0 <= window_size <= 1:
-            raise ValueError(f"window_size has to be from 0 to 1, not {window_size}")
-        super().__init__()  # PyTorch's own no longer takes the data set
-        self.dataset = dataset
-        self.rank = rank
-        self.num_replicas = num_replicas
-        self.shuffle = shuffle
-        self.seed = seed
-        self.window_size = window_size
+    dataset: Sized = field(repr=False)
+    rank: int = 0
+    num_replicas: int = 1
+    shuffle: bool = True
+    seed: int = 0
+    window_size: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Check all arguments."""
+        if not len(self.dataset):
+            raise ValueError("InfiniteSampler needs a data set with at least one item")
+        if self.rank not in range(self.num_replicas):
+            raise ValueError(f"rank must be at least 0 and below num_replicas={self.num_replicas}, not {self.rank}")
+        if not 0 <= self.window_size <= 1:
+            raise ValueError(f"window_size must be from 0 to 1, not {self.window_size}")
 
     def __iter__(self) -> Iterator[int]:
-        """The indices of one process."""
+        """Yield the indices of one process."""
         return itertools.islice(self._of_all_processes(), self.rank, None, self.num_replicas)
 
     def _of_all_processes(self) -> Iterator[int]:
@@ -178,7 +172,7 @@ class InfiniteSampler(Sampler[int]):
 
 
 def params_and_buffers(module: torch.nn.Module) -> list[Tensor]:
-    """All parameters of a module, then all its buffers."""
+    """Return all parameters of a module, then all its buffers."""
     return [tensor for _, tensor in named_params_and_buffers(module)]
 
 
@@ -190,7 +184,7 @@ def named_params_and_buffers(module: torch.nn.Module) -> list[tuple[str, Tensor]
 def copy_params_and_buffers(
     src_module: torch.nn.Module, dst_module: torch.nn.Module, require_all: bool = False
 ) -> None:
-    """Copies values by name into the parameters and buffers of `dst_module`.
+    """Copy values by name into the parameters and buffers of `dst_module`.
 
     Raises:
         ValueError: The shapes of a tensor differ; or, with `require_all`, `src_module` lacks one. Nothing has
@@ -218,14 +212,14 @@ def ddp_sync(module: torch.nn.Module, sync: bool) -> AbstractContextManager[None
 
 
 def check_ddp_consistency(module: torch.nn.Module, ignore_regex: str | None = None) -> None:
-    """Checks that all processes hold the same parameters and buffers; all of them have to call it.
+    """Check that all processes hold the same parameters and buffers; all of them have to call it.
 
     Args:
-        module: A torch module, the same architecture everywhere.
+        module: Torch module, the same architecture everywhere.
         ignore_regex: Tensors to leave out, as `<class of the module>.<dotted name>`, matched entirely.
 
     Raises:
-        AssertionError: in every process, naming the first tensor that is not everywhere the same.
+        AssertionError: A tensor differs; raised in every process, with the name of the first one.
     """
     if not torch.distributed.is_initialized():
         return
@@ -245,13 +239,13 @@ def check_ddp_consistency(module: torch.nn.Module, ignore_regex: str | None = No
 def print_module_summary(
     module: torch.nn.Module, inputs: Sequence[Any], max_nesting: int = 3, skip_redundant: bool = True
 ) -> Any:
-    """Runs a module and prints a table of its submodules: sizes, output shapes and dtypes.
+    """Run a module and print a table of its submodules: sizes, output shapes and dtypes.
 
     Args:
         module: Torch module, not a ScriptModule.
-        inputs: Positional arguments that it is called with.
-        max_nesting: How many calls deep submodules are listed.
-        skip_redundant: Leaves out rows that have no tensors of their own and the output of the row before.
+        inputs: Positional arguments of its call.
+        max_nesting: Depth of calls down to which submodules are listed.
+        skip_redundant: Whether to leave out rows that have no tensors of their own and the output of the row before.
 
     Returns:
         What the module returned.

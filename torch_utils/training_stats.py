@@ -27,11 +27,11 @@ _collectors: weakref.WeakSet[Collector] = weakref.WeakSet()
 
 
 def init_multiprocessing(rank: int, sync_device: torch.device | None) -> None:
-    """Says that there are several processes, which `torch.distributed` has joined.
+    """Announce several processes, which `torch.distributed` has joined.
 
     Args:
-        rank: of this process.
-        sync_device: Where tensors that the processes exchange have to be: CUDA for NCCL, the CPU for gloo. None
+        rank: Index of this process.
+        sync_device: Device for tensors that the processes exchange: CUDA for NCCL, the CPU for gloo. None
             means that there is one process only.
     """
     global _rank, _sync_device
@@ -40,10 +40,10 @@ def init_multiprocessing(rank: int, sync_device: torch.device | None) -> None:
 
 @profiled_function
 def report(name: str, value: Any) -> Any:
-    """Adds all elements of `value` to the statistics of that name.
+    """Add all elements of `value` to the statistics of that name.
 
     Args:
-        name: by convention with a slash, such as "Loss/fake".
+        name: Name, by convention with a slash, such as "Loss/fake".
         value: Tensor, array, number or nested list; an empty one only makes the name known.
 
     Returns:
@@ -73,7 +73,7 @@ class Collector:
     disturb each other.
 
     Args:
-        regex: The names that it collects, which it has to match entirely.
+        regex: Pattern of the names that it collects, to be matched entirely.
         keep_previous: Whether a name that was not reported since the last update keeps its old values.
     """
 
@@ -91,7 +91,7 @@ class Collector:
         return list(self._names)
 
     def update(self) -> None:
-        """Takes over what all processes have reported since the last call."""
+        """Take over the reports of all processes since the last call."""
         self._names |= {name: None for name in _exchange() if self._regex.fullmatch(name)}
         if not self._keep_previous:
             self._current = {}
@@ -99,7 +99,7 @@ class Collector:
         self._pending = {}
 
     def num(self, name: str) -> int:
-        """How many numbers were reported under that name; 0 if none."""
+        """Return the number of numbers reported under that name; 0 if none."""
         return int(self._moments(name)[0])
 
     def mean(self, name: str) -> float:
@@ -122,7 +122,7 @@ class Collector:
         )
 
     def __getitem__(self, name: str) -> float:
-        """The mean."""
+        """Return the mean."""
         return self.mean(name)
 
     def _moments(self, name: str) -> Tensor:
@@ -137,7 +137,7 @@ _known_names: dict[str, None] = {}
 
 
 def _exchange() -> list[str]:
-    """Adds up over all processes what was reported, hands it to every collector, and begins anew.
+    """Add up the reports of all processes, hand the sums to every collector, and start anew.
 
     Returns:
         Every name that any process has reported so far.

@@ -1,8 +1,8 @@
-"""The raw operators by the CPU library (csrc/cpu), for tensors on the CPU; no autograd.
+"""The raw operators for tensors on the CPU, by a library of kernels (csrc/cpu), without autograd.
 
 `registration` lists their signatures. `bias_act` and `upfirdn2d` take float64, float32, bfloat16 and float16, one dtype
 for all tensors but the filter, which is float32; their results are contiguous, or channels_last where x is. All others
-take float32 only, and `REQUIREMENTS` says of each which tensors it takes and is worth taking for.
+take float32 only, and are called only for tensors that fulfill their `REQUIREMENTS`.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from stylegan_ops.backends import packing
 
 @functools.cache
 def library() -> ctypes.CDLL:
-    """The CPU library, built if need be.
+    """Load the CPU library, and build it first if needed.
 
     Raises:
-        stylegan_ops.build.BuildError: If it cannot be built.
-        OSError: If it cannot be loaded.
+        stylegan_ops.build.BuildError: It cannot be built.
+        OSError: It cannot be loaded.
     """
     from stylegan_ops import build
 
@@ -129,7 +129,7 @@ def upfirdn2d(
         gain,
         torch.get_num_threads(),
     )
-    if contiguous:  # The quicker call.
+    if contiguous:  # The faster call.
         y = x.new_empty(shape)
     else:
         y = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
@@ -139,7 +139,7 @@ def upfirdn2d(
     return y
 
 
-# Looked up in less time than it takes to compute, which a network would do again for each layer of each step.
+# A lookup takes less time than computing the same again for each layer in each step.
 @functools.lru_cache(maxsize=1024)
 def _upfirdn2d_layout(
     x_shape: tuple[int, ...],
@@ -158,7 +158,7 @@ def _upfirdn2d_layout(
     gain: float,
     num_threads: int,
 ) -> tuple[tuple[int, int, int, int], bytes]:
-    """The result's shape, and the packed arguments behind the pointers."""
+    """Return the shape of the result, and the packed arguments behind the pointers."""
     n, c, height, width = x_shape
     y_height = packing.upfirdn2d_size(height, f_shape[0], up_y, down_y, pad_y0, pad_y1)
     y_width = packing.upfirdn2d_size(width, f_shape[-1], up_x, down_x, pad_x0, pad_x1)
@@ -383,8 +383,8 @@ def norm_conv3x3_grads(
 ) -> tuple[Tensor | None, ...]:
     """Compute the gradients of x, weight (if `filters`, else None), norm_weight, norm_bias, before, scale and shift.
 
-    The input of the convolution is computed again, which takes a small part of the convolution's time and saves the
-    larger part of the memory.
+    Computing the input of the convolution again takes a small part of the convolution's time, and saves most of the
+    memory.
     """
     norm = (norm_weight, norm_bias, before, scale, shift)
     dw = None

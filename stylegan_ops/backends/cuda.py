@@ -1,7 +1,7 @@
-"""The raw operators on CUDA: which kernel of csrc/cuda to launch on how many threads, and the launch.
+"""The raw operators on CUDA: a plan for each launch of a kernel of csrc/cuda, and the launch.
 
-Planning is pure arithmetic, and tensors on the CPU are given to the simulator (see `simulator`), so that all of this
-runs without a GPU, except for PyTorch's streams. The operators check nothing that the public functions have checked.
+Planning is pure arithmetic, and the simulator (see `simulator`) takes tensors on the CPU, so that everything here but
+PyTorch's streams runs without a GPU. The operators rely on the checks of the public functions.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ _ORDER_NAMES = {packing.VALUE: "bias_act", packing.GRAD: "bias_act_grad", packin
 
 @dataclass(frozen=True)
 class Launch:
-    """How to launch a kernel.
+    """Launch of a kernel.
 
     Attributes:
-        kernel: Its name.
+        kernel: Name of the kernel.
         grid: Blocks along x, y and z.
         block: Threads of a block along x, y and z.
         shared_bytes: Size of the dynamic shared memory.
@@ -47,7 +47,7 @@ class Launch:
 
 @dataclass(frozen=True)
 class Tile:
-    """What a block of a tiled upfirdn2d kernel computes; the template arguments in csrc/cuda/kernels.cu.
+    """Part of the result that a block of a tiled upfirdn2d kernel computes, as csrc/cuda/kernels.cu has it.
 
     Attributes:
         variant: End of the kernel's name.
@@ -89,8 +89,8 @@ def plan_bias_act(order: int, dtype: torch.dtype, numel: int) -> Launch:
     """Plan `bias_act` (order VALUE), `bias_act_grad` (GRAD) or `bias_act_grad2` (GRAD2) of a tensor.
 
     Args:
-        order: of `packing`.
-        dtype: of all tensors.
+        order: `packing.VALUE`, `GRAD` or `GRAD2`.
+        dtype: Dtype of all tensors.
         numel: Number of elements, at least 1 and below 2^63.
     """
     per_thread = ACCESS_BYTES // dtype.itemsize
@@ -120,7 +120,7 @@ def plan_upfirdn2d(
     """Plan `upfirdn2d` by a 2-D filter. All sizes are at least 1.
 
     Raises:
-        ValueError: If an image is so large that its rows or columns could not be counted in 32 bits.
+        ValueError: An image is too large to count its rows or columns in 32 bits.
     """
     extent = max(
         x_width * up_x, x_height * up_y, y_width * down_x, y_height * down_y, abs(pad_x0), abs(pad_y0), taps_x, taps_y
@@ -142,11 +142,11 @@ def plan_upfirdn2d(
 
 @dataclass(frozen=True)
 class TiledPlan:
-    """One way to compute upfirdn2d in tiles.
+    """A way to compute upfirdn2d in tiles.
 
     Attributes:
-        launch: How to launch it.
-        work: Pixels that all blocks together read and write, also where they overlap or reach beyond the images.
+        launch: Launch of the kernel.
+        work: Pixels that all blocks read and write, including overlaps and what lies beyond the images.
     """
 
     launch: Launch
@@ -201,11 +201,11 @@ def _index(device: torch.device) -> int:
 
 
 def load(device: torch.device) -> None:
-    """Compile the kernels for a GPU, and load them onto it, if that has not been done; launches then find them.
+    """Compile the kernels for a GPU and load them onto it, unless that has been done.
 
     Raises:
-        BuildError: If they cannot be compiled.
-        DriverError: If the driver cannot load them.
+        BuildError: They cannot be compiled.
+        DriverError: The driver cannot load them.
     """
     _device_kernels(_index(device))
 
@@ -214,14 +214,13 @@ def launch(plan: Launch, args: bytes, device: torch.device) -> None:
     """Launch a kernel on a GPU, in PyTorch's current stream, or run it in the simulator if the device is the CPU.
 
     Args:
-        plan: How.
-        args: The packed arguments, whose tensors lie on the device and outlive what uses them there, as PyTorch's
-            allocator takes care of.
-        device: Where.
+        plan: Launch of the kernel.
+        args: Packed arguments. Their tensors lie on the device, where PyTorch's allocator keeps them long enough.
+        device: Device of the tensors.
 
     Raises:
-        DriverError: If the driver cannot launch it, perhaps because an earlier kernel failed.
-        SimulatorError: The same of the simulator.
+        DriverError: The driver cannot launch it, perhaps because an earlier kernel failed.
+        SimulatorError: The simulator cannot run it.
     """
     if device.type == "cpu":
         _simulator().launch(plan.kernel, plan.grid, plan.block, plan.shared_bytes, args)

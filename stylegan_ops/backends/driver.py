@@ -1,6 +1,6 @@
-"""The part of the CUDA driver API that loads an image of kernels and launches them, by ctypes.
+"""Loading and launching of kernels by the CUDA driver API, through ctypes.
 
-It needs the driver alone: neither CUDA's toolkit nor its runtime, nor a compiler, nor PyTorch's C++ interface.
+Only the driver is needed: no CUDA toolkit or runtime, no compiler, no C++ interface of PyTorch.
 Source: "CUDA Driver API" by NVIDIA, https://docs.nvidia.com/cuda/cuda-driver-api/.
 """
 
@@ -25,7 +25,7 @@ class Driver:
         """Load and start the driver.
 
         Raises:
-            DriverError: If it cannot be loaded, is too old or finds no device.
+            DriverError: It cannot be loaded, is too old or finds no device.
         """
         try:
             functions = ctypes.CDLL(library)
@@ -43,7 +43,7 @@ class Driver:
 
         out = c_void_p  # Where a function writes its result.
         self._error_string = function("cuGetErrorString", c_int, out)
-        self._initialise = function("cuInit", c_uint)
+        self._initialize = function("cuInit", c_uint)
         self._device = function("cuDeviceGet", out, c_int)
         self._retain_context = function("cuDevicePrimaryCtxRetain", out, c_int)
         self._push_context = function("cuCtxPushCurrent_v2", c_void_p)
@@ -51,7 +51,7 @@ class Driver:
         self._load_module = function("cuModuleLoadData", out, c_char_p)
         self._kernel = function("cuModuleGetFunction", out, c_void_p, c_char_p)
         self._launch = function("cuLaunchKernel", c_void_p, *[c_uint] * 7, c_void_p, c_void_p, c_void_p)
-        self._check(self._initialise(0), "start")
+        self._check(self._initialize(0), "start")
 
     def _check(self, error: int, action: str) -> None:
         if error:
@@ -64,15 +64,15 @@ class Driver:
         """Load kernels onto a device.
 
         Args:
-            device: Its index, as PyTorch counts.
-            image: Contents of a cubin file, or of a PTX file.
+            device: Index of the device, as PyTorch counts.
+            image: Contents of a cubin or PTX file.
 
         Raises:
-            DriverError: If the device does not exist, or cannot run the image.
+            DriverError: The device does not exist, or cannot run the image.
         """
         handle, context, module = c_int(), c_void_p(), c_void_p()
         self._check(self._device(byref(handle), device), f"find device {device}")
-        # The primary context is the one that PyTorch allocates and computes in.
+        # PyTorch allocates and computes in the primary context.
         self._check(self._retain_context(byref(context), handle), f"use device {device}")
         self._check(self._push_context(context), f"use device {device}")
         try:
@@ -111,15 +111,15 @@ class DeviceKernels:
         """Put a kernel into a stream.
 
         Args:
-            kernel: Its name.
+            kernel: Name of the kernel.
             grid: Blocks along x, y and z.
             block: Threads of a block along x, y and z.
             shared_bytes: Size of the dynamic shared memory.
-            args: The bytes of the struct that the kernel takes.
+            args: Bytes of the struct that the kernel takes.
             stream: Handle of a stream of this device; 0 is the default stream.
 
         Raises:
-            DriverError: If there is no such kernel or the driver refuses the launch; also if an earlier kernel failed.
+            DriverError: There is no such kernel, the driver refuses the launch, or an earlier kernel failed.
         """
         driver = self._driver
         function = self._find(kernel)

@@ -1,8 +1,8 @@
 """The kernels' arguments, as csrc/abi.h declares them, and the packing of tensors into them.
 
-`bias_act_args` and `upfirdn2d_args` return the bytes of a struct: ctypes passes them as a pointer without a copy,
-and packing is several times faster than filling a `ctypes.Structure` member by member. They check nothing that
-the public functions have checked. Whoever calls the kernel keeps the tensors alive until it has run.
+The functions return the bytes of a struct: ctypes passes them as a pointer without a copy, and packing is several times
+faster than filling a `ctypes.Structure` member by member. They rely on the checks of the public functions. The caller
+of a kernel keeps the tensors alive until it has run.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ class AttentionArgs(ctypes.Structure):
 
 
 def _packer(structure: type[ctypes.Structure]) -> struct.Struct:
-    """What packs the members of a structure, arrays element by element, in their order."""
+    """Make a packer of the members of a structure, in their order, arrays element by element."""
     codes: dict[Any, str] = {
         ctypes.c_void_p: "P",
         ctypes.c_int64: "q",
@@ -163,17 +163,17 @@ _ATTENTION = _packer(AttentionArgs)
 
 
 def is_channels_last(x: Tensor) -> bool:
-    """Whether x [N, C, H, W] lies in memory as [N, H, W, C] and not as [N, C, H, W] too."""
+    """Return whether x [N, C, H, W] lies in memory as [N, H, W, C] and not as [N, C, H, W] too."""
     return not x.is_contiguous() and x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
 
 
 def dense(x: Tensor) -> Tensor:
-    """The tensor itself where it is contiguous or channels_last, else a contiguous copy."""
+    """Return the tensor itself if it is contiguous or channels_last, else a contiguous copy."""
     return x if x.is_contiguous() or is_channels_last(x) else x.contiguous()
 
 
 def dense_like(other: Tensor, x: Tensor) -> Tensor:
-    """`other`, of x's shape, with its elements in the order in which `dense` x has them, in x's dtype."""
+    """Return `other`, of x's shape, in x's dtype and with its elements in the order of `dense` x."""
     format = torch.channels_last if is_channels_last(x) else torch.contiguous_format
     return other.to(x.dtype).contiguous(memory_format=format)
 
@@ -197,18 +197,18 @@ def bias_act_args(
 
     Args:
         order: VALUE, GRAD or GRAD2.
-        out: Where the result goes; x, dy and ddx lie in memory like it.
+        out: Memory for the result; x, dy and ddx lie in memory like it.
         x: `dense` tensor.
         b: Contiguous bias [x.shape[dim]] of x's dtype, or None.
         dy: Gradient of the result, for GRAD and GRAD2.
         ddx: Gradient of the first derivative, for GRAD2.
-        dim: The dimension of x that b runs along.
+        dim: Dimension of x that b runs along.
         act: Index into `ACTS`.
         alpha: Slope of lrelu below zero.
         gain: Factor after the activation.
         clamp: Limit of the absolute value; negative for none.
-        num_threads: How many threads of the CPU may share the work.
-        db: Where the sums of the result over all dimensions but `dim` go, like b; for GRAD on the CPU.
+        num_threads: Number of threads of the CPU that may share the work.
+        db: Memory like b for the sums of the result over all dimensions but `dim`; for GRAD on the CPU.
     """
     size = 1 if b is None else max(1, x.shape[dim])
     return _BIAS_ACT.pack(
@@ -239,7 +239,7 @@ def _strides(shape: Sequence[int], channels_last: bool) -> tuple[int, int, int, 
 
 
 def upfirdn2d_size(size: int, taps: int, up: int, down: int, pad0: int, pad1: int) -> int:
-    """Height or width of the result of upfirdn2d."""
+    """Compute the height or width of the result of upfirdn2d."""
     return (size * up + pad0 + pad1 - taps) // down + 1
 
 
@@ -260,18 +260,18 @@ def upfirdn2d_args(
     """Pack Upfirdn2dArgs.
 
     Args:
-        y: Where the result [N, C, H', W'] goes, in memory like x.
+        y: Memory for the result [N, C, H', W'], arranged like x.
         x: `dense` images [N, C, H, W].
         f: Contiguous float32 filter [height, width], or [taps] for both axes.
         up_x: Columns per column of x, all but the first zero.
-        up_y: The same for rows.
-        down_x: Every down_x-th column is kept.
-        down_y: The same for rows.
+        up_y: Rows per row of x, all but the first zero.
+        down_x: Step between the columns to keep.
+        down_y: Step between the rows to keep.
         pad_x0: Columns of zeros to the left; negative crops.
         pad_y0: Rows of zeros at the top; negative crops.
         flip: False convolves, True correlates.
         gain: Factor on the result.
-        num_threads: How many threads of the CPU may share the work.
+        num_threads: Number of threads of the CPU that may share the work.
     """
     rest = upfirdn2d_rest(
         x.shape,
@@ -308,7 +308,7 @@ def upfirdn2d_rest(
     gain: float,
     num_threads: int,
 ) -> bytes:
-    """Pack what follows the pointers, which calls have in common."""
+    """Pack the members behind the pointers, which are the same for many calls."""
     packed = _UPFIRDN2D.pack(
         *(0, 0, 0),
         *x_shape,
@@ -339,14 +339,14 @@ def conv3x3_args(
     """Pack Conv3x3Args, of contiguous float32 tensors.
 
     Args:
-        y: [N, out_channels, H, W]: where the result goes; its gradient if `filter_gradient`.
+        y: Memory for the result [N, out_channels, H, W], or its gradient if `filter_gradient`.
         x: Images [N, in_channels, H, W].
-        weight: [out_channels, in_channels, 3, 3], in channels first if `transposed`; where its gradient goes if
-            `filter_gradient`.
-        bias: [out_channels] or None.
-        transposed: Whether `weight` stands for its transpose, with both axes of its 3 x 3 reversed.
-        num_threads: How many threads of the CPU may share the work.
-        filter_gradient: Compute that.
+        weight: Filters [out_channels, in_channels, 3, 3], input channels first if `transposed`, or memory for their
+            gradient if `filter_gradient`.
+        bias: Summand [out_channels], or None.
+        transposed: Whether to use the transpose of `weight`, both axes of its 3 x 3 reversed.
+        num_threads: Number of threads of the CPU that may share the work.
+        filter_gradient: Whether to compute the gradient of the filters.
     """
     source, target = (y, weight) if filter_gradient else (weight, y)
     return _CONV3X3.pack(
@@ -380,15 +380,15 @@ def group_norm_args(
     """Pack GroupNormArgs, of contiguous float32 tensors.
 
     Args:
-        x: [N, C, ...].
-        groups: of neighbouring channels.
-        eps: Added to variances.
-        num_threads: How many threads of the CPU may share the work.
-        inputs: Weight, bias, before, scale, shift; the last three may be None.
-        dy: The gradient of the result, or None for the result.
-        y: Where the result, or the gradient of x, goes.
-        statistics: [2, N, groups], mean and reciprocal deviation of each group.
-        grads: Where those of `inputs` go.
+        x: Input [N, C, ...].
+        groups: Number of groups of neighboring channels.
+        eps: Number added to variances.
+        num_threads: Number of threads of the CPU that may share the work.
+        inputs: Weight, bias, before, scale and shift; the last three may be None.
+        dy: Gradient of the result; None computes the result.
+        y: Memory for the result, or for the gradient of x.
+        statistics: Mean and reciprocal deviation of each group, [2, N, groups].
+        grads: Memory for the gradients of `inputs`.
     """
     weight, bias, before, scale, shift = (0 if tensor is None else tensor.data_ptr() for tensor in inputs)
     dweight, dbias, dbefore, dscale, dshift = (0 if tensor is None else tensor.data_ptr() for tensor in grads)
@@ -406,11 +406,11 @@ def attention_args(qkv: Tensor, dout: Tensor | None, out: Tensor, scale: float, 
     """Pack AttentionArgs, of contiguous float32 tensors.
 
     Args:
-        qkv: [N, heads, C, 3, L].
-        dout: The gradient [N, heads, C, L] of the result, or None for the result.
-        out: Where the result, or the gradient of qkv, goes.
+        qkv: Queries, keys and values [N, heads, C, 3, L].
+        dout: Gradient [N, heads, C, L] of the result; None computes the result.
+        out: Memory for the result, or for the gradient of qkv.
         scale: Factor on products of queries and keys.
-        num_threads: How many threads of the CPU may share the work.
+        num_threads: Number of threads of the CPU that may share the work.
     """
     n, heads, channels, _, length = qkv.shape
     return _ATTENTION.pack(

@@ -30,7 +30,7 @@ SOFTPLUS_THRESHOLD = 20.0  # Above it PyTorch's softplus is the identity.
 
 @dataclass(frozen=True)
 class Derivatives:
-    """Derivatives of an activation function, both maps of (x, alpha); second is None where it is zero."""
+    """Derivatives of an activation function, both maps of (x, alpha); `second` is None if it is zero."""
 
     first: Callable[[Tensor, float], Tensor]
     second: Callable[[Tensor, float], Tensor] | None = None
@@ -166,7 +166,7 @@ def upfirdn2d(
         return conv2d_padded(x, filter_kernel(f, x, flip, gain), sides, stride=Size(down_x, down_y), groups=channels)
 
     # A transposed convolution is the full convolution of the zero-stuffed image, computed without the zeros.
-    # The wanted part leaves out taps - 1 - padding pixels at its begin and taps - up - padding at its end.
+    # The wanted part omits taps - 1 - padding pixels at its start and taps - up - padding at its end.
     left, right = taps_x - 1 - pad_x0, taps_x - up_x - pad_x1
     top, bottom = taps_y - 1 - pad_y0, taps_y - up_y - pad_y1
     both_x, both_y = max(0, min(left, right)), max(0, min(top, bottom))
@@ -297,7 +297,7 @@ def group_norm_silu_grads(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """Compute the derivatives of sum(dy * silu_of_group_norm(...)) with respect to its tensors, None where they are.
 
-    The statistics are computed again, since this is differentiated with respect to x.
+    The statistics are computed again, so that PyTorch can differentiate this with respect to x.
     """
     pixels = tuple(range(2, x.ndim))
 
@@ -312,7 +312,7 @@ def group_norm_silu_grads(
     dz = dy * _swish_first(z, 0.0)
     dnormalized = dz if scale is None else dz * (1 + _per_channel(scale, x))
     dstandard = (dnormalized * _per_channel(weight, x)).reshape(x.shape[0], groups, -1)
-    # Subtracting the mean and dividing by the deviation takes these two directions away.
+    # Subtracting the mean and dividing by the deviation removes these two directions.
     projection = standard.reshape(dstandard.shape)
     along = projection * (dstandard * projection).mean(dim=2, keepdim=True)
     dx = ((dstandard - dstandard.mean(dim=2, keepdim=True) - along) * inverse[..., None]).reshape(x.shape)

@@ -1,4 +1,4 @@
-"""Runs the CUDA kernels on the CPU: slow, for tests and for `doctor` where there is no GPU. See csrc/sim/cusim.h."""
+"""Simulation of the CUDA kernels on the CPU, slow, for tests without a GPU. See csrc/sim/cusim.h."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ class Simulator:
         """Run a kernel to its end, its threads in an order that differs from call to call.
 
         Args:
-            kernel: Its name.
+            kernel: Name of the kernel.
             grid: Blocks along x, y and z.
             block: Threads of a block along x, y and z.
             shared_bytes: Size of the dynamic shared memory.
-            args: The bytes of the struct that the kernel takes.
+            args: Bytes of the struct that the kernel takes.
 
         Raises:
-            SimulatorError: If there is no such kernel, or its threads disagree about a barrier.
+            SimulatorError: There is no such kernel, or its threads disagree about a barrier.
         """
         error = self._launch(
             kernel.encode(), self._triple(*grid), self._triple(*block), shared_bytes, args, next(self._seeds)

@@ -1,11 +1,11 @@
 """Native code, compiled on first use and kept: `cpu_library`, `sim_library` and `cuda_image` return finished files.
 
-A build is named by a digest of all that it depends on: the sources, the operating system, the processor's
-instruction set (the code is made for it), the flags and the compiler. PyTorch's version is not among it, because no
-source includes a PyTorch header: a library serves every version. The argument structs are versioned instead
-(csrc/abi.h), and a library that reports another version is built again.
+The name of a build holds a digest of everything that it depends on: the sources, the operating system, the
+processor's instruction set, the flags and the compiler. PyTorch's version is not part of it, because no source includes
+a PyTorch header: a library serves every version. Instead the argument structs have a version (csrc/abi.h), and a
+library that reports another one is built again.
 
-Nothing is compiled at import. A build that was finished while there was a compiler is used when there is none.
+Nothing is compiled at import. A finished build is used even if the compiler is gone.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ _logger = logging.getLogger("stylegan_ops")
 
 
 def cpu_library(csrc: Path = CSRC, extra_flags: Sequence[str] = ()) -> Path:
-    """The shared library of `csrc/cpu`, for this processor. `ctypes.CDLL` loads it once torch is imported.
+    """Return the shared library of `csrc/cpu`, for this processor. `ctypes.CDLL` loads it once torch is imported.
 
     Args:
-        csrc: The folder of the sources.
-        extra_flags: Given to the compiler and the linker, as `-fsanitize=address`; what they make is not loaded here.
+        csrc: Folder of the sources.
+        extra_flags: Flags for compiler and linker, such as `-fsanitize=address`; with any, the library is not tried.
 
     Raises:
         BuildError: It cannot be built, or does not load once built.
@@ -43,11 +43,11 @@ def cpu_library(csrc: Path = CSRC, extra_flags: Sequence[str] = ()) -> Path:
 
 
 def sim_library(csrc: Path = CSRC, extra_flags: Sequence[str] = ()) -> Path:
-    """The shared library of `csrc/sim`, which runs the CUDA sources on the CPU, thread by thread, for tests.
+    """Return the shared library of `csrc/sim`, which runs the CUDA sources on the CPU, thread by thread, for tests.
 
     Args:
-        csrc: The folder of the sources; it and its folder `sim` are where `#include` looks.
-        extra_flags: Given to the compiler and the linker, as `-fsanitize=address`.
+        csrc: Folder of the sources; `#include` looks there and in its folder `sim`.
+        extra_flags: Flags for compiler and linker, such as `-fsanitize=address`.
 
     Raises:
         BuildError: It cannot be built.
@@ -56,21 +56,22 @@ def sim_library(csrc: Path = CSRC, extra_flags: Sequence[str] = ()) -> Path:
 
 
 def cuda_image(arch: str, csrc: Path = CSRC) -> Path:
-    """The kernels of `csrc/cuda`, all in one file for `cuModuleLoadData`.
+    """Return the kernels of `csrc/cuda`, in one file for `cuModuleLoadData`.
 
-    PyTorch's own run-time compiler (NVRTC) makes it, or nvcc where that is missing or fails.
+    PyTorch's own run-time compiler (NVRTC) makes it, or nvcc if that is missing or fails.
 
     Args:
-        arch: "sm_90" makes a .cubin for GPUs of compute capability 9.0, or, with a compiler too old to know them, a
-            .ptx of the newest that it knows, which the driver translates; "compute_90" makes a .ptx for 9.0 or later.
-        csrc: The folder of the sources; it and its folder `cuda` are where `#include` looks.
+        arch: GPUs to compile for. "sm_90" makes a .cubin for compute capability 9.0, or, if the compiler is too old to
+            know it, a .ptx of the newest that it knows, which the driver translates. "compute_90" makes a .ptx for 9.0
+            or later.
+        csrc: Folder of the sources; `#include` looks there and in its folder `cuda`.
 
     Raises:
         BuildError: There is no compiler, or none that knows such GPUs, or compiling failed.
-        ValueError: `arch` does not read so.
+        ValueError: `arch` has another form.
     """
     if not re.fullmatch(r"(sm|compute)_\d+", arch):
-        raise ValueError(f"arch must be as sm_90 or compute_90, not {arch!r}")
+        raise ValueError(f"arch must have the form sm_90 or compute_90, not {arch!r}")
     kernels = "".join(f'#include "cuda/{path.name}"\n' for path in sorted((csrc / "cuda").glob("*.cu")))
     prefix = f"cuda-{arch}-{cache.digest(arch, kernels, *_source_bytes(csrc, ['cuda']))}-"
     include = [csrc, csrc / "cuda"]
@@ -116,7 +117,7 @@ def _host_library(
     extra_flags: Sequence[str] = (),
     openmp: bool = True,
 ) -> Path:
-    """Compile `csrc/<target>/*.cpp`; `folders` are those whose content it depends on."""
+    """Compile `csrc/<target>/*.cpp`; the library depends on everything in `folders`."""
     instructions = toolchain.instruction_set()
     parts = (*_source_bytes(csrc, folders), sys.platform, instructions, str(ABI_VERSION), *extra_flags)
     prefix = f"{target}-{cache.digest(*parts)}-"
@@ -165,7 +166,7 @@ def _link_command(compiler: Compiler, extra_flags: Sequence[str], objects: Seque
 
 
 def _check_cpu_library(path: Path) -> str | None:
-    """What is wrong with a library, or None; a library that is wrong is not kept loaded."""
+    """Return what is wrong with a library, or None; a wrong library is not kept loaded."""
     try:
         library = ctypes.CDLL(str(path))
     except OSError as error:
@@ -181,7 +182,7 @@ def _check_cpu_library(path: Path) -> str | None:
 
 
 def _unload(library: ctypes.CDLL) -> None:
-    """Lets a new file of the same name be loaded in its place."""
+    """Unload a library, so that a new file of the same name can be loaded in its place."""
     import _ctypes
 
     getattr(_ctypes, "FreeLibrary" if sys.platform == "win32" else "dlclose")(library._handle)

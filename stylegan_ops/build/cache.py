@@ -1,11 +1,11 @@
-"""Finished builds, each in a folder of its own that comes into being at once and is never changed.
+"""Finished builds, each in a folder of its own that appears in one step and is never changed.
 
-`<cache>/<name>/` holds one build and `build.json`, which has its SHA-256. Beside it lie `<name>.lock`, which the
-process that builds has locked, `<name>.owner`, which tells who that is, `<name>.log` after a failure, and while a
-build is going on `<name>.tmp*`.
+`<cache>/<name>/` holds one build and `build.json` with its SHA-256. Beside it lie `<name>.lock`, locked by the
+process that builds, `<name>.owner`, which names that process, `<name>.log` after a failure, and during a build
+`<name>.tmp*`.
 
-The lock is the operating system's, which releases it when its owner ends in whatever way: it cannot go stale, except
-on a network file system that has lost track. What the owner wrote beside it serves to name it.
+The operating system releases the lock when its owner ends, in whatever way. So it cannot go stale, except on a network
+file system that has lost track; then `<name>.owner` tells whose it was.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ VARIABLE = "STYLEGAN_OPS_CACHE"
 LOCK_TIMEOUT = 600.0  # seconds
 CLEAN = "python -m stylegan_ops.doctor --clean"
 
-# What is ours in the cache folder, which may have been set to a folder with other things in it.
+# Names of our files in the cache folder, which may have been set to a folder with other files in it.
 _OURS = re.compile(r"(?P<name>[a-z]\w*(-\w+)?-[0-9a-f]{16}-[0-9a-f]{16})(\.lock|\.owner|\.log|\.tmp\w*)?")
 
 Check = Callable[[Path], str | None]
@@ -82,7 +82,7 @@ def former_directories() -> list[Path]:
 
 
 def digest(*parts: str | bytes) -> str:
-    """Hexadecimal digits that differ if any part differs."""
+    """Return hexadecimal digits that differ if any part differs."""
     total = hashlib.sha256()
     for part in parts:
         data = part.encode() if isinstance(part, str) else part
@@ -91,12 +91,12 @@ def digest(*parts: str | bytes) -> str:
 
 
 def log_file(name: str) -> Path:
-    """Where a failed build of this name leaves what the compiler printed."""
+    """Return the file that keeps the compiler's output after a failed build of this name."""
     return cache_directory() / f"{name}.log"
 
 
 def find(prefix: str, check: Check) -> Path | None:
-    """A finished build whose name begins so and which passes the check."""
+    """Return a finished build that passes the check and whose name begins with `prefix`; None without any."""
     for entry in sorted(cache_directory().glob(f"{prefix}*/build.json")):
         path = _finished(entry.parent, check)
         if path is not None:
@@ -105,19 +105,18 @@ def find(prefix: str, check: Check) -> Path | None:
 
 
 def get(name: str, make: Make, check: Check, timeout: float | None = None) -> Path:
-    """The finished build of this name, made now if need be.
+    """Return the finished build of this name, and make it first if needed.
 
-    A build that is altered or fails its check is made again, once.
+    A build that was altered or fails its check is made again, once.
 
     Args:
-        name: of the build; holds the digest of everything that it depends on.
-        make: Builds into the folder that it is given and returns the file in it that is wanted.
+        name: Name of the build, with the digest of everything that it depends on.
+        make: Builds into a given folder, and returns the wanted file in it.
         check: Returns what is wrong with that file, or None.
-        timeout: How long to wait for another process that builds it, in seconds; `LOCK_TIMEOUT` if None.
+        timeout: Seconds to wait for another process that builds it; `LOCK_TIMEOUT` if None.
 
     Raises:
-        BuildError: from `make`; or the cache cannot be written, the wait was too long, or a fresh build fails
-            its check.
+        BuildError: `make` fails, the cache cannot be written, the wait is too long, or a fresh build fails its check.
     """
     entry = cache_directory() / name
     path = _finished(entry, check)
@@ -127,7 +126,7 @@ def get(name: str, make: Make, check: Check, timeout: float | None = None) -> Pa
         entry.parent.mkdir(parents=True, exist_ok=True)
         with _locked(entry, LOCK_TIMEOUT if timeout is None else timeout):
             path = _finished(entry, check)
-            if path is not None:  # The process that was waited for has made it.
+            if path is not None:  # Another process has made it in the meantime.
                 return path
             _remove_leftovers(entry)
             with tempfile.TemporaryDirectory(prefix=f"{name}.tmp", dir=entry.parent) as temporary:
@@ -179,7 +178,7 @@ def _finished(entry: Path, check: Check) -> Path | None:
     try:
         about = json.loads((entry / "build.json").read_bytes())
         path = entry / about["file"]
-        # Loading a truncated library can kill the process, so its bytes are looked at first.
+        # Loading a truncated library can kill the process, so its bytes are compared first.
         intact = hashlib.sha256(path.read_bytes()).hexdigest() == about["sha256"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -197,7 +196,7 @@ def _publish(product: Path, entry: Path) -> None:
 
 
 def _remove_leftovers(entry: Path) -> None:
-    """Delete what a killed or failed builder left, and an entry that is no good. Only under the lock."""
+    """Delete what a killed or failed builder left, and a corrupted entry. Only under the lock."""
     log_file(entry.name).unlink(missing_ok=True)
     for folder in entry.parent.glob(f"{entry.name}.tmp*"):
         shutil.rmtree(folder, ignore_errors=True)

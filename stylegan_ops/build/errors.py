@@ -1,4 +1,4 @@
-"""What goes wrong while building."""
+"""Errors of building, and the line that matters in a compiler's output."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ class BuildError(RuntimeError):
     """The operators of a device cannot be built or loaded. The message is one sentence, cause and remedy.
 
     Attributes:
-        cause: What is wrong, with the file or value concerned; without a full stop.
-        remedy: What mends it, as an order, preferably one command; without a full stop.
+        cause: Cause with the file or value concerned, without a period.
+        remedy: Remedy in the imperative, preferably one command, without a period.
     """
 
     def __init__(self, cause: str, remedy: str) -> None:
@@ -20,7 +20,7 @@ class BuildError(RuntimeError):
 
 
 def first_error(output: str) -> str:
-    """The line of a compiler's output that a reader wants: the first with `error`, else the last."""
+    """Return the line of a compiler's output that matters: the first with `error`, else the last."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     own = [line for line in lines if not line.startswith(("ninja: ", "FAILED: ", "["))]
     errors = [line for line in own if re.search(r"\berror\b", line, flags=re.IGNORECASE)]

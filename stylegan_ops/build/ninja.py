@@ -1,4 +1,4 @@
-"""One build by ninja: its file from a list of steps, its run, and what its failure means."""
+"""Builds by ninja: its file from a list of steps, its run, and the meaning of its failure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAX_JOBS = 4
 
 @dataclass(frozen=True)
 class Step:
-    """A command that makes one file out of others; paths are absolute or start in the folder of the build."""
+    """Command that makes one file out of others; paths are absolute or relative to the folder of the build."""
 
     output: Path
     inputs: Sequence[Path]
@@ -26,7 +26,7 @@ class Step:
 
 
 def build_file(steps: Sequence[Step]) -> str:
-    """The text of build.ninja."""
+    """Return the text of build.ninja."""
     lines = ["rule run", "  command = $line", "  description = $out"]
     for step in steps:
         command = subprocess.list2cmdline(step.command) if WINDOWS else shlex.join(step.command)
@@ -40,23 +40,23 @@ def _escape(path: Path) -> str:
 
 
 def jobs() -> int:
-    """How many compilers run at once."""
+    """Return the number of compilers that run at once."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(MAX_JOBS, cores)
 
 
 def run(folder: Path, steps: Sequence[Step], environment: Mapping[str, str], log: Path, hint: str = "") -> None:
-    """Carry out the steps in a folder.
+    """Run the steps in a folder.
 
     Args:
-        folder: Gets build.ninja and ninja's own files; where the commands run.
-        steps: in any order.
+        folder: Folder for build.ninja and ninja's own files, in which the commands run.
+        steps: Steps in any order.
         environment: Variables for the commands, beyond those of this process.
-        log: Where everything the commands printed is kept if one fails.
-        hint: Added to the advice to read the log.
+        log: File for the output of the commands if one fails.
+        hint: Addition to the advice to read the log.
 
     Raises:
-        BuildError: Ninja is missing or a command fails.
+        BuildError: ninja is missing or a command fails.
         OSError: The folder cannot be written.
     """
     program = ninja_command()

@@ -1,4 +1,4 @@
-"""NVRTC, NVIDIA's run-time compiler, by ctypes. PyTorch's CUDA builds bring it; it needs neither GPU nor driver."""
+"""NVRTC, NVIDIA's run-time compiler, through ctypes. It comes with PyTorch for CUDA; no GPU or driver is needed."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ INSTALL = "run `pip install nvidia-cuda-nvrtc`, or install the CUDA toolkit"
 
 @dataclass(frozen=True)
 class Nvrtc:
-    """A library file of NVRTC.
+    """Library file of NVRTC.
 
     Attributes:
-        path: of the library; a bare name is for the operating system to find.
-        major: of the CUDA version that the file name tells; 0 if it tells none.
+        path: Path of the library; the operating system looks for a bare name.
+        major: Major CUDA version in the file name; 0 if there is none.
     """
 
     path: Path
@@ -35,22 +35,22 @@ class Nvrtc:
 
     @property
     def identity(self) -> str:
-        """What tells this library from another one, found without loading its 100 MB."""
+        """Text that identifies the library, without loading its 100 MB."""
         return f"{self.path}\n{self.path.stat().st_size if self.path.is_file() else 0}"
 
 
 @dataclass(frozen=True)
 class Image:
-    """Compiled kernels, and whether they are a "cubin" or "ptx"."""
+    """Compiled kernels, as a "cubin" or "ptx"."""
 
     data: bytes
     suffix: str
 
 
 def find() -> Nvrtc | None:
-    """The NVRTC of the CUDA version that PyTorch was built with, else the newest; None where there is none.
+    """Find the NVRTC of the CUDA version that PyTorch was built with, else the newest; return None without any.
 
-    NVIDIA's wheels, PyTorch and the environment are looked through first, then the CUDA toolkit, then the system.
+    NVIDIA's wheels, PyTorch and the environment are searched first, then the CUDA toolkit, then the system.
     """
     wanted = int((torch.version.cuda or "0").split(".")[0])
     for look in (_beside_pytorch, _in_toolkit, _in_system):
@@ -92,7 +92,7 @@ def _major(path: Path) -> int:
 
 
 def _load(nvrtc: Nvrtc) -> ctypes.CDLL:
-    # NVRTC looks for its built-in headers by name only, and finds them where they are loaded already.
+    # NVRTC looks for its built-in headers by name only, and finds them if they are loaded already.
     if nvrtc.path.is_absolute():
         for builtins in sorted(nvrtc.path.parent.glob("*nvrtc-builtins*")):
             if ".alt." not in builtins.name:
@@ -104,11 +104,11 @@ def compile(nvrtc: Nvrtc, source: str, arch: str, include: Sequence[Path], log: 
     """Compile CUDA C++17.
 
     Args:
-        nvrtc: from `find`.
-        source: The text of the kernels.
-        arch: as for `build.cuda_image`.
-        include: Folders where `#include` looks.
-        log: Where everything the compiler printed is kept if it fails.
+        nvrtc: Library from `find`.
+        source: Text of the kernels.
+        arch: GPUs to compile for, as in `build.cuda_image`.
+        include: Folders for `#include`.
+        log: File for the compiler's output if it fails.
 
     Raises:
         BuildError: The library does not load or does not know such GPUs, or the source does not compile.

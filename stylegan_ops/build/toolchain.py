@@ -1,4 +1,4 @@
-"""What there is to build with: host compiler, nvcc, ninja, and what they have to be told on this machine."""
+"""Tools to build with, and their flags on this machine: host compiler, nvcc, ninja."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ LIBRARY_SUFFIX = {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
 
 @dataclass(frozen=True)
 class Compiler:
-    """A C++ compiler of the host, or nvcc.
+    """C++ compiler of the host, or nvcc.
 
     Attributes:
-        command: How to start it.
-        version: The line of `--version` that identifies it.
+        command: Command line that starts it.
+        version: Line of `--version` that identifies it.
         kind: "gcc", "clang", "msvc" or "nvcc".
         environment: Variables that it needs beyond those of this process.
     """
@@ -39,12 +39,12 @@ class Compiler:
 
     @property
     def identity(self) -> str:
-        """What tells this compiler from another one."""
+        """Text that identifies the compiler."""
         return f"{shlex.join(self.command)}\n{self.version}"
 
 
 def host_compiler() -> Compiler:
-    """The C++ compiler: $CXX if that is set, else the first of c++, g++ and clang++ that runs; cl on Windows.
+    """Find the C++ compiler: $CXX if that is set, else the first of c++, g++ and clang++ that runs; cl on Windows.
 
     Raises:
         BuildError: There is none, or $CXX does not run.
@@ -72,7 +72,7 @@ def host_compiler() -> Compiler:
 
 
 def install_compiler() -> str:
-    """How to get a host compiler on this operating system."""
+    """Return how to get a host compiler on this operating system."""
     if WINDOWS:
         return "install the Build Tools for Visual Studio with the C++ workload"
     if sys.platform == "darwin":
@@ -81,7 +81,7 @@ def install_compiler() -> str:
 
 
 def _run(command: Sequence[str]) -> tuple[int, str]:
-    """Exit code and output of a command that answers at once; 127 where it cannot be started."""
+    """Return exit code and output of a quick command; 127 if it cannot be started."""
     try:
         result = subprocess.run(
             command,
@@ -113,7 +113,7 @@ def _identify(command: Sequence[str]) -> Compiler | None:
 
 
 def _find_msvc() -> Compiler | None:
-    """cl.exe with the environment that its own set-up script makes."""
+    """Find cl.exe, with the environment that its own setup script makes."""
     if shutil.which("cl"):
         return _identify(["cl"])
     for variable in ("PROGRAMFILES(X86)", "PROGRAMFILES"):
@@ -136,7 +136,7 @@ def _find_msvc() -> Compiler | None:
 
 
 def instruction_set() -> str:
-    """What the host's processor can do, because code built for it may not run on another."""
+    """Return the instruction set of the host's processor, since code built for it may not run on another."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -146,16 +146,16 @@ def instruction_set() -> str:
 
 
 def openmp_resolves(compiler: Compiler) -> bool:
-    """Whether code compiled with -fopenmp finds its runtime among what PyTorch has loaded for everybody, on Linux.
+    """Return whether code compiled with -fopenmp finds its runtime among the libraries of PyTorch, on Linux.
 
-    One runtime means one pool of threads; a second one would fight with PyTorch's for the cores.
+    One runtime means one pool of threads; a second one would compete with PyTorch's for the cores.
     """
     entry_point = {"gcc": "GOMP_parallel", "clang": "__kmpc_fork_call"}.get(compiler.kind)
     return sys.platform == "linux" and entry_point is not None and hasattr(ctypes.CDLL(None), entry_point)
 
 
 def compile_flags(compiler: Compiler, *, openmp: bool) -> list[str]:
-    """Flags that compile a C++17 file for this very processor into a shared library."""
+    """Return flags that compile a C++17 file for this processor into a shared library."""
     if compiler.kind == "msvc":
         return ["/nologo", "/std:c++17", "/O2", "/EHsc", "/LD"]
     generic_cpu_option = platform.machine().lower() in ("x86_64", "amd64", "aarch64")
@@ -167,7 +167,7 @@ def compile_flags(compiler: Compiler, *, openmp: bool) -> list[str]:
 
 
 def ninja_command() -> str:
-    """The program ninja: that of the PyPI package, else the one on PATH.
+    """Find the program ninja: from the PyPI package, else on PATH.
 
     Raises:
         BuildError: There is neither.
@@ -201,7 +201,7 @@ def _nvcc_candidates() -> Iterator[Path]:
 
 
 def find_nvcc() -> Compiler | None:
-    """nvcc: of $CUDA_HOME or $CUDA_PATH, on PATH, from wheels or in the usual folder; None without any.
+    """Find nvcc: in $CUDA_HOME or $CUDA_PATH, on PATH, from wheels or in the usual folder; return None without any.
 
     Raises:
         BuildError: There is one, and it does not run.
@@ -224,21 +224,21 @@ def find_nvcc() -> Compiler | None:
 
 
 def toolkit_folder(nvcc: Compiler) -> Path:
-    """The folder with include/ and lib64/ that belongs to an nvcc, also where that is a script or link elsewhere."""
+    """Return the folder with include/ and lib64/ of an nvcc, even if that is a script or a link."""
     _, output = _run([*nvcc.command, "--dryrun", "-cubin", "-x", "cu", os.devnull])
     top = re.search(r"^#\$ TOP=(.+)$", output, flags=re.MULTILINE)
     return Path(top[1].strip()).resolve() if top else Path(nvcc.command[0]).resolve().parents[1]
 
 
 def wheel_folders() -> list[Path]:
-    """The folders of NVIDIA's wheels, which bring PyTorch its CUDA: cu13, or cuda_nvrtc, cuda_runtime and others."""
+    """Return the folders of NVIDIA's wheels, which hold PyTorch's CUDA: cu13, or cuda_nvrtc and others."""
     spec = importlib.util.find_spec("nvidia")
     locations = (spec.submodule_search_locations or []) if spec else []
     return [folder for location in locations for folder in sorted(Path(location).glob("cu*"), reverse=True)]
 
 
 def cuda_include_folders() -> list[Path]:
-    """Where CUDA's own headers (cuda_fp16.h and such) are: in wheels, else in the toolkit."""
+    """Return the folders of CUDA's own headers (cuda_fp16.h and others): in wheels, else in the toolkit."""
     folders = [folder / "include" for folder in wheel_folders()]
     found = [folder for folder in folders if (folder / "cuda_fp16.h").is_file()]
     if found:
@@ -252,13 +252,13 @@ def cuda_include_folders() -> list[Path]:
 
 
 def nvcc_architectures(nvcc: Compiler) -> list[int]:
-    """The compute capabilities, as 90 for 9.0, that an nvcc compiles for."""
+    """Return the compute capabilities, as 90 for 9.0, that an nvcc compiles for."""
     _, output = _run([*nvcc.command, "--list-gpu-arch"])
     return [int(number) for number in re.findall(r"^compute_(\d+)\s*$", output, flags=re.MULTILINE)]
 
 
 def choose_architecture(arch: str, known: Sequence[int], compiler: str) -> tuple[str, int]:
-    """What to compile for: `arch` itself, or "compute" and the newest known where a compiler is older than the GPU.
+    """Choose what to compile for: `arch` itself, or "compute" and the newest known if a compiler is older than the GPU.
 
     Raises:
         BuildError: The GPU is older than all that the compiler knows.

@@ -125,6 +125,31 @@ def test_logger(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (sys.stdout, sys.stderr) == before
 
 
+def test_loggers_one_inside_the_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also if the outer one is closed first, and twice: nothing is written to a closed file."""
+    before = sys.stdout
+    outer = util.Logger(str(tmp_path / "outer.txt"))
+    print("one")
+    inner = util.Logger(str(tmp_path / "inner.txt"), should_flush=False)
+    print("two")
+    outer.close()
+    outer.close()
+    outer.write("three\n")
+    inner.write("four\n")
+    inner.close()
+    sys.stdout = before
+    assert (tmp_path / "outer.txt").read_text() == "one\ntwo\n"
+    assert (tmp_path / "inner.txt").read_text() == "two\nfour\n"
+    assert capsys.readouterr().out == "one\ntwo\nthree\nfour\n"
+
+
+def test_logger_that_cannot_open_its_file_redirects_nothing(tmp_path: Path) -> None:
+    before = (sys.stdout, sys.stderr)
+    with pytest.raises(FileNotFoundError):
+        util.Logger(str(tmp_path / "nowhere" / "log.txt"))
+    assert (sys.stdout, sys.stderr) == before
+
+
 def test_ask_yes_no(monkeypatch: pytest.MonkeyPatch) -> None:
     answers = iter(["perhaps", "", "YES", "n"])
     asked = []

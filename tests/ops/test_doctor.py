@@ -75,7 +75,7 @@ def test_machine_without_compiler_and_ninja(tmp_path: Path, monkeypatch: pytest.
     result = run()
     assert result.exit_code == 1 and not result.stderr
     assert "DOES NOT WORK: there is no working C++ compiler" in result.stdout
-    assert f"to mend it, {toolchain.install_compiler()}" in result.stdout
+    assert f"remedy: {toolchain.install_compiler()}" in result.stdout
     assert "ninja is not installed: run `pip install ninja`" in result.stdout
     assert "Something does not work" in result.stdout
 
@@ -94,10 +94,10 @@ def test_text_of_a_machine_that_works(monkeypatch: pytest.MonkeyPatch) -> None:
     verdict = Verdict("cpu", seconds=3.25, comparisons=[comparison], speedups={"upfirdn2d up 2": 4.25})
     monkeypatch.setattr(doctor, "examine_cpu", lambda: verdict)
     output = run().output
-    assert "ready after 3.2 s; upfirdn2d in float16: largest error 50% of what is allowed" in output
+    assert "ready after 3.2 s; upfirdn2d in float16: largest error 50%" in output
     assert "upfirdn2d up 2 4.2x" in output
     assert "cuda           not applicable: there is no NVIDIA GPU" in output
-    assert output.endswith("All that can work here does.\n")
+    assert "DOES NOT WORK" not in output and "does not work" not in output
 
 
 class Exact(ModuleType):
@@ -368,4 +368,4 @@ def test_read_only_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     result = run()
     assert result.exit_code == 1
     assert "DOES NOT WORK: the cache folder /sys/stylegan_ops cannot be written" in result.output
-    assert "to mend it, let the environment variable STYLEGAN_OPS_CACHE name a folder" in result.output
+    assert "remedy: let the environment variable STYLEGAN_OPS_CACHE name a folder" in result.output

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import pickle
 import warnings
 from typing import Any
 
@@ -226,6 +227,14 @@ def test_sampler_shares_out_one_order() -> None:
     assert [index for together in zip(*parts, strict=True) for index in together] == whole
 
 
+def test_sampler_can_be_hashed_and_shown_and_pickled() -> None:
+    """As an object without an equality of its own, and without its data set in the text."""
+    sampler = misc.InfiniteSampler(list(range(1000)), 1, 2, seed=5)
+    assert len({sampler, misc.InfiniteSampler(list(range(1000)), 1, 2, seed=5)}) == 2
+    assert "seed=5" in repr(sampler) and "999" not in repr(sampler)
+    assert take(pickle.loads(pickle.dumps(sampler)), 20) == take(sampler, 20)
+
+
 def test_sampler_feeds_a_data_loader() -> None:
     data = torch.arange(6)
     loader = torch.utils.data.DataLoader(data, sampler=misc.InfiniteSampler(data), batch_size=4)  # type: ignore[arg-type]
@@ -236,9 +245,9 @@ def test_sampler_feeds_a_data_loader() -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({"dataset": []}, "something in it"),
-        ({"rank": 2, "num_replicas": 2}, "rank has to be one of 2 processes, not 2"),
-        ({"window_size": 2}, "window_size has to be from 0 to 1"),
+        ({"dataset": []}, "at least one item"),
+        ({"rank": 2, "num_replicas": 2}, "num_replicas=2, not 2"),
+        ({"window_size": 2}, "window_size must be from 0 to 1, not 2"),
     ],
 )
 def test_sampler_refuses(arguments: dict[str, Any], sentence: str) -> None:

@@ -294,7 +294,71 @@ def test_state_that_cannot_be_pickled_is_named(module: ModuleType) -> None:
         pickle.dumps(custom)
 
 
-def test_source_is_executed_once_for_all_objects(module: ModuleType) -> None:
+@pytest.mark.filterwarnings("ignore:.*jit.trace.* is deprecated")
+def test_copies_hold_what_cannot_be_pickled(module: ModuleType) -> None:
+    """Hooks that are local functions, and ScriptModules: only a pickle has no place for them."""
+    stack = module.Stack(2, layer_kwargs={})
+    calls: list[str] = []
+    stack.layer.register_forward_hook(lambda *_: calls.append("hook"))
+    stack.scripted = torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(1, 2))
+    x = torch.ones(1, 2, 4, 4)
+    expected = stack(x)
+    assert calls == ["hook"]
+    for twin in (copy.copy(stack), copy.deepcopy({"G": stack})["G"]):
+        assert type(twin) is module.Stack and twin.init_args == (2,)
+        assert torch.equal(twin(x), expected)
+        assert torch.equal(twin.scripted(torch.ones(1, 2)), stack.scripted(torch.ones(1, 2)))
+        with pytest.raises(pickle.PicklingError, match=r"Stack\.scripted|Layer\._forward_hooks|Stack\._modules"):
+            pickle.dumps(twin)
+    assert calls == ["hook"] * 3
+    assert copy.copy(stack).layer is stack.layer
+
+
+def test_deep_copies_share_as_the_original_does(module: ModuleType) -> None:
+    stack = module.Stack(2, layer_kwargs={})
+    stack.layer.owner = [stack]  # a circle
+    twin, optimized = copy.deepcopy((stack, list(stack.parameters())))
+    assert twin.layer is twin.twin is not stack.layer
+    assert twin.layer.owner[0] is twin
+    assert [id(p) for p in optimized] == [id(p) for p in twin.parameters()]
+    with torch.no_grad():
+        twin.layer.weight.zero_()
+    assert stack.layer.weight.any()
+    custom = module.Custom()
+    custom.value = 5
+    assert (copy.deepcopy(custom).value, copy.copy(custom).value) == (6, 6)  # by its own __getstate__ and __setstate__
+    derived = module.Undecorated()
+    assert type(copy.deepcopy(derived)) is module.Undecorated
+
+
+def test_a_class_keeps_its_own_way_of_being_copied(module: ModuleType) -> None:
+    class Own(module.Loss):
+        def __deepcopy__(self, memo: dict[int, Any]) -> str:
+            return "copied"
+
+    assert copy.deepcopy(persistence.persistent_class(Own)()) == "copied"
+
+
+def test_unpickled_objects_are_instances_of_imported_classes(module: ModuleType) -> None:
+    stack = pickle.loads(pickle.dumps(module.Stack(2, layer_kwargs={})))
+    assert type(stack) is module.Stack and isinstance(stack.layer, module.Layer)
+    assert type(stack).__module__ == "short_lived"
+
+
+def test_another_source_makes_another_class(module: ModuleType) -> None:
+    pickled = pickle.dumps(module.Loss(P_mean=3))
+    meta = metas(pickled)[0]
+    altered = persistence._reconstruct_persistent_obj(meta | {"module_src": SOURCE.replace("-1.2", "-1.3")})
+    assert type(altered) is not module.Loss and altered.P_mean == 3
+    sys.modules["short_lived"] = ModuleType("short_lived")  # Something else has that name now.
+    try:
+        assert type(pickle.loads(pickled)) is not module.Loss
+    finally:
+        sys.modules["short_lived"] = module
+
+
+def test_source_is_executed_once_for_all_objects(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(persistence, "_module_of_source", {})  # as if the module had never been imported
     first, second = pickle.loads(pickle.dumps([module.Loss(), module.DerivedLoss(1)]))
     third = pickle.loads(pickle.dumps(module.Loss()))
     assert type(first) is type(third) is not module.Loss
@@ -312,7 +376,7 @@ def test_hooks_change_what_runs(module: ModuleType) -> None:
 
     @persistence.import_hook
     def rename(meta: dnnlib.EasyDict) -> dict[str, Any]:
-        seen.append((meta.type, meta.version, meta.class_name, meta.state["P_mean"]))
+        seen.append((meta.type, meta.version, meta.class_name, meta.state.P_mean, meta.state["P_mean"]))
         changed = dict(meta)
         changed["module_src"] = meta.module_src.replace("class Loss", "class Renamed")
         return changed
@@ -324,7 +388,7 @@ def test_hooks_change_what_runs(module: ModuleType) -> None:
 
     with pytest.raises(NameError, match="'Loss' is not defined"):  # DerivedLoss(Loss)
         pickle.loads(pickled)
-    assert seen == [("class", 6, "Loss", 2)]
+    assert seen == [("class", 6, "Loss", 2, 2)]
 
     persistence._import_hooks.clear()
 
@@ -337,6 +401,16 @@ def test_hooks_change_what_runs(module: ModuleType) -> None:
     loss = pickle.loads(pickled)
     assert loss.patched and loss.P_mean == 2
     assert metas(pickle.dumps(loss))[0]["module_src"].endswith("Loss.patched = True\n")
+
+    @persistence.import_hook
+    def change_state(meta: dnnlib.EasyDict) -> dnnlib.EasyDict:
+        meta.state.P_mean += 1
+        meta.state.added = "new"
+        return meta
+
+    loss = pickle.loads(pickled)
+    assert (loss.P_mean, loss.added) == (3, "new")
+    assert type(vars(loss)) is dict
 
     @persistence.import_hook
     def forgets_to_return(meta: dnnlib.EasyDict) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def accepts_impl(operator: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Adds a last argument `impl`, 'ref' or 'cuda', which changes nothing; ValueError on anything else."""
+    """Decorator: add a last argument `impl`, 'ref' or 'cuda', which changes nothing; ValueError on anything else."""
     own = inspect.signature(operator)
     num_own = len(own.parameters)
 

@@ -14,7 +14,7 @@ weight_gradients_disabled = False  # whether a `no_weight_gradients` block is op
 
 @contextmanager
 def no_weight_gradients(disable: bool = True) -> Iterator[None]:
-    """Does nothing beyond `weight_gradients_disabled`.
+    """Set `weight_gradients_disabled`, and nothing else.
 
     Inside, scripts call `torch.autograd.grad` for images or latents, and PyTorch computes the gradients of weights
     only where they are asked for.

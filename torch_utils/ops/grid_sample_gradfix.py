@@ -1,7 +1,7 @@
 """Bilinear sampling of images that is differentiable as often as one likes, on every PyTorch.
 
 PyTorch's own `grid_sample` is differentiable twice or not depending on its version and on the device. An
-augmentation pipe in front of a discriminator needs it: R1 regularisation differentiates through the images' gradient.
+augmentation pipe in front of a discriminator needs it: R1 regularization differentiates through the images' gradient.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _BILINEAR, _ZEROS, _ALIGN_CORNERS = 0, 0, False
 
 
 def grid_sample(input: Tensor, grid: Tensor) -> Tensor:
-    """Samples images [N, C, H, W] at `grid` [N, H', W', 2]: bilinear, zeros outside, corners not aligned.
+    """Sample images [N, C, H, W] at `grid` [N, H', W', 2]: bilinear, zeros outside, corners not aligned.
 
     Args:
         input: Images of any floating-point dtype.
@@ -76,7 +76,7 @@ class _GridSampleGradient(Function):
 
 
 def _leaf_or_view(tensor: Tensor) -> Tensor:
-    """The same tensor as one to take derivatives for, whose own history they do not run into."""
+    """Return the tensor as a leaf or view, so that derivatives stop there."""
     return tensor.view_as(tensor) if tensor.requires_grad else tensor.detach().requires_grad_()
 
 

@@ -176,7 +176,7 @@ void sum_by_bias(const BiasActArgs& args, Run run) {
     const int64_t images = args.numel / (size * step);
     typename Element::Stored* const db = static_cast<typename Element::Stored*>(args.db);
     if (step == 1) {
-        // Neighbours have different biases: all of an image's are summed at once, in each of a few parts of the batch.
+        // Neighbors have different biases: all of an image's are summed at once, in each of a few parts of the batch.
         constexpr int64_t kParts = 16;
         const int64_t parts = std::min(kParts, std::max<int64_t>(images, 1));
         std::vector<double> sums(size_t(parts * size), 0.0);

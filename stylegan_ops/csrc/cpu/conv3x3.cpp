@@ -26,7 +26,7 @@ struct Tiling {
 
 constexpr int64_t kPerVec = kLanes / 4;  // tiles whose rows fill a vector
 
-// A block of tiles of one channel, copied to where all tiles have zeros or neighbours around them.
+// A block of tiles of one channel, copied to where all tiles have zeros or neighbors around them.
 template <int64_t Block>
 class Pixels {
    public:
@@ -67,7 +67,7 @@ class Pixels {
     }
 
     // The pixels of a channel, given that of the first image, to tiles[(i * Size + j) * Block + tile]: 6 x 6 with the
-    // neighbours of a tile, or its own 4 x 4.
+    // neighbors of a tile, or its own 4 x 4.
     template <int Size>
     void gather(const float* channel, int64_t image_step, float* tiles) {
         for (const Strip& strip : strips_) copy(strip, channel + strip.image * image_step);
@@ -135,7 +135,7 @@ class Pixels {
     }
 
    private:
-    // Neighbouring tiles of one image, with a border of one pixel: rows from first_row on, columns from column - 1 on.
+    // Neighboring tiles of one image, with a border of one pixel: rows from first_row on, columns from column - 1 on.
     struct Strip {
         int64_t image, first_row, rows, column, width, offset, step;
         bool whole;  // rows of tiles

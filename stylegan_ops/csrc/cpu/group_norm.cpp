@@ -1,4 +1,4 @@
-// Group normalisation, an affine map and SiLU in one pass, and their derivatives in another.
+// Group normalization, an affine map and SiLU in one pass, and their derivatives in another.
 //
 // Per channel, with m and s the mean and the reciprocal deviation of a group of x + before, z = factor * n + offset of
 // n = (x + before - m) * s, where factor = weight * (1 + scale) and offset = bias * (1 + scale) + shift; y = silu(z).
@@ -80,8 +80,8 @@ void normalize_group(const GroupNormArgs& args, int64_t image, int64_t group) {
     double squares = 0;
     for (int64_t c = 0; c < channels; ++c) {
         const float* const row = x + c * size;
-        const float centre = float(mean - double(at(args.before, image * args.channels + first + c, 0.0f)));
-        squares += sum_of(size, [=](int64_t i) { return (row[i] - centre) * (row[i] - centre); });
+        const float center = float(mean - double(at(args.before, image * args.channels + first + c, 0.0f)));
+        squares += sum_of(size, [=](int64_t i) { return (row[i] - center) * (row[i] - center); });
     }
     const float inverse = float(1.0 / std::sqrt(squares / count + args.eps));
     static_cast<float*>(args.mean)[image * args.groups + group] = float(mean);

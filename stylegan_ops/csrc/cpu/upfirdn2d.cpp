@@ -238,7 +238,7 @@ class RowFilter {
     void filter_pixels(const T* padded, const PhaseWeights<T>& weights, T* out, bool accumulate) {
         const Axis& axis = plan_.x;
         const int64_t pixel = plan_.pixel;
-        // Neighbouring outputs that start at neighbouring inputs are one long run of values.
+        // Neighboring outputs that start at neighboring inputs are one long run of values.
         const bool one_run = axis.period == 1 && axis.step == 1;
         for (size_t phase = 0; phase < axis.phases.size(); ++phase) {
             const int64_t taps = axis.phases[phase].taps, count = axis.phases[phase].count;

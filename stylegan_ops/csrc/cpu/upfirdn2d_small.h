@@ -2,7 +2,7 @@
 // taps, resampling by 2. These are the cases of StyleGAN2 and of U-Nets, and their gradients. The rows of small planes
 // are too short for RowFilter to be quick at.
 //
-// A block of neighbouring columns is computed from top to bottom, and filtered rows stay in registers until all outputs
+// A block of neighboring columns is computed from top to bottom, and filtered rows stay in registers until all outputs
 // that they are part of are done. Horizontally, as many vectors of inputs as the filter has taps, weighted, make up a
 // vector of outputs, or two where upsampling. Their lanes may lie beside the image, where memory has the end of another
 // row. These are cleared by a mask, since even a weight of zero would make NaN of an infinite value there.
@@ -132,7 +132,7 @@ class SmallFilter final : public AnySmallFilter {
     }
 
   private:
-    // Neighbouring columns of the result.
+    // Neighboring columns of the result.
     struct Block {
         int64_t column;   // The first one.
         int64_t base[2];  // The first inputs of the outputs there and, where upsampling, in the next column.
