@@ -52,7 +52,7 @@ class Logger:
     Args:
         file_name: of the log; None writes none.
         file_mode: as for `open`: "w" begins anew, "a" goes on.
-        should_flush: whether every piece of text is shown and stored at once.
+        should_flush: Whether every piece of text is shown and stored at once.
     """
 
     def __init__(self, file_name: str | None = None, file_mode: str = "w", should_flush: bool = True) -> None:
@@ -184,7 +184,7 @@ def get_dtype_and_ctype(type_obj: Any) -> tuple[np.dtype[Any], Any]:
     """NumPy's and C's type for a name, NumPy or ctypes type, such as "uint8".
 
     Raises:
-        ValueError: there is no such pair.
+        ValueError: There is no such pair.
     """
     for name, c_type in _CTYPES.items():
         if type_obj in (name, c_type) or (isinstance(type_obj, type | np.dtype) and type_obj == getattr(np, name)):
@@ -209,7 +209,7 @@ def get_module_from_obj_name(obj_name: str) -> tuple[types.ModuleType, str]:
     """Splits a full name into the module that it begins with, imported, and the rest.
 
     Raises:
-        ImportError: no module can be imported from the beginning of the name, or it lacks the rest of it. What goes
+        ImportError: No module can be imported from the beginning of the name, or it lacks the rest of it. What goes
             wrong inside a module that does exist is raised as it is.
     """
     parts = obj_name.split(".")
@@ -236,7 +236,7 @@ def get_obj_from_module(module: types.ModuleType, obj_name: str) -> Any:
     """What a dotted name stands for in a module; the module itself for the empty name.
 
     Raises:
-        AttributeError: it stands for nothing.
+        AttributeError: It stands for nothing.
     """
     return functools.reduce(getattr, obj_name.split("."), module) if obj_name else module
 
@@ -245,7 +245,7 @@ def get_obj_by_name(name: str) -> Any:
     """Finds an object by its full name, such as `torch.nn.Linear` or `package.module.Class.method`.
 
     Raises:
-        ImportError: see `get_module_from_obj_name`.
+        ImportError: See `get_module_from_obj_name`.
     """
     return get_obj_from_module(*get_module_from_obj_name(name))
 
@@ -284,7 +284,7 @@ def get_top_level_function_name(obj: Any) -> str:
     """The full name of such a function, for `get_obj_by_name`.
 
     Raises:
-        ValueError: it is no top-level function.
+        ValueError: It is no top-level function.
     """
     if not is_top_level_function(obj):
         raise ValueError(f"{obj!r} is no function at the top level of a module")
@@ -303,15 +303,15 @@ def list_dir_recursively_with_ignore(
     """All files below a folder.
 
     Args:
-        dir_path: the folder.
-        ignores: patterns in the manner of a shell, for names of files and folders to leave out.
-        add_base_to_relative: whether the relative paths begin with the folder's own name.
+        dir_path: The folder.
+        ignores: Patterns in the manner of a shell, for names of files and folders to leave out.
+        add_base_to_relative: Whether the relative paths begin with the folder's own name.
 
     Returns:
         (absolute path, path relative to the folder) of each file.
 
     Raises:
-        NotADirectoryError: there is no such folder.
+        NotADirectoryError: There is no such folder.
     """
     if not os.path.isdir(dir_path):
         raise NotADirectoryError(f"{dir_path} is no folder")
@@ -352,19 +352,19 @@ def open_url(
     """Opens a file for reading, whether it is on the disk or on the internet.
 
     Args:
-        url: path, or http, https or file:// address.
-        cache_dir: where downloads are kept; None is `make_cache_dir_path("downloads")`.
-        num_attempts: how often an address is tried.
-        verbose: whether to print that something is downloaded.
-        return_filename: return the path of the file instead.
+        url: Path, or http, https or file:// address.
+        cache_dir: Where downloads are kept; None is `make_cache_dir_path("downloads")`.
+        num_attempts: How often an address is tried.
+        verbose: Whether to print that something is downloaded.
+        return_filename: Return the path of the file instead.
         cache: False keeps the download in memory only.
 
     Returns:
         The open file, or its path.
 
     Raises:
-        OSError: the file cannot be read or had.
-        ValueError: it is another kind of address.
+        OSError: The file cannot be read or had.
+        ValueError: It is another kind of address.
     """
     folder = Path(cache_dir or make_cache_dir_path("downloads"))
     return download.open_url(url, folder, num_attempts, verbose, return_filename, cache)

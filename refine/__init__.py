@@ -1,6 +1,6 @@
-"""Refine: a pretrained StyleGAN generator made better with a pretrained diffusion model, and nothing else.
+"""Refine: improve a pretrained StyleGAN generator using only a pretrained diffusion model.
 
-The public names are imported on first use, so that commands which need no torch start at once.
+The public names are imported on first use, so that commands that need no torch start at once.
 """
 
 import importlib as _importlib

@@ -1,7 +1,7 @@
 """Options of a run: one section for each part that needs them, and `RunConfig`, which has them all.
 
-A section is handed on as `config.section(TrainingOptions)`. Nothing here imports torch until a record is made, so that
-`--help` does not wait for it.
+A section is passed on as `config.section(TrainingOptions)`. This module imports torch only when a record is made, so
+that `--help` does not wait for it.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ _SCHEDULE = "refine.diffusion.noise_levels:parse_schedule"
 
 @dataclass(frozen=True, kw_only=True)
 class SeedOptions(Section):
-    """The seed, which several parts draw from."""
+    """Seed, which several parts use."""
 
     seed: int = option(0, "Random seed.", "Machine", metavar="N", minimum=0, maximum=MAX_INT)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LengthOptions(Section):
-    """How many images a run takes; 1 kimg is a thousand of them."""
+    """Length of a run in images; 1 kimg is a thousand images."""
 
     kimg: float = option(
         1000.0, "Length of the run, in thousands of images.", "Length", metavar="KIMG", above=0, maximum=1e9
     )
     warmup_kimg: float = option(
-        20.0, "Images the fake score is fitted to before the generator moves, in thousands.", "Length",
+        20.0, "Length of the fake score's warm-up, before the generator changes, in thousands of images.", "Length",
         metavar="KIMG", minimum=0, maximum=1e9,
     )  # fmt: skip
     batch: int = option(
@@ -61,7 +61,7 @@ class LengthOptions(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class BridgeOptions(Section):
-    """How the generator's images and classes become the teacher's."""
+    """Conversion of the generator's images and classes to the teacher's."""
 
     class_map: tuple[int, ...] | None = option(
         None, "The teacher's class for each of the generator's classes, such as 3,0,1.", "Pair", metavar="K,K,.."
@@ -74,19 +74,19 @@ class BridgeOptions(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class PairOptions(BridgeOptions):
-    """The generator, the teacher, and how they are joined."""
+    """Generator, teacher, and the bridge between them."""
 
     gan: str = option(help="StyleGAN pickle to refine.", group="Pair", metavar=_NETWORK, path=True)
     teacher: str = option(help="EDM pickle to learn from.", group="Pair", metavar=_NETWORK, path=True)
     init: str | None = option(
         None, "Start from the weights in this pickle or training state.", "Pair", metavar="PKL|PT", path=True
     )
-    preflight: bool = option(True, "Try the pair out before the first step.", "Pair", metavar="0|1")
+    preflight: bool = option(True, "Test the pair before the first step.", "Pair", metavar="0|1")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions(SeedOptions, LengthOptions):
-    """What a step does."""
+    """Options of the training step."""
 
     objective: Objective = option(
         "ikl",
@@ -97,16 +97,14 @@ class TrainingOptions(SeedOptions, LengthOptions):
         0.0, "Weight of an adversarial term against samples of the teacher.", "Method", metavar="WEIGHT", minimum=0
     )
     ratio_samples: int = option(
-        5000, "Samples of the teacher that the density ratio is fitted to, where one is needed.", "Method",
+        5000, "Samples of the teacher to train the density ratio with, if one is needed.", "Method",
         metavar="N", minimum=2, maximum=2**24,
     )  # fmt: skip
-    ratio_refresh: bool = option(
-        False, "Draw these samples anew even if earlier ones are kept.", "Method", metavar="0|1"
-    )
+    ratio_refresh: bool = option(False, "Draw new samples even if the cache has some.", "Method", metavar="0|1")
     fake_steps: int = option(1, "Updates of the fake score per generator update.", "Method", metavar="N", minimum=1)
     share_forward: bool = option(False, "Use one generator pass for both updates.", "Method", metavar="0|1")
     share_unet: bool = option(False, "Use one pass of the fake score for both updates, too.", "Method", metavar="0|1")
-    fake_dropout: bool = option(True, "Fit the fake score with dropout.", "Method", metavar="0|1")
+    fake_dropout: bool = option(True, "Train the fake score with dropout.", "Method", metavar="0|1")
     fake_augment: float = option(
         0.0, "Probability of each augmentation of the fake score's training images.", "Method",
         metavar="P", minimum=0, maximum=1,
@@ -124,7 +122,7 @@ class TrainingOptions(SeedOptions, LengthOptions):
     )  # fmt: skip
     fake_sigma: Schedule = option(
         "lognormal:-1.2,1.2",
-        "Noise levels the fake score is fitted at.",
+        "Noise levels of the fake score's training.",
         "Noise levels",
         metavar="DIST",
         parse=_SCHEDULE,
@@ -172,11 +170,11 @@ class TrainingOptions(SeedOptions, LengthOptions):
 
     @property
     def one_batch(self) -> bool:
-        """Whether the generator's update and one of the fake score look at the same images."""
+        """True if the generator's update and an update of the fake score use the same images."""
         return self.share_forward or self.share_unet
 
     def check(self) -> None:
-        """Refuses a part that does not divide the batch, and forms of sharing that exclude each other."""
+        """Refuses a `batch_gpu` that does not divide the batch, and options that exclude each other."""
         super().check()
         if self.batch_gpu is not None and self.batch % self.batch_gpu:
             raise OptionError(f"{{batch_gpu}} must divide the batch of {self.batch}, and {self.batch_gpu} does not.")
@@ -184,31 +182,32 @@ class TrainingOptions(SeedOptions, LengthOptions):
             self._check_one_pass()
 
     def _check_one_pass(self) -> None:
-        """Refuses what one pass of the fake score cannot serve along with both updates."""
+        """Refuses options that are impossible with one fake-score pass for both updates."""
         if not self.objective.needs_fake or self.objective.through_networks:
             raise OptionError(
-                f"{{share_unet=True}} has nothing to share with {{objective={self.objective}}}: leave it out."
+                f"{{share_unet=True}} is impossible with {{objective={self.objective}}}, which has no pass to share: "
+                "leave it out."
             )
         if self.sigma != self.fake_sigma:
             raise OptionError(
                 f"{{share_unet=True}} needs one distribution of noise levels, not {{sigma={self.sigma}}} and "
-                f"{{fake_sigma={self.fake_sigma}}}: give both the same."
+                f"{{fake_sigma={self.fake_sigma}}}: use the same for both."
             )
         if self.fake_augment:
             raise OptionError(
-                "{share_unet=True} has one pass for both updates, and the generator's has no augmented images: use "
+                "{share_unet=True} uses one pass for both updates, and the generator's update has no augmentation: use "
                 "{fake_augment=0}."
             )
         if self.paired_dropout and not self.fake_dropout:
             raise OptionError(
-                "{share_unet=True} has one pass for both updates, with dropout or without: leave out "
+                "{share_unet=True} uses one pass for both updates, with or without dropout: leave out "
                 "{paired_dropout=True} or {fake_dropout=False}."
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions(SeedOptions, LengthOptions):
-    """Where a run takes place, and how often it reports and saves."""
+    """Place of a run, and intervals of reporting and saving."""
 
     preset: str | None = option(
         None, f"Settings that go together: {', '.join(PRESETS)}. Default: by the teacher.", "Pair",
@@ -232,7 +231,7 @@ class MetricNames:
 
     Attributes:
         names: Names of the StyleGAN suite such as `fid50k_full`, each once; empty for none.
-        auto: Let the device decide: fid50k_full on a GPU, where it can be had, and nothing on a CPU.
+        auto: Whether the device decides: fid50k_full on a GPU if it can be measured, and nothing on a CPU.
     """
 
     names: tuple[str, ...] = ()
@@ -243,10 +242,10 @@ class MetricNames:
 
     @classmethod
     def parse(cls, text: str | MetricNames) -> MetricNames:
-        """Reads `auto`, `none`, or names joined by commas.
+        """Parses `auto`, `none`, or names joined by commas.
 
         Raises:
-            UserError: One of the names is unknown.
+            UserError: A name is unknown.
         """
         if isinstance(text, MetricNames):
             return text
@@ -262,7 +261,7 @@ parse_metric_names = MetricNames.parse
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationOptions(BridgeOptions):
-    """How snapshots are measured, and what becomes of a run that gets worse."""
+    """Evaluation of snapshots, and the end of a run that gets worse."""
 
     metrics: MetricNames = option(
         "auto", "Metrics such as fid50k_full,pr50k3_full or fid5k_full; none; auto: by device.", "Metrics",
@@ -292,31 +291,35 @@ class EvaluationOptions(BridgeOptions):
         metavar="N", minimum=1, maximum=1000,
     )  # fmt: skip
     metric_every: int = option(1, "Measure every n-th snapshot, and the last one.", "Metrics", metavar="N", minimum=1)
+    stop_if_flat: int | None = option(
+        None, "End the run when the estimated divergence has not fallen over N status lines.", "Length",
+        metavar="N", minimum=3,
+    )  # fmt: skip
     stop_if_worse: int | None = option(
         None, "End the run when the FID has risen for N snapshots in a row.", "Length", metavar="N", minimum=1
     )
 
     def check(self) -> None:
-        """Refuses two references, a reference that is missing, and a watch over metrics that are not measured."""
+        """Refuses two references, a missing reference, and early stopping without an FID."""
         super().check()
         if self.ref == "data" and self.data is None:
-            raise OptionError("{ref=data} compares with a data set: name it with {data}.")
+            raise OptionError("{ref=data} needs a data set: give one with {data}.")
         if self.data is not None and self.ref not in ("auto", "data"):
             raise OptionError(f"{{data={self.data}}} and {{ref={self.ref}}} are two references: give one of them.")
         watched = self.metrics.auto or any(name.startswith(("fid", "fdd")) for name in self.metrics.names)
         if self.stop_if_worse is not None and not watched:
             raise OptionError(
-                f"{{stop_if_worse={self.stop_if_worse}}} watches the FID, and {{metrics={self.metrics}}} has none: "
-                "name one, such as fid5k_full."
+                f"{{stop_if_worse={self.stop_if_worse}}} needs an FID, and {{metrics={self.metrics}}} has none: "
+                "add one, such as fid5k_full."
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(EvaluationOptions, RunOptions, TrainingOptions, PairOptions):
-    """Everything that decides what a run does; `python refine.py --help` lists the options with a line for each.
+    """All options of a run; `python refine.py --help` lists them with a line for each.
 
-    Options that are not given have the defaults below, whatever the pair. `RunConfig.from_preset` starts from the
-    settings that suit the pair, as the command line does.
+    Options that are not given have the defaults below, for every pair. `RunConfig.from_preset` starts from the preset
+    that suits the pair, like the command line.
 
     Raises:
         OptionError: An option has an impossible value, or two contradict each other.
@@ -329,8 +332,17 @@ class RunConfig(EvaluationOptions, RunOptions, TrainingOptions, PairOptions):
             sorted(super().options(), key=lambda each: (each.default is not MISSING, GROUPS.index(each.group)))
         )
 
+    def check(self) -> None:
+        """Refuses a watch over a divergence that is not estimated."""
+        super().check()
+        if self.stop_if_flat is not None and not self.objective.needs_fake:
+            raise OptionError(
+                f"{{stop_if_flat={self.stop_if_flat}}} watches the divergence that the fake score tells of, and "
+                f"{{objective={self.objective}}} has no fake score: leave it out."
+            )
+
     def __new__(cls, **given: Any) -> RunConfig:
-        """Refuses the name of a preset that would change nothing."""
+        """Refuses the name of a preset that would have no effect."""
         name = given.get("preset")
         if name in PRESETS and not PRESETS[name].options.keys() <= given.keys():
             raise UserError(
@@ -341,14 +353,14 @@ class RunConfig(EvaluationOptions, RunOptions, TrainingOptions, PairOptions):
 
     @classmethod
     def from_preset(cls, name: str | None = None, /, *, trust: bool = False, **given: Any) -> RunConfig:
-        """The options of a new run: those given, and for the others the settings that suit the pair.
+        """Options of a new run: the given options, and for the others the preset that suits the pair.
 
-        The teacher's file is opened, and downloaded if necessary, once all that is given makes sense.
+        The teacher's file is opened, and downloaded if necessary, after the given options are checked.
 
         Args:
-            name: A key of `presets.PRESETS`; None: the teacher's content and resolution decide.
-            trust: Run the source embedded in a pickle where Refine has no network of its own.
-            given: Options, `gan` and `teacher` among them; they win over the preset.
+            name: Key of `presets.PRESETS`; None to choose by the teacher's content and resolution.
+            trust: Permission to run source code embedded in a pickle, for networks that Refine does not know.
+            given: Options, including `gan` and `teacher`; they win over the preset.
 
         Raises:
             UserError: An option is unknown or impossible, two contradict each other, or a file cannot be read.
@@ -369,7 +381,7 @@ class RunConfig(EvaluationOptions, RunOptions, TrainingOptions, PairOptions):
 
     @classmethod
     def _check_alone(cls, preset: str | None, given: dict[str, Any]) -> None:
-        """Refuses what makes no sense whatever the teacher is, before any file is opened."""
+        """Refuses options that are impossible with every teacher, before any file is opened."""
         depends = set() if "batch" in given else {"batch_gpu"}  # on the preset's batch
         depends |= {"share_unet", "stop_if_worse"}  # on its noise levels and metrics
         cls(**{name: value for name, value in given.items() if name not in depends})
@@ -380,7 +392,7 @@ class RunConfig(EvaluationOptions, RunOptions, TrainingOptions, PairOptions):
 
     @classmethod
     def from_dict(cls, options: Mapping[str, Any]) -> RunConfig:
-        """The options of a run from its parsed `training_options.json`, of this or an earlier version.
+        """Options of a run from its parsed `training_options.json`, of this or an earlier version.
 
         Raises:
             UserError: An option is unknown, missing, or has an impossible value.
@@ -411,7 +423,7 @@ def migrated(options: Mapping[Any, Any]) -> dict[Any, Any]:
 
 
 def _preset_options(name: str, conditional: bool, given: Mapping[str, Any]) -> dict[str, Any]:
-    """A preset's options, without its data set where something else is given to compare with."""
+    """Options of a preset, without its data set if another reference is given."""
     options = PRESETS[name].options_for(conditional)
     if given.get("ref", "auto") not in ("auto", "data"):
         options["data"] = None
@@ -419,10 +431,10 @@ def _preset_options(name: str, conditional: bool, given: Mapping[str, Any]) -> d
 
 
 def _teacher_facts(gan: str, teacher: str, trust: bool) -> tuple[int, bool, Path]:
-    """Resolution of the teacher's images, whether it gets labels, and its file.
+    """Resolution of the teacher's images, whether it has labels, and its file.
 
     Raises:
-        UserError: The teacher cannot be had or read. If the same goes for the generator, both are named.
+        UserError: The teacher cannot be downloaded or read. If the same is true of the generator, both are named.
     """
     from refine.networks.loading import load_generator, load_teacher
 

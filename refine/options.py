@@ -78,7 +78,7 @@ class Option:
 
     @property
     def expected(self) -> str:
-        """What the value has to be, in words: "a whole number of at least 1 or None"."""
+        """Description of possible values: "a whole number of at least 1 or None"."""
         text = f"one of {', '.join(self.choices)}" if self.choices else f"{_KINDS[self.kind]}{self._bounds()}"
         return f"{text} or None" if self.optional else text
 

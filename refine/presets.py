@@ -1,22 +1,23 @@
-"""Settings that go together, and what speaks for them: `--preset=NAME`. Options given beside a preset win over it.
+"""Presets: groups of settings, with their evidence. Options given besides `--preset=NAME` win over it.
 
 The evidence, by name:
 
 - *released*: the distillation code that the authors of Diff-Instruct published (CIFAR-10, 32 pixels).
 - *SiD*: published settings of Score identity Distillation (arXiv 2404.04057) for the EDM networks of CIFAR-10, FFHQ,
-  AFHQv2 (and ImageNet, with smaller steps). Another objective, but the same teachers and the best results without data.
-- *SiDA*: its successor, which fits the fake score to 100 kimg of a frozen generator first.
-- *DMD2*: Distribution Matching Distillation 2 (arXiv 2405.14867), the same gradient as here but for its weighting.
-- *study*: ours, on 8- and 16-pixel digits, single runs. At ln sigma ~ N(-1.2, 1.2) an unconditional generator
-  lost classes (the rarest fell from 4.4 % to 0.7 %) and FID did not move; at N(1, 1.2) FID fell from 516 to 409 and the
-  rarest kept 2.2 %. Conditional, FID after 24 kimg was 39.5 at -1.2; at 0 it reached 18.4 after 96 kimg and
-  variety grew.
-- *sharing*: `python -m benchmarks.studies.sharing`, three seeds of the digits at equal processor time. A fresh batch
-  for each update came to FID 48.8, one generator pass for both updates to 56.0, one pass of the fake score as well to
-  52.8: all presets draw fresh batches.
+  AFHQv2 (and ImageNet, with smaller steps). The objective differs, but SiD has the same teachers and the best results
+  without data.
+- *SiDA*: SiD's successor, which first trains the fake score on 100 kimg of a frozen generator.
+- *DMD2*: Distribution Matching Distillation 2 (arXiv 2405.14867), the same gradient as here except for the weighting.
+- *study*: our own, on 8- and 16-pixel digits, single runs. At ln sigma ~ N(-1.2, 1.2) an unconditional generator lost
+  classes (the rarest fell from 4.4% to 0.7%) and its FID did not change; at N(1, 1.2) its FID fell from 516 to 409 and
+  the rarest class kept 2.2%. With classes, the FID after 24 kimg was 39.5 at -1.2; at 0 it reached 18.4 after 96 kimg,
+  and variety increased.
+- *sharing*: `python -m benchmarks.studies.sharing`, three seeds of the digits at equal CPU time. A fresh batch for each
+  update reached FID 48.8, one generator pass for both updates 56.0, one pass of the fake score as well 52.8: all
+  presets use fresh batches.
 
-So all but `released` look at higher noise than the published code: median sigma 1.0 (0.3 there), and 2.5 or more where
-no labels hold the classes apart. No run on a GPU stands behind `small` and `medium` yet.
+All presets but `released` therefore use higher noise levels than the published code: a median sigma of 1.0 instead of
+0.3, and of 2.5 or more if no labels distinguish the classes. `small` and `medium` have not been run on a GPU yet.
 """
 
 from __future__ import annotations

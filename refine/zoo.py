@@ -14,7 +14,7 @@ from pathlib import Path
 
 from refine.errors import UserError
 from refine.files import download
-from refine.files.addresses import has_secrets, redacted
+from refine.files.addresses import has_secrets, without_secrets
 
 logger = logging.getLogger("refine")
 
@@ -303,7 +303,7 @@ def lasting(spec: str) -> str:
     if "://" not in spec or not has_secrets(spec):
         return spec
     found = download.cached(spec)
-    return str(found.resolve()) if found else redacted(spec)
+    return str(found.resolve()) if found else without_secrets(spec)
 
 
 def find(name: str) -> ZooEntry | None:

@@ -51,7 +51,7 @@ def parse_factor(factor: Factor, name: str) -> Size:
     """Read a resampling factor, one number for both axes or `[x, y]`.
 
     Raises:
-        ValueError: unless it is one or two whole numbers of at least 1; the message starts with `name`.
+        ValueError: Unless it is one or two whole numbers of at least 1; the message starts with `name`.
     """
     # Each layer of a network comes by here, hence the short cuts.
     if type(factor) is int and factor >= 1:
@@ -68,7 +68,7 @@ def parse_padding(padding: PaddingLike) -> Padding:
     """Read padding, one number for all sides, `[x, y]` or `[left, right, top, bottom]`.
 
     Raises:
-        ValueError: unless it is one, two or four whole numbers.
+        ValueError: Unless it is one, two or four whole numbers.
     """
     if type(padding) is int:
         return Padding(padding, padding, padding, padding) if padding else NO_PADDING
@@ -84,8 +84,8 @@ def filter_size(f: Tensor | None) -> Size:
     """Taps of a filter along each axis: 1-D filters are applied along both, None is the single tap 1.
 
     Raises:
-        TypeError: if `f` is neither a tensor nor None.
-        ValueError: unless it has one or two dimensions and at least one tap.
+        TypeError: If `f` is neither a tensor nor None.
+        ValueError: Unless it has one or two dimensions and at least one tap.
     """
     if f is None:
         return ONE

@@ -23,19 +23,19 @@ def bias_act(
     """Compute clamp(gain * act(x + b)), element by element.
 
     Args:
-        x: floating-point tensor of any shape.
-        b: bias [x.shape[dim]], added along `dim` in x's dtype; None adds nothing.
-        dim: the dimension of x that `b` runs along.
-        act: a key of `ACTIVATIONS`: linear, relu, lrelu, tanh, sigmoid, elu, selu, softplus or swish.
-        alpha: slope of `lrelu` below zero, default 0.2; the other activations ignore it.
-        gain: factor after the activation; default sqrt(2) for relu, lrelu and swish, 1 for the others.
-        clamp: limit the result to [-clamp, clamp]; None does not.
+        x: Floating-point tensor of any shape.
+        b: Bias [x.shape[dim]], added along `dim` in x's dtype; None adds nothing.
+        dim: The dimension of x that `b` runs along.
+        act: A key of `ACTIVATIONS`: linear, relu, lrelu, tanh, sigmoid, elu, selu, softplus or swish.
+        alpha: Slope of `lrelu` below zero, default 0.2; the other activations ignore it.
+        gain: Factor after the activation; default sqrt(2) for relu, lrelu and swish, 1 for the others.
+        clamp: Limit the result to [-clamp, clamp]; None does not.
 
     Returns:
         A tensor of x's shape and dtype; differentiable as often as the activation is.
 
     Raises:
-        TypeError: if `x` is not a floating-point tensor.
+        TypeError: If `x` is not a floating-point tensor.
         ValueError: on an unknown activation, a dimension that x lacks, a bias that does not fit it, or a
             negative clamp.
     """

@@ -38,12 +38,12 @@ def conv2d_resample(
     The filters and the convolution commute, so they are computed in the order that costs least.
 
     Args:
-        x: images [N, C, H, W]; N may be 0.
-        w: weight [out_channels, C // groups, kernel_height, kernel_width] of x's dtype.
-        f: filter from `upfirdn2d.setup_filter`, used where up or down exceeds 1; None is the single tap 1.
-        up: factor of at least 1, the same along both axes.
-        down: factor of at least 1, the same along both axes.
-        padding: pixels of the upsampled image, beyond what keeps it centred under the filter: one number,
+        x: Images [N, C, H, W]; N may be 0.
+        w: Weight [out_channels, C // groups, kernel_height, kernel_width] of x's dtype.
+        f: Filter from `upfirdn2d.setup_filter`, used where up or down exceeds 1; None is the single tap 1.
+        up: Factor of at least 1, the same along both axes.
+        down: Factor of at least 1, the same along both axes.
+        padding: Pixels of the upsampled image, beyond what keeps it centred under the filter: one number,
             `[x, y]` or `[left, right, top, bottom]`; negative crops.
         groups: as for `torch.nn.functional.conv2d`.
         flip_weight: True correlates with `w`, as PyTorch's convolutions do; False convolves.
@@ -53,7 +53,7 @@ def conv2d_resample(
         Images [N, out_channels, H', W'] of x's dtype, differentiable twice.
 
     Raises:
-        TypeError: if `x` is not a floating-point tensor, or `w` of another dtype.
+        TypeError: If `x` is not a floating-point tensor, or `w` of another dtype.
         ValueError: on shapes or numbers that make no sense, or a padded image smaller than the kernel.
     """
     check_images(x)

@@ -36,9 +36,9 @@ class Finding:
     """A part of the machine or the installation.
 
     Attributes:
-        name: what it is.
-        value: what was found, or why nothing was.
-        remedy: what brings it about; empty where nothing is missing.
+        name: What it is.
+        value: What was found, or why nothing was.
+        remedy: What brings it about; empty where nothing is missing.
     """
 
     name: str
@@ -63,11 +63,11 @@ class Verdict:
     Attributes:
         device: as PyTorch names it.
         applicable: False where there is no such device.
-        problem: what is wrong; empty if nothing is.
-        remedy: what mends that.
-        seconds: it took to build or find, and load the kernels.
+        problem: What is wrong; empty if nothing is.
+        remedy: What mends that.
+        seconds: It took to build or find, and load the kernels.
         comparisons: with `reference`, in float64.
-        speedups: time of plain PyTorch / time of the kernels.
+        speedups: Time of plain PyTorch / time of the kernels.
     """
 
     device: str
@@ -94,7 +94,7 @@ class DriverState:
     Attributes:
         version: of CUDA that it supports; empty without a driver.
         gpus: that it drives.
-        problem: why there is a driver and no answer from it.
+        problem: Why there is a driver and no answer from it.
     """
 
     version: str = ""

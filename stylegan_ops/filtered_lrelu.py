@@ -31,23 +31,23 @@ def filtered_lrelu(
     section 3.1.)
 
     Args:
-        x: images [N, C, H, W] of any floating-point dtype; N may be 0.
-        fu: upsampling filter from `upfirdn2d.setup_filter`; None is the single tap 1.
-        fd: downsampling filter, likewise.
-        b: bias [C], added before padding; None adds nothing.
-        up: factor of at least 1, the same along both axes; brightness is kept.
-        down: factor of at least 1.
-        padding: pixels of the upsampled image: one number, `[x, y]` or `[left, right, top, bottom]`; negative crops.
-        gain: factor after the activation.
+        x: Images [N, C, H, W] of any floating-point dtype; N may be 0.
+        fu: Upsampling filter from `upfirdn2d.setup_filter`; None is the single tap 1.
+        fd: Downsampling filter, likewise.
+        b: Bias [C], added before padding; None adds nothing.
+        up: Factor of at least 1, the same along both axes; brightness is kept.
+        down: Factor of at least 1.
+        padding: Pixels of the upsampled image: one number, `[x, y]` or `[left, right, top, bottom]`; negative crops.
+        gain: Factor after the activation.
         slope: of the activation below zero.
-        clamp: limit of the magnitude after the gain; None is no limit.
+        clamp: Limit of the magnitude after the gain; None is no limit.
         flip_filter: False convolves with both filters, True correlates.
 
     Returns:
         Images [N, C, H', W'] of x's dtype, differentiable twice.
 
     Raises:
-        TypeError: if `x` is not a floating-point tensor or a filter neither a tensor nor None.
+        TypeError: If `x` is not a floating-point tensor or a filter neither a tensor nor None.
         ValueError: on shapes or numbers that make no sense.
     """
     factor = parse_factor(up, "up")

@@ -36,15 +36,15 @@ def modulated_conv2d(
     "Analyzing and Improving the Image Quality of StyleGAN", arXiv 1912.04958, equations 1 and 3.)
 
     Args:
-        x: images [N, in_channels, H, W]; N may be 0. Weight, styles and noise may have a wider dtype.
+        x: Images [N, in_channels, H, W]; N may be 0. Weight, styles and noise may have a wider dtype.
         weight: [out_channels, in_channels, kernel_height, kernel_width].
         styles: [N, in_channels].
-        noise: added to the result, broadcast against it ([H', W'] or [N, 1, H', W']); None adds nothing.
-        up: see `conv2d_resample`, like `down`, `padding`, `resample_filter` and `flip_weight`.
+        noise: Added to the result, broadcast against it ([H', W'] or [N, 1, H', W']); None adds nothing.
+        up: See `conv2d_resample`, like `down`, `padding`, `resample_filter` and `flip_weight`.
         down: as above.
         padding: as above.
         resample_filter: as above.
-        demodulate: whether to normalise the weights.
+        demodulate: Whether to normalise the weights.
         flip_weight: as above.
         fused_modconv: True scales the weights and convolves all samples in one grouped convolution; False
             scales the images before and after an ordinary one. Both give the same result, up to rounding; None
@@ -54,7 +54,7 @@ def modulated_conv2d(
         Images [N, out_channels, H', W'] of x's dtype, differentiable twice.
 
     Raises:
-        TypeError: if `x` is not a floating-point tensor.
+        TypeError: If `x` is not a floating-point tensor.
         ValueError: on shapes or numbers that make no sense.
     """
     check_images(x)

@@ -21,9 +21,9 @@ class Activation:
     """An activation function of `bias_act`.
 
     Attributes:
-        function: maps (x, alpha) to the activation; only `lrelu` looks at alpha, its slope below zero.
-        alpha: default of alpha.
-        gain: default factor after the activation; sqrt(2) restores unit variance behind a rectifier.
+        function: Maps (x, alpha) to the activation; only `lrelu` looks at alpha, its slope below zero.
+        alpha: Default of alpha.
+        gain: Default factor after the activation; sqrt(2) restores unit variance behind a rectifier.
     """
 
     function: Callable[[Tensor, float], Tensor]

@@ -36,11 +36,11 @@ def setup_filter(
     """Make the filter tensor that the other functions take.
 
     Args:
-        f: taps: a number, a sequence or array [taps] (applied along both axes) or [height, width]; None is 1.
-        device: where the result lies; None is the tensor's own device or PyTorch's default.
-        normalize: divide so that the taps of the 2-D filter sum to 1.
-        flip_filter: reverse the taps.
-        gain: brightness factor of the 2-D filter.
+        f: Taps: a number, a sequence or array [taps] (applied along both axes) or [height, width]; None is 1.
+        device: Where the result lies; None is the tensor's own device or PyTorch's default.
+        normalize: Divide so that the taps of the 2-D filter sum to 1.
+        flip_filter: Reverse the taps.
+        gain: Brightness factor of the 2-D filter.
         separable: True returns [taps], False the outer product [taps, taps] of a 1-D filter with itself;
             None keeps 1-D from 8 taps on, as the checkpoints do.
 
@@ -48,7 +48,7 @@ def setup_filter(
         A float32 tensor [taps] or [height, width].
 
     Raises:
-        ValueError: if `f` has more than two dimensions or no taps, if a 2-D filter is asked to be separable,
+        ValueError: If `f` has more than two dimensions or no taps, if a 2-D filter is asked to be separable,
             if taps to be normalised sum to zero, or if the gain of a separable filter is negative.
     """
     if device is None:
@@ -95,21 +95,21 @@ def upfirdn2d(
     where it overlaps the image entirely, keep every down-th pixel beginning with the first.
 
     Args:
-        x: images [N, C, H, W] of any floating-point dtype; N may be 0.
-        f: filter [taps] (applied along both axes) or [height, width] from `setup_filter`; None is the tap 1.
-        up: factor of at least 1, or `[x, y]`.
-        down: factor of at least 1, or `[x, y]`.
-        padding: pixels of the upsampled image, one number, `[x, y]` or `[left, right, top, bottom]`;
+        x: Images [N, C, H, W] of any floating-point dtype; N may be 0.
+        f: Filter [taps] (applied along both axes) or [height, width] from `setup_filter`; None is the tap 1.
+        up: Factor of at least 1, or `[x, y]`.
+        down: Factor of at least 1, or `[x, y]`.
+        padding: Pixels of the upsampled image, one number, `[x, y]` or `[left, right, top, bottom]`;
             negative crops.
         flip_filter: False convolves, True correlates.
-        gain: factor on the result.
+        gain: Factor on the result.
 
     Returns:
         Images [N, C, H', W'] of x's dtype, H' = (H * up + top + bottom - height) // down + 1 and W' likewise;
         differentiable twice.
 
     Raises:
-        TypeError: if `x` is not a floating-point tensor or `f` neither a tensor nor None.
+        TypeError: If `x` is not a floating-point tensor or `f` neither a tensor nor None.
         ValueError: on shapes or numbers that make no sense, or a padded image smaller than the filter.
     """
     check_images(x)

@@ -34,9 +34,9 @@ def get_plugin(
     Args:
         module_name: of the extension.
         sources: C++ and CUDA files.
-        headers: files that they include.
-        source_dir: folder that relative names start from; None is the current one.
-        **build_kwargs: passed on to `torch.utils.cpp_extension.load`.
+        headers: Files that they include.
+        source_dir: Folder that relative names start from; None is the current one.
+        **build_kwargs: Passed on to `torch.utils.cpp_extension.load`.
 
     Raises:
         RuntimeError: in one sentence, why there is no such module. For StyleGAN's own three plugins there never is

@@ -52,8 +52,8 @@ def constant(
     """A tensor of fixed contents, made once and shared from then on: do not change it in place.
 
     Args:
-        value: number, sequence or array.
-        shape: what it is expanded to; None keeps its own shape.
+        value: Number, sequence or array.
+        shape: What it is expanded to; None keeps its own shape.
         dtype: None is the default floating-point type.
         device: None is the CPU.
         memory_format: as for `Tensor.contiguous`; None is contiguous.
@@ -125,15 +125,15 @@ class InfiniteSampler(Sampler[int]):
     alike.
 
     Args:
-        dataset: anything with a length of at least 1.
+        dataset: Anything with a length of at least 1.
         rank: of this process, which gets every `num_replicas`-th index.
-        num_replicas: number of processes.
+        num_replicas: Number of processes.
         shuffle: False goes through the data in its order, again and again.
         seed: of the shuffling; the same in all processes.
-        window_size: how far back an index changes places, relative to the length of the data set, 0 to 1.
+        window_size: How far back an index changes places, relative to the length of the data set, 0 to 1.
 
     Raises:
-        ValueError: an argument is out of range.
+        ValueError: An argument is out of range.
     """
 
     def __init__(
@@ -193,7 +193,7 @@ def copy_params_and_buffers(
     """Copies values by name into the parameters and buffers of `dst_module`.
 
     Raises:
-        ValueError: the shapes of a tensor differ; or, with `require_all`, `src_module` lacks one. Nothing has
+        ValueError: The shapes of a tensor differ; or, with `require_all`, `src_module` lacks one. Nothing has
             been copied then.
     """
     source = dict(named_params_and_buffers(src_module))
@@ -221,8 +221,8 @@ def check_ddp_consistency(module: torch.nn.Module, ignore_regex: str | None = No
     """Checks that all processes hold the same parameters and buffers; all of them have to call it.
 
     Args:
-        module: a torch module, the same architecture everywhere.
-        ignore_regex: tensors to leave out, as `<class of the module>.<dotted name>`, matched entirely.
+        module: A torch module, the same architecture everywhere.
+        ignore_regex: Tensors to leave out, as `<class of the module>.<dotted name>`, matched entirely.
 
     Raises:
         AssertionError: in every process, naming the first tensor that is not everywhere the same.
@@ -248,10 +248,10 @@ def print_module_summary(
     """Runs a module and prints a table of its submodules: sizes, output shapes and dtypes.
 
     Args:
-        module: torch module, not a ScriptModule.
-        inputs: positional arguments that it is called with.
-        max_nesting: how many calls deep submodules are listed.
-        skip_redundant: leaves out rows that have no tensors of their own and the output of the row before.
+        module: Torch module, not a ScriptModule.
+        inputs: Positional arguments that it is called with.
+        max_nesting: How many calls deep submodules are listed.
+        skip_redundant: Leaves out rows that have no tensors of their own and the output of the row before.
 
     Returns:
         What the module returned.

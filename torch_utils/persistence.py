@@ -44,7 +44,7 @@ def persistent_class(orig_class: _Class) -> _Class:
     called with. A class derived from a persistent one has to be decorated too; decorating twice is harmless.
 
     Raises:
-        OSError: the source of the class's module cannot be found, as in an interactive session.
+        OSError: The source of the class's module cannot be found, as in an interactive session.
     """
     if orig_class in _source_of_class:
         return orig_class
@@ -148,7 +148,7 @@ def _reconstruct_persistent_obj(meta: Mapping[str, Any]) -> Any:
 
     Raises:
         pickle.UnpicklingError: `meta` is of another format, or the source does not define the class.
-        TypeError: an import hook returned something else than a dict.
+        TypeError: An import hook returned something else than a dict.
     """
     described = dnnlib.EasyDict(meta)
     for hook in _import_hooks:

@@ -31,7 +31,7 @@ def init_multiprocessing(rank: int, sync_device: torch.device | None) -> None:
 
     Args:
         rank: of this process.
-        sync_device: where tensors that the processes exchange have to be: CUDA for NCCL, the CPU for gloo. None
+        sync_device: Where tensors that the processes exchange have to be: CUDA for NCCL, the CPU for gloo. None
             means that there is one process only.
     """
     global _rank, _sync_device
@@ -44,7 +44,7 @@ def report(name: str, value: Any) -> Any:
 
     Args:
         name: by convention with a slash, such as "Loss/fake".
-        value: tensor, array, number or nested list; an empty one only makes the name known.
+        value: Tensor, array, number or nested list; an empty one only makes the name known.
 
     Returns:
         `value`, so that a call can be put around an expression.
@@ -73,8 +73,8 @@ class Collector:
     disturb each other.
 
     Args:
-        regex: the names that it collects, which it has to match entirely.
-        keep_previous: whether a name that was not reported since the last update keeps its old values.
+        regex: The names that it collects, which it has to match entirely.
+        keep_previous: Whether a name that was not reported since the last update keeps its old values.
     """
 
     def __init__(self, regex: str = ".*", keep_previous: bool = True) -> None:

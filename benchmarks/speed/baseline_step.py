@@ -34,10 +34,10 @@ class Baseline:
     Args:
         generator: StyleGAN2 of the `skip` architecture.
         teacher: EDMPrecond around a DDPM++ network.
-        batch: images of each update.
+        batch: Images of each update.
         lr: of both networks.
         halflife_nimg: of the moving average, in images.
-        log_sigma: mean and standard deviation of the logarithm of the noise levels.
+        log_sigma: Mean and standard deviation of the logarithm of the noise levels.
     """
 
     def __init__(

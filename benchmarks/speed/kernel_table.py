@@ -30,7 +30,7 @@ class Usage:
 
     Attributes:
         registers: of a thread.
-        spilled_bytes: written to or read from memory for want of registers.
+        spilled_bytes: Bytes of registers spilled to memory.
         shared_bytes: of a block, without what the launch adds.
     """
 

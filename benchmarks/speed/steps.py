@@ -31,8 +31,8 @@ class Size(NamedTuple):
         resolution: Pixels of the generator's images.
         classes: Number of classes; 0 = unconditional.
         channels: Channels of the images.
-        generator: z_dim = w_dim, mapping layers, channel_base, channel_max.
-        teacher: model_channels, channel_mult, num_blocks.
+        generator: Values of z_dim = w_dim, mapping layers, channel_base and channel_max.
+        teacher: Values of model_channels, channel_mult and num_blocks.
         batch: Images per step.
         teacher_resolution: Pixels that the teacher sees; None: all.
         attention: Resolutions at which the teacher has attention.

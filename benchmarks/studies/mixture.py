@@ -50,15 +50,15 @@ CONFIG = RunConfig(
 
 
 def modes() -> Tensor:
-    """Centres [8, 2]."""
+    """Centers of the Gaussians, [8, 2]."""
     angles = torch.arange(NUM_MODES) * (2 * math.pi / NUM_MODES)
     return RADIUS * torch.stack([angles.cos(), angles.sin()], dim=1)
 
 
 def draw_data(count: int, generator: torch.Generator) -> Tensor:
     """Fresh samples of the mixture [N, 2]."""
-    centres = modes()[torch.randint(NUM_MODES, [count], generator=generator)]
-    return centres + MODE_STD * torch.randn(count, 2, generator=generator)
+    centers = modes()[torch.randint(NUM_MODES, [count], generator=generator)]
+    return centers + MODE_STD * torch.randn(count, 2, generator=generator)
 
 
 class MixtureDenoiser(nn.Module):
@@ -180,12 +180,12 @@ def energy_distance(x: Tensor, y: Tensor) -> float:
 
 @dataclass(frozen=True)
 class Fit:
-    """How good points are.
+    """Quality of points.
 
     Attributes:
-        distance: energy distance to fresh samples.
+        distance: Energy distance to fresh samples.
         shares: of all points, those within three standard deviations of each mode [8]; 0.124 each would be right.
-        spread: standard deviation of those about their mode, along each axis: 0.097 would be right; 0 of no points.
+        spread: Standard deviation of points about their mode, along each axis: 0.097 would be right; 0 without points.
     """
 
     distance: float

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import logging
-import os
 import sys
 import traceback
 from collections.abc import Iterator
@@ -17,6 +16,8 @@ from typing import Any
 import click
 
 from refine.errors import OptionError, UserError
+from refine.files.addresses import without_secrets
+from refine.runtime.logs import RankFilter, rank_from_environment
 
 MAX_CHARACTERS = 900
 
@@ -58,7 +59,11 @@ class UserFailure(click.ClickException):
 
 
 def printable(text: str) -> str:
-    """One line of bounded length that cannot move a terminal's cursor: names from foreign files end up in messages."""
+    """One line of bounded length that cannot move a terminal's cursor: names from foreign files end up in messages.
+
+    Addresses in it lose their user names, passwords and tokens.
+    """
+    text = without_secrets(text)
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text[:MAX_CHARACTERS])
     return shown if len(text) <= MAX_CHARACTERS else shown + "..."
 
@@ -69,8 +74,8 @@ class _Formatter(logging.Formatter):
 
 
 def is_rank0() -> bool:
-    """Whether this is the process, of those that `torchrun` started, that speaks."""
-    return os.environ.get("RANK", "0") == "0"
+    """True on rank 0 of the processes that `torchrun` started, which writes to stdout and logs."""
+    return rank_from_environment() == 0
 
 
 def failure(error: Exception) -> click.ClickException:
@@ -91,11 +96,10 @@ def failure(error: Exception) -> click.ClickException:
 
 @contextmanager
 def _messages_on_stderr(level: int) -> Iterator[None]:
-    """Shows what Refine and its operators log; of several processes the first one does, and all show warnings."""
+    """Shows what Refine and its operators log, on rank 0 only."""
     handler = logging.StreamHandler()
     handler.setFormatter(_Formatter())
-    if not is_rank0():
-        handler.setLevel(logging.WARNING)
+    handler.addFilter(RankFilter(rank_from_environment))
     loggers = [logging.getLogger(name) for name in ("refine", "stylegan_ops")]
     previous_levels = [logger.level for logger in loggers]
     for logger in loggers:

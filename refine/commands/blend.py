@@ -93,9 +93,9 @@ def main(
     from refine.runtime.device import choose_device
 
     numbers, where = parse_seeds(seeds), choose_device(device)
-    ends = [pickles.load(zoo.resolve(spec).path, trust=trust_pickle) for spec in (origin, refined)]
+    ends = [pickles.load(file.path, trust=trust_pickle) for file in zoo.resolve_all((origin, refined))]
     weights = blendable(ends[0], ends[1])
-    generator = loading.load_generator(str(ends[1].path), trust=trust_pickle)
+    generator = loading.generator_of(ends[1])
     if generator.key not in weights:
         raise UserError(
             f"{ends[0].path} has no {generator.key}, which is the generator of {ends[1].path}: give a pickle with both."
@@ -104,7 +104,7 @@ def main(
 
     plural = "" if len(numbers) == 1 else "s"
     click.echo(
-        f"Root mean square difference of {len(numbers)} image{plural} at the same latents, in grey levels of 255:"
+        f"Root mean square difference of {len(numbers)} image{plural} at the same latents, in gray levels of 255:"
     )
     click.echo(f"{'alpha':>8}  {'to --from':>9}  {'to --to':>9}")
     for alpha, (to_origin, to_refined) in zip(alphas, moved, strict=True):
@@ -121,6 +121,7 @@ def blendable(origin: NetworkPickle, refined: NetworkPickle) -> dict[str, tuple[
         UserError: The pickles have no generator in common, one is of another architecture, or holds what is not finite.
     """
     from refine.pickles import PersistentObject, named_tensors
+    from refine.pickles.finite import require_finite
 
     found = {}
     for key in NETWORKS:
@@ -138,19 +139,12 @@ def blendable(origin: NetworkPickle, refined: NetworkPickle) -> dict[str, tuple[
                     f"{origin.path} and {refined.path} cannot be blended: {key}.{name} is {list(record.shape)} in one "
                     f"and {list(second[name].shape)} in the other."
                 )
-        found[key] = tuple(
-            {name: _finite(record.read(), f"{key}.{name}", pickle) for name, record in side.items()}
-            for pickle, side in ((origin, first), (refined, second))
-        )
+        for pickle, side in ((origin, first), (refined, second)):
+            require_finite({f"{key}.{name}": record for name, record in side.items()}, str(pickle.path))
+        found[key] = tuple({name: record.read() for name, record in side.items()} for side in (first, second))
     if not found:
         raise UserError(f"{origin.path} and {refined.path} have no {' or '.join(NETWORKS)} in common to blend.")
     return found  # type: ignore[return-value]
-
-
-def _finite(tensor: Tensor, name: str, pickle: NetworkPickle) -> Tensor:
-    if tensor.is_floating_point() and not tensor.isfinite().all():
-        raise UserError(f"{pickle.path}: the tensor {name} holds values that are not finite: take another snapshot.")
-    return tensor
 
 
 def interpolate(origin: dict[str, Tensor], refined: dict[str, Tensor], alpha: float) -> dict[str, Tensor]:

@@ -116,6 +116,7 @@ def _pair_lines(config: RunConfig, pair: Pair, trainer: Trainer) -> list[str]:
         _network_line("Teacher", pair.teacher_file, teacher, teacher.label_dim),
         f"Bridge    The teacher sees the generator's images {seen}, {classes} classes.",
         *pair.notes,
+        *([f"Warning: {caution}"] if (caution := config.objective.caution()) else []),
         f"Trained   {trained:,} of {sum(p.numel() for p in parameters):,} parameters ({config.train_layers})",
     ]
     unused = sorted(set(range(bridge.label_dim)) - set(config.class_map or range(bridge.label_dim)))

@@ -157,7 +157,7 @@ def main(
 
 @dataclass(frozen=True)
 class Input:
-    """What one image is made from.
+    """Input of one image.
 
     Attributes:
         name: Name of the image's file, without `.png`.
@@ -176,13 +176,13 @@ class Input:
 
 @dataclass(frozen=True)
 class Settings:
-    """What all images have in common.
+    """Settings that all images share.
 
     Attributes:
         truncation_psi: 1 for the full distribution, 0 for the average image.
         noise_mode: `const`, `random` or `none`.
         noise_seed: Seed of the noise of all images; None: each image's own.
-        device: Where the generators are.
+        device: Device of the generators.
     """
 
     truncation_psi: float
@@ -328,7 +328,7 @@ def _write_images(generators: list[Any], inputs: list[Input], outdir: Path, sett
         _save(_side_by_side(halves[1], halves[0]), outdir / "compare.png")
         click.echo(
             f"{outdir / 'compare.png'}: left --compare, right --network, at the same latents; root mean square "
-            f"difference {math.sqrt(total / len(inputs)):.2f} of 255 grey levels"
+            f"difference {math.sqrt(total / len(inputs)):.2f} of 255 gray levels"
         )
 
 

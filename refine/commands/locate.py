@@ -31,7 +31,7 @@ def run_folder(spec: str | Path) -> Path:
 
 
 def network_file(spec: str) -> str:
-    """What `--network` means: a pickle, URL or zoo name as given; of a run's folder its best or else last snapshot.
+    """Network that `--network` names: a pickle, URL or zoo name as given; for a run's folder its best or last snapshot.
 
     Raises:
         UserError: The folder holds no snapshot.

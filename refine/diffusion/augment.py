@@ -50,8 +50,8 @@ def draw(num_images: int, p: float, generator: torch.Generator) -> Tensor:
         generator: Random number generator on the CPU.
 
     Returns:
-        [N, 8] float32 on the CPU, in the order of `PARAMETERS`; standard normal for scale, stretch and shift, radians
-        for angles, 1 for mirrored.
+        [N, 8] float32 on the CPU, in the order of `PARAMETERS`: 1 or 0 for mirrors, radians for angles, standard normal
+        values for scale, stretch and shift.
     """
 
     def happens(probability: float) -> Tensor:

@@ -19,7 +19,7 @@ FOLDER = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Images:
-    """Labelled images.
+    """Labeled images.
 
     Attributes:
         pixels: Images [N, 1, 16, 16] uint8.

@@ -1,4 +1,4 @@
-"""Judgement of a run on the digits pair: `python -m refine.digits.judge RUNDIR`.
+"""Judgment of a run on the digits pair: `python -m refine.digits.judge RUNDIR`.
 
 Beside the metrics that any run can have, it tells whether images show the wanted class, whether they vary within
 classes, and whether a class was lost. It adds the values of the teacher and of real images, which were measured in the
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from refine import pickles, zoo
 from refine.commands.base import Command
+from refine.commands.locate import run_folder
 from refine.diffusion.sampler import heun_sample
 from refine.digits.digits import FOLDER, RESOLUTION, Images, shipped_detector, shipped_split
 from refine.digits.figures import Figures, figures, figures_of
@@ -118,7 +119,7 @@ def judge(folder: Path, count: int = 5000) -> Run:
     if missing := missing_metrics(read_run(folder), count):
         measures.append(_suite(_digits_generator(paths[0]), missing))
     rows = [row for path in paths for measure in measures for row in measure(_digits_generator(path), path.name)]
-    (folder / f"metric-{metric_name('test', count)}.jsonl").unlink(missing_ok=True)  # of an earlier judgement
+    (folder / f"metric-{metric_name('test', count)}.jsonl").unlink(missing_ok=True)  # from an earlier judgment
     for row in rows:
         RunFolder(folder).add_metric(row)
     write_yardsticks(folder)
@@ -305,17 +306,7 @@ def main(rundir: Path | None, samples: int, yardsticks: Path | None) -> None:
         return
     if rundir is None:
         raise UserError("Give RUNDIR, the folder of a run, such as training-runs/latest.")
-    print_judgement(_newest(rundir), samples)
-
-
-def _newest(rundir: Path) -> Path:
-    """A run's folder; `latest` stands for the one with the highest number beside it."""
-    if rundir.name != "latest" or rundir.exists():
-        return rundir
-    folders = sorted(rundir.parent.glob("[0-9]*-*"))
-    if not folders:
-        raise UserError(f"There is no run in {rundir.parent}: start one with python -m refine demo.")
-    return folders[-1]
+    print_judgement(run_folder(rundir), samples)
 
 
 def print_judgement(rundir: Path, samples: int = 5000) -> None:

@@ -17,12 +17,12 @@ TOLERANCE = 1e-4  # of images in [-1, 1]
 
 @dataclass(frozen=True)
 class Probe:
-    """What images are compared at.
+    """Inputs at which images are compared.
 
     Attributes:
-        z: latents [N, z_dim].
-        c: labels [N, c_dim].
-        psis: truncations; 1 alone would not show whether the average w is right.
+        z: Latents [N, z_dim].
+        c: Labels [N, c_dim].
+        psis: Truncations; 1 alone would not show whether the average w is right.
     """
 
     z: Tensor
@@ -54,7 +54,7 @@ def agreement(expected: Tensor, found: Tensor, what: str) -> float:
     """The largest difference of any pixel, images being in [-1, 1] (a larger range counts as that).
 
     Raises:
-        UserError: it is beyond 1e-4.
+        UserError: It is beyond 1e-4.
     """
     if found.shape != expected.shape:
         raise UserError(f"{what} makes images {list(found.shape[1:])} instead of {list(expected.shape[1:])}.")

@@ -20,5 +20,5 @@ def write(loaded: LoadedNetwork, file: BinaryIO) -> None:
 
 
 def images(path: Path, loaded: LoadedNetwork, probe: Probe) -> Tensor:
-    """What the network computes that the written pickle describes."""
+    """Images of the network that the written pickle describes."""
     return probe.images(images_of_network(load_generator(str(path), trust=loaded.pickle.trusted).network))

@@ -25,7 +25,7 @@ class Exported:
 
     Attributes:
         difference: Largest difference of any pixel from the images of the source, images being in [-1, 1].
-        note: What the user should know about the file; empty if nothing.
+        note: Note for the user about the file; empty for none.
     """
 
     difference: float
@@ -42,7 +42,7 @@ def export(network: str, kind: str, out: Path, *, trust: bool = False) -> Export
         trust: Permission to run the source embedded in the pickle.
 
     Raises:
-        UserError: the generator cannot be loaded, the format has no place for it, a package is missing, or the file
+        UserError: The generator cannot be loaded, the format has no place for it, a package is missing, or the file
             does not make the same images.
     """
     module = module_of(kind)
@@ -50,7 +50,7 @@ def export(network: str, kind: str, out: Path, *, trust: bool = False) -> Export
     probe = Probe.of(loaded.network)
     expected = probe.images(images_of_network(loaded.network))
     if not expected.isfinite().all():
-        raise UserError(f"{loaded.pickle.path} draws images that are not finite: take an earlier snapshot.")
+        raise UserError(f"{loaded.pickle.path} makes images that are not finite: use an earlier snapshot.")
     with atomic_write(out) as file:
         module.write(loaded, file)
         file.flush()
@@ -70,7 +70,7 @@ def bring_back(weights: Path, like: str, out: Path, *, trust: bool = False) -> E
         trust: Permission to run the source embedded in the pickle.
 
     Raises:
-        UserError: a file cannot be read, the two do not fit, or the pickle does not make the same images.
+        UserError: A file cannot be read, the two do not fit, or the pickle does not make the same images.
     """
     kinds = {made.suffix: kind for kind, made in FORMATS.items() if made.comes_back}
     if weights.suffix not in kinds:

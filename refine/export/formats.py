@@ -39,7 +39,7 @@ def module_of(kind: str) -> Any:
     """The module that writes a format; a key of `FORMATS`.
 
     Raises:
-        UserError: a package is missing.
+        UserError: A package is missing.
     """
     chosen = FORMATS[kind]
     missing = [package for package in chosen.packages if importlib.util.find_spec(package) is None]

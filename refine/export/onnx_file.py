@@ -71,7 +71,7 @@ def write(loaded: LoadedNetwork, file: BinaryIO) -> None:
 
 
 def images(path: Path, loaded: LoadedNetwork, probe: Probe) -> Tensor:
-    """What ONNX Runtime computes on the CPU."""
+    """Images computed by ONNX Runtime on the CPU."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3  # errors

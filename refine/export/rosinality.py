@@ -30,12 +30,12 @@ NARROW = 512  # channels up to 32x32, whatever the channel multiplier
 
 @dataclass(frozen=True)
 class Layout:
-    """What rosinality's constructor needs to know.
+    """Arguments of rosinality's constructor.
 
     Attributes:
-        size: pixels along each side of the image.
-        style_dim: width of z and w.
-        n_mlp: layers of the mapping network.
+        size: Pixels along each side of the image.
+        style_dim: Width of z and w.
+        n_mlp: Layers of the mapping network.
     """
 
     size: int
@@ -51,7 +51,7 @@ class Layout:
 def names(layout: Layout) -> dict[str, str]:
     """Name there -> name in the checkpoint, of everything but the filters, which are constants there."""
     found = {}
-    for i in range(layout.n_mlp):  # style.0 normalises z and has no weights
+    for i in range(layout.n_mlp):  # style.0 normalizes z and has no weights
         for part in ("weight", "bias"):
             found[f"style.{i + 1}.{part}"] = f"mapping.fc{i}.{part}"
     found["input.input"] = "synthesis.b4.const"
@@ -92,7 +92,7 @@ def write(loaded: LoadedNetwork, file: BinaryIO) -> None:
     """Writes the checkpoint.
 
     Raises:
-        UserError: the format has no place for something that this generator has.
+        UserError: The format has no place for something that this generator has.
     """
     layout = _layout(loaded)
     ours = loaded.network.state_dict()
@@ -105,7 +105,7 @@ def write(loaded: LoadedNetwork, file: BinaryIO) -> None:
 
 
 def usage(loaded: LoadedNetwork) -> str:
-    """How such a checkpoint is opened there, in one line."""
+    """Line of code that opens such a checkpoint in that project."""
     return constructor(_layout(loaded), loaded.network.state_dict())
 
 
@@ -158,10 +158,10 @@ def read(path: Path, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Args:
         path: `.pt` file; nothing in it is executed.
-        ours: tensors of a generator of the same shape, from which the names and shapes are taken.
+        ours: Tensors of a generator of the same shape, from which the names and shapes are taken.
 
     Raises:
-        UserError: it is no such file, or of another shape.
+        UserError: It is no such file, or of another shape.
     """
     state, latent_avg = _load(path)
     num_layers = sum(1 for name in ours if name.startswith("mapping.fc") and name.endswith("weight"))
@@ -184,7 +184,7 @@ def _load(path: Path) -> tuple[dict[str, Tensor], Tensor]:
 
 
 def images(path: Path, loaded: LoadedNetwork, probe: Probe) -> Tensor:
-    """What the checkpoint computes by that project's arithmetic, with its stored noise."""
+    """Images of the checkpoint by that project's arithmetic, with the stored noise."""
     state, latent_avg = _load(path)
     return probe.images(lambda z, c, psi: compute(state, latent_avg, z, psi))
 
@@ -196,7 +196,7 @@ def compute(state: Mapping[str, Tensor], latent_avg: Tensor, z: Tensor, psi: flo
         state: `g_ema`.
         latent_avg: [style_dim].
         z: [N, style_dim].
-        psi: truncation.
+        psi: Truncation.
     """
 
     def linear(x: Tensor, name: str, lr_multiplier: float = 1.0) -> Tensor:

@@ -44,7 +44,7 @@ def read(path: Path, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
         ours: Not needed: the file has the names of our tensors.
 
     Raises:
-        UserError: it is no such file.
+        UserError: It is no such file.
     """
     try:
         return safetensors.torch.load_file(path)
@@ -53,7 +53,7 @@ def read(path: Path, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def images(path: Path, loaded: LoadedNetwork, probe: Probe) -> Tensor:
-    """What the network computes with the file's tensors."""
+    """Images of the network with the file's tensors."""
     network = copy.deepcopy(loaded.network)
     for tensor in network.state_dict().values():
         tensor.fill_(torch.nan if tensor.is_floating_point() else 0)  # so that nothing of the original remains

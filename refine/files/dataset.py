@@ -235,7 +235,7 @@ def check_dataset(path: str | Path) -> DatasetCheck:
 
 
 def _shape_problem(shape: tuple[int, ...], wanted: tuple[int, ...] | None) -> str | None:
-    """What is wrong with an image's (C, H, W), as the end of a sentence; None: nothing."""
+    """Problem with an image's (C, H, W), as the end of a sentence; None if there is none."""
     if shape[1] != shape[2]:
         return f"has {shape[2]}x{shape[1]} pixels: images must be square."
     if wanted is not None and shape != wanted:

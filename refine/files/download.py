@@ -28,7 +28,7 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from refine.errors import UserError
-from refine.files.addresses import redacted, scrubbed
+from refine.files.addresses import scrubbed, without_secrets
 from refine.files.digest import file_sha256
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class DownloadError(UserError):
     """
 
     def __init__(self, url: str, why: str, note: str = "") -> None:
-        self.url, self.why, self.place = redacted(url), scrubbed(why), place_by_hand(url)
+        self.url, self.why, self.place = without_secrets(url), scrubbed(why), place_by_hand(url)
         super().__init__(
             f"Cannot download {self.url} ({self.why}): check the address and the connection, or save the file by hand "
             f"as {self.place}.{note}"
@@ -114,7 +114,7 @@ def fetch(url: str, *, size: int | None = None, sha256: str | None = None, check
     """
     if not _is_http(url):
         raise UserError(
-            f"{redacted(url)!r} is not a web address that Refine can fetch: it must begin with http:// or https://."
+            f"{without_secrets(url)!r} is not a web address that Refine can fetch: it must begin with http:// or https://."
         )
     expected = _Expected(size, sha256, check)
     try:
@@ -127,7 +127,7 @@ def fetch(url: str, *, size: int | None = None, sha256: str | None = None, check
     except OSError as error:
         raise UserError(
             f"Cannot use the cache directory {cache_directory()} ({error.strerror or error}): set DNNLIB_CACHE_DIR to "
-            f"a folder with room that you may write to, or download {redacted(url)} by hand and give its path."
+            f"a folder with room that you may write to, or download {without_secrets(url)} by hand and give its path."
         ) from None
 
 
@@ -179,7 +179,7 @@ def _lock(url: str) -> AbstractContextManager[object]:
     try:
         return lock.acquire(timeout=0)
     except Timeout:
-        logger.info(f"Waiting for another process that is downloading {redacted(url)}")
+        logger.info(f"Waiting for another process that is downloading {without_secrets(url)}")
         return lock.acquire()
 
 
@@ -254,8 +254,8 @@ def _download(url: str, expected: _Expected) -> Path:
     if defect := expected.defect(part.path, _safe_name(name)):
         part.discard()
         raise UserError(
-            f"The file that {redacted(url)} gave was removed, since it {_first_part(defect)}: run again to download it "
-            "anew, or check the address."
+            f"The file that {without_secrets(url)} gave was removed, since it {_first_part(defect)}: run again to "
+            "download it anew, or check the address."
         )
     target = cache_directory() / f"{_key(url)}_{_safe_name(name)}"
     os.replace(part.path, target)
@@ -281,7 +281,7 @@ def _pause(url: str, tries: Any, error: _TransientError) -> tuple[float, Any]:
     from urllib3.exceptions import InvalidHeader, MaxRetryError, ProtocolError
 
     try:
-        tries = tries.increment("GET", redacted(url), error=ProtocolError(str(error)))
+        tries = tries.increment("GET", without_secrets(url), error=ProtocolError(str(error)))
     except MaxRetryError:
         raise DownloadError(url, str(error)) from None
     asked = 0.0
@@ -384,7 +384,7 @@ def _on_terminal() -> bool:
 def _save(url: str, response: requests.Response, part: _Part, total: int | None) -> None:
     if not _on_terminal():
         amount = f", {total / 1e6:.1f} MB" if total is not None else ""
-        logger.info(f"{'Continuing' if part.size else 'Downloading'} {redacted(url)}{amount}")
+        logger.info(f"{'Continuing' if part.size else 'Downloading'} {without_secrets(url)}{amount}")
     bar = tqdm(
         desc=_url_name(url),
         total=total,

@@ -89,7 +89,7 @@ def draw_grid(
     """A picture of images, row by row, and its layout.
 
     Args:
-        pixels: uint8 [N, C, H, H], C = 1 or 3, N >= 1. A short last row is left white.
+        pixels: Images, uint8 [N, C, H, H], C = 1 or 3, N >= 1. A short last row is left white.
         columns: Images in a row.
         title: Caption of the whole picture.
         column_names: Captions of the columns, from the left; there may be fewer than columns.

@@ -29,14 +29,14 @@ def require_finite(images: Tensor, source: str, remedy: str) -> None:
 
     Args:
         images: Floating point, of any shape.
-        source: Who drew them, such as "The generator".
-        remedy: What to do about it, in the imperative.
+        source: Origin of the images, such as "The generator".
+        remedy: Remedy, in the imperative.
 
     Raises:
         UserError: Some value is not finite.
     """
     if not images.isfinite().all():
-        raise UserError(f"{source} draws images that are not finite: {remedy}.")
+        raise UserError(f"{source} makes images that are not finite: {remedy}.")
 
 
 def tile(images: Tensor | np.ndarray, columns: int, *, fill: int = 0, gap: int = 0) -> np.ndarray:

@@ -65,7 +65,7 @@ def labels_in(content: bytes, where: str) -> dict[str, Any] | None:
             "or remove the file to have no labels."
         ) from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{where} is not valid JSON ({one_line(error)}): write it anew.") from error
+        raise UserError(f"{where} is not valid JSON ({one_line(error)}): correct or rewrite it.") from error
     if not isinstance(document, Mapping) or "labels" not in document:
         raise UserError(
             f'{where} has no entry "labels": write {{"labels": [[NAME, LABEL], ...]}}, or {{"labels": null}}.'

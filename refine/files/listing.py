@@ -36,8 +36,8 @@ class Listing(NamedTuple):
     Attributes:
         images: Files with the suffix of an image format.
         labels: Every `dataset.json`, wherever it lies.
-        notes: What was left out, a sentence each.
-        problems: What cannot be listed, a sentence each.
+        notes: Files that were left out, a sentence each.
+        problems: Files that cannot be listed, a sentence each.
     """
 
     images: tuple[str, ...]
@@ -243,7 +243,7 @@ def _is_wanted(name: str) -> bool:
 
 
 def _left_out(name: str) -> str | None:
-    """Why a file or folder is none of the user's; None if it is."""
+    """Reason to leave out a file or folder that is not the user's; None to keep it."""
     for part in with_slashes(name).split("/"):
         if part in SYSTEM_FOLDERS:
             return SYSTEM_FOLDERS[part]

@@ -105,7 +105,7 @@ class BatchSize:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means out of memory; TorchScript, cuDNN and the CPU have words of their own for it."""
+    """True if an error means out of memory, which TorchScript, cuDNN and the CPU report in different words."""
     words = ("out of memory", "not enough memory", "can't allocate memory", "_ALLOC_FAILED")
     return isinstance(error, torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and any(word in str(error) for word in words)

@@ -32,7 +32,7 @@ def key_of(what: Mapping[str, Any]) -> str:
 
 
 def exists(key: str) -> bool:
-    """Whether something is kept under a key."""
+    """True if the cache has an entry under a key."""
     return (directory() / f"{key}.npz").is_file()
 
 
@@ -44,8 +44,8 @@ def load(key: str) -> dict[str, np.ndarray] | None:
             return dict(npz)
     except FileNotFoundError:
         return None
-    except Exception as error:  # half a disk block, another program's file: computing anew is right for all
-        log.info(f"{path} cannot be read ({type(error).__name__}) and is computed anew")
+    except Exception as error:  # a damaged file, or another program's: recomputing is right in every case
+        log.info(f"{path} cannot be read ({type(error).__name__}); recomputing it")
         return None
 
 

@@ -138,6 +138,6 @@ def with_progress(batches: Iterable[Tensor], total: int, title: str) -> Iterator
             done += len(part)
             bar.update(len(part))
             now = time.monotonic()
-            if bar.disable and distributed.is_rank0() and now - said >= SECONDS_BETWEEN_LINES:
+            if bar.disable and now - said >= SECONDS_BETWEEN_LINES:
                 said = now
                 log.info(f"{title}: {done} of {total} images, eta {(now - start) / done * (total - done):.0f} s")

@@ -15,6 +15,7 @@ from refine.metrics.detectors import Detector
 from refine.metrics.metric import FeatureSpec, Metric
 from refine.metrics.options import MetricOptions
 from refine.metrics.sampler import Labels
+from refine.networks.plain_module import as_contract
 
 if TYPE_CHECKING:
     from refine.metrics.suite import Suite
@@ -27,7 +28,7 @@ class DrawnImages:
 
     Attributes:
         generator: The generator.
-        options: How images are drawn.
+        options: Options of generating images.
         device: Device of the generator and the detectors.
         labels: Distribution of labels; None: uniform.
         kept: Features by spec, for each range of images drawn so far.
@@ -35,7 +36,7 @@ class DrawnImages:
     """
 
     def __init__(self, suite: Suite, generator: Any) -> None:
-        self.generator = generator
+        self.generator = as_contract(generator)
         self.options: MetricOptions = suite.options
         self.device: torch.device = suite.device
         self.labels: Labels | None = suite.labels

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from refine import zoo
 from refine.errors import UserError
@@ -22,9 +20,10 @@ from refine.metrics.reference import Teacher
 from refine.metrics.reference_file import holds_statistics
 from refine.metrics.suite import Suite
 from refine.networks.loading import LoadedNetwork, load_generator, load_teacher
+from refine.networks.plain_module import as_contract
+from refine.networks.preconditioned import as_denoiser
 from refine.runtime.device import choose_device
 
-ATTRIBUTES = ("z_dim", "c_dim", "img_resolution", "img_channels")
 OPTIONS = {field.name for field in fields(MetricOptions)} - {"metrics", "data", "ref", "contact_sheet"}
 
 
@@ -46,17 +45,18 @@ def evaluate(
 
     Args:
         generator: One of: path, URL or zoo name of a StyleGAN pickle; folder of a run, all of whose snapshots are
-            measured; a `LoadedNetwork`; a module or function with attributes `z_dim`, `c_dim`, `img_resolution` and
-            `img_channels`, called as `G(z, c)` with z [N, z_dim] and c [N, c_dim] for images [N, C, R, R] in [-1, 1].
-            It is also given `truncation_psi` and `noise_mode` if it takes them. If missing, `c_dim` is 0, and the
-            size of images is found by drawing one.
+            measured; a `LoadedNetwork`; a `refine.Generator`; or a module or function with an attribute `z_dim`,
+            called as `G(z)` or `G(z, c)` with z [N, z_dim] and one-hot labels c [N, c_dim] for images [N, C, R, R] in
+            [-1, 1], and with `truncation_psi` and `noise_mode` if it takes them. Its attributes `c_dim`,
+            `img_channels` and `img_resolution` may be missing: then it has no classes, and an image is drawn to see.
         metrics: Names of the StyleGAN suite with any count, in a list or separated by commas; see
             `refine.metrics.parse_metric`.
-        reference: What to compare with: a StyleGAN data set (ZIP, folder or zoo name), statistics (.npz by path, URL or
-            zoo name, or EDM2's .pkl), or a diffusion model whose samples are compared with (pickle by path, URL or zoo
-            name, a `LoadedNetwork` or a `Teacher`). None: no metric needs one (inception score, path lengths).
-        device: `auto`, `cpu`, `cuda`, `mps` or a torch.device; `auto` is the device of a module's parameters.
-        trust: Run the source embedded in pickles whose network Refine does not know.
+        reference: Reference to compare with: a StyleGAN data set (ZIP, folder or zoo name), statistics (.npz by path,
+            URL or zoo name, or EDM2's .pkl), or a diffusion model, whose samples are the reference (pickle by path,
+            URL or zoo name, a `LoadedNetwork` or a `Teacher`). None if no metric needs one (inception score, path
+            lengths).
+        device: Device: `auto`, `cpu`, `cuda`, `mps` or a torch.device; `auto` is the device of a module's parameters.
+        trust: Permission to run source code embedded in pickles, for networks that Refine does not know.
         options: Further fields of `refine.metrics.MetricOptions`: detector, vgg, trust_detector, seed, fid_seeds,
             batch, workers, mirror, noise_mode, truncation_psi, ref_images, resample.
 
@@ -80,8 +80,8 @@ def evaluate(
     suite = None
     for snapshot in snapshots:
         network, name = _network(snapshot, trust)
-        with _ready(network, place):
-            drawn = _as_generator(network, place)
+        with _ready(getattr(network, "module", network), place):
+            drawn = as_contract(network)
             suite = suite or Suite.build(chosen, drawn, place, teacher)
             rows += suite.measure(drawn, name)
     return rows
@@ -114,14 +114,15 @@ def _network(snapshot: Any, trust: bool) -> tuple[Any, str]:
         return snapshot.network, snapshot.pickle.path.name
     if not callable(snapshot):
         raise TypeError(f"a generator is a path, a name, a LoadedNetwork, a module or a function, not {snapshot!r:.80}")
-    return snapshot, getattr(snapshot, "__name__", type(snapshot).__name__)
+    named = getattr(snapshot, "module", snapshot)
+    return snapshot, getattr(named, "__name__", type(named).__name__)
 
 
 def _device(device: str | torch.device, generator: Any) -> torch.device:
     if isinstance(device, torch.device):
         return device
-    network = generator.network if isinstance(generator, LoadedNetwork) else generator
-    if device == "auto" and isinstance(network, torch.nn.Module) and network is generator:
+    network = getattr(generator, "module", generator)
+    if device == "auto" and isinstance(network, torch.nn.Module):
         parameter = next(network.parameters(), None)
         if parameter is not None:
             return parameter.device
@@ -145,7 +146,7 @@ def _reference(reference: Any, device: torch.device, trust: bool) -> tuple[Teach
         spec = None
     if not isinstance(reference, LoadedNetwork):
         raise TypeError(f"a reference is a path, a name, a LoadedNetwork or a Teacher, not {reference!r:.80}")
-    network: Any = reference.network.to(device)
+    network = as_denoiser(reference.network.to(device))
     path = reference.pickle.path
     return Teacher(network, spec or str(path), file_sha256(path)), {"ref": "teacher"}
 
@@ -173,45 +174,3 @@ def _ready(network: Any, device: torch.device) -> Iterator[None]:
         network.to(before)
         for module, mode in training.items():
             module.training = mode
-
-
-def _as_generator(network: Any, device: torch.device) -> Any:
-    """The network itself if it is called and described as StyleGAN's, else an adapter."""
-    function = network.forward if isinstance(network, torch.nn.Module) else network
-    try:
-        parameters = inspect.signature(function).parameters
-    except (ValueError, TypeError):  # a builtin
-        return _Adapter(network, frozenset(), 2, device)
-    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    taken = frozenset(name for name in ("truncation_psi", "noise_mode") if takes_all or name in parameters)
-    if len(taken) == 2 and all(hasattr(network, name) for name in ATTRIBUTES):
-        return network
-    positional = [p for p in parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    takes_labels = len(positional) > 1 or any(p.kind is p.VAR_POSITIONAL for p in parameters.values())
-    return _Adapter(network, taken, 2 if takes_labels else 1, device)
-
-
-class _Adapter:
-    """A function or module, called and described as StyleGAN's generators are."""
-
-    def __init__(self, function: Any, taken: frozenset[str], num_arguments: int, device: torch.device) -> None:
-        self.function, self.taken, self.num_arguments = function, taken, num_arguments
-        if not isinstance(getattr(function, "z_dim", None), int):
-            raise UserError(
-                "The generator does not tell the width of its latents: set an attribute z_dim, as in G.z_dim = 512."
-            )
-        self.z_dim, self.c_dim = int(function.z_dim), int(getattr(function, "c_dim", 0))
-        if self.c_dim and num_arguments < 2:
-            raise UserError(f"The generator has c_dim {self.c_dim} and takes no labels: let it take z and c.")
-        with torch.no_grad():
-            images = self(torch.zeros(1, self.z_dim, device=device), torch.zeros(1, self.c_dim, device=device))
-        if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[2] != images.shape[3]:
-            shape = list(images.shape) if isinstance(images, Tensor) else type(images).__name__
-            raise UserError(f"The generator returns {shape} for one latent: return images [N, C, R, R] in [-1, 1].")
-        self.img_channels, self.img_resolution = int(images.shape[1]), int(images.shape[2])
-
-    def __call__(self, z: Tensor, c: Tensor, truncation_psi: float = 1.0, noise_mode: str = "random") -> Any:
-        if truncation_psi != 1 and "truncation_psi" not in self.taken:
-            raise UserError(f"The generator takes no truncation_psi, and {truncation_psi} was asked for: use 1.")
-        given = {"truncation_psi": truncation_psi, "noise_mode": noise_mode}
-        return self.function(*(z, c)[: self.num_arguments], **{name: given[name] for name in self.taken})

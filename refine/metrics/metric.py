@@ -66,7 +66,7 @@ class Results:
 
     Attributes:
         values: Numbers by name, the main one first.
-        notes: What else the row's provenance says.
+        notes: Further entries of the row's provenance.
     """
 
     values: dict[str, float]
@@ -120,7 +120,7 @@ class Metric(ABC):
 
     @property
     def note(self) -> str | None:
-        """Why the value must not be compared with published ones; None if it may."""
+        """Reason not to compare the value with published ones; None if the two are comparable."""
         if self.num_gen == OFFICIAL_COUNT:
             return None
         return f"{self.num_gen} images: does not compare with {OFFICIAL_COUNT // 1000}k"
@@ -161,7 +161,7 @@ class Metric(ABC):
         return drawn.features(self)
 
     def conditions(self, truncation_psi: float, noise_mode: str) -> dict[str, Any]:
-        """How images are drawn, for the row's provenance."""
+        """Conditions under which images are generated, for the row's provenance."""
         return {"truncation_psi": truncation_psi, "noise_mode": noise_mode}
 
     # -- value ----------------------------------------------------------------------------------------
@@ -172,7 +172,7 @@ class Metric(ABC):
 
         Args:
             label: Name of the metric in the row, such as `fid50k_full_at64`.
-            measured: What it is computed from.
+            measured: Features and values to compute the metric from.
 
         Raises:
             UserError: There are too few images.

@@ -36,8 +36,8 @@ class Moments:
         """Moments of features [N, D], N >= 1."""
         rows = _float64(torch.as_tensor(features))
         mean = rows.mean(dim=0)
-        centred = rows - mean
-        return cls(len(rows), mean.cpu().numpy(), (centred.t() @ centred).cpu().numpy())
+        centered = rows - mean
+        return cls(len(rows), mean.cpu().numpy(), (centered.t() @ centered).cpu().numpy())
 
     @classmethod
     def from_covariance(cls, mean: np.ndarray, covariance: np.ndarray, count: int, ddof: int) -> Moments:

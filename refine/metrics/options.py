@@ -14,7 +14,7 @@ NOISE_MODES = ("random", "const", "none")
 
 @dataclass(frozen=True, kw_only=True)
 class MetricOptions:
-    """What to measure, and how.
+    """Options of a measurement.
 
     Attributes:
         metrics: Names of the StyleGAN suite such as `fid50k_full`; see `metric.parse_metric`.

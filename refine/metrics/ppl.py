@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from refine.contracts import Generator
 from refine.errors import UserError
 from refine.metrics.batch_size import USUAL, BatchSize
 from refine.metrics.collect import collect_rows
@@ -33,10 +34,10 @@ def slerp(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
     """Point at t on the great circle from a's direction to b's, of length 1: [N, D] for t [N, 1]."""
     a, b = (v / v.norm(dim=-1, keepdim=True) for v in (a, b))
     cosine = (a * b).sum(dim=-1, keepdim=True)
-    towards = b - cosine * a
-    towards = towards / towards.norm(dim=-1, keepdim=True)
+    toward = b - cosine * a
+    toward = toward / toward.norm(dim=-1, keepdim=True)
     angle = t * torch.acos(cosine)
-    point = a * torch.cos(angle) + towards * torch.sin(angle)
+    point = a * torch.cos(angle) + toward * torch.sin(angle)
     return point / point.norm(dim=-1, keepdim=True)
 
 
@@ -74,7 +75,7 @@ def prepare(images: Tensor, crop: bool) -> Tensor:
 
 @torch.no_grad()
 def path_distances(
-    generator: Any,
+    generator: Generator,
     lpips: Callable[[Tensor], Tensor],
     z: tuple[Tensor, Tensor],
     c: Tensor,
@@ -87,18 +88,19 @@ def path_distances(
     """Squared perceptual distance of a step over EPSILON^2, for each path: [N] float32.
 
     Args:
-        generator: Generator with `mapping` and `synthesis`.
+        generator: Generator whose module has `mapping` and `synthesis`.
         lpips: Float images from 0 to 255 -> vectors.
         z: Both ends of the paths, [N, z_dim] each.
         c: Labels [N, c_dim].
-        t: Where on the path the step is taken, [N], from 0 to 1.
+        t: Position of the step on the path, [N], from 0 to 1.
         noise: For each layer that adds noise, the noise of each path [N, 1, R, R], the same at both ends of a step.
         space: "z" or "w", where paths are interpolated.
         crop: Take the middle of a face.
     """
-    ws = path_points(generator.mapping, *z, c, t, space)
+    network: Any = generator.module
+    ws = path_points(network.mapping, *z, c, t, space)
     with with_noise(generator, [torch.cat([layer, layer]) for layer in noise]):
-        images = generator.synthesis(ws, noise_mode="const", force_fp32=True)
+        images = network.synthesis(ws, noise_mode="const", force_fp32=True)
     before, after = lpips(prepare(images, crop)).chunk(2)
     return (before - after).square().sum(dim=1) / EPSILON**2
 
@@ -154,11 +156,11 @@ class PPL(Metric):
         """See `Metric.measure`: the distances [num_gen] of all steps."""
         generator, seed, device, labels = drawn.generator, drawn.options.seed, drawn.device, drawn.labels
         lpips = drawn.detector_of(self).lpips
-        if not (hasattr(generator, "mapping") and hasattr(generator, "synthesis")):
+        if not (hasattr(generator.module, "mapping") and hasattr(generator.module, "synthesis")):
             raise UserError(f"{self.name} needs a generator with mapping and synthesis, and this one has none.")
 
         def distances(part: range) -> Tensor:
-            ends = draw_latents(part, 2 * int(generator.z_dim), seed, "path latents")
+            ends = draw_latents(part, 2 * generator.z_shape[0], seed, "path latents")
             z0, z1 = ends.to(device).chunk(2, dim=1)
             c = draw_labels(part, labels, int(generator.c_dim), seed).to(device)
             t = draw_uniform(part, seed, "path positions").float().to(device)
@@ -171,7 +173,7 @@ class PPL(Metric):
         numbers, title = range(self.num_gen), f"paths of {self.name}"
         found = collect_rows(lambda part, size: size.parts(part, distances), numbers, batch, title)
         if not np.isfinite(found).all():
-            raise UserError("The generator draws images that are not finite: give an earlier snapshot.")
+            raise UserError("The generator makes images that are not finite: use an earlier snapshot.")
         return [found]
 
     def conditions(self, truncation_psi: float, noise_mode: str) -> dict[str, Any]:

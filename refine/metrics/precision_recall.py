@@ -52,7 +52,7 @@ def precision_recall(
         nhood_size: Number k of the neighbor, at least 1.
         half: Round features to float16 first, as the StyleGAN suite does.
         dtype: Type of the distances. The suite's are float16 on a GPU, which moves single images across a border.
-        device: Where distances are computed.
+        device: Device that computes distances.
         max_block_bytes: Bound on the memory of the distances.
 
     Raises:
@@ -63,7 +63,7 @@ def precision_recall(
     sets = [torch.as_tensor(features) for features in (real, generated)]
     # Distances do not depend on the origin, and their rounding is smallest when it lies in the middle.
     origin = sum(_float(part).sum(dim=0) for part in sets[0].split(CHUNK)) / len(sets[0])
-    x, y = (_centred(features, origin, half, dtype, device) for features in sets)
+    x, y = (_centered(features, origin, half, dtype, device) for features in sets)
     radii_x, radii_y = (_squared_radii(features, nhood_size, max_block_bytes) for features in (x, y))
     squares = x.square().sum(dim=1)
     precise = []
@@ -79,12 +79,12 @@ def _float(features: Tensor) -> Tensor:
     return features.to(torch.float32 if features.device.type == "mps" else torch.float64)  # MPS has no float64
 
 
-def _centred(features: Tensor, origin: Any, half: bool, dtype: torch.dtype, device: torch.device | str) -> Tensor:
+def _centered(features: Tensor, origin: Any, half: bool, dtype: torch.dtype, device: torch.device | str) -> Tensor:
     """One copy, made a few rows at a time."""
-    centred = torch.empty(features.shape, dtype=dtype, device=device)
-    for part, target in zip(features.split(CHUNK), centred.split(CHUNK), strict=True):
+    centered = torch.empty(features.shape, dtype=dtype, device=device)
+    for part, target in zip(features.split(CHUNK), centered.split(CHUNK), strict=True):
         target.copy_(_float(part.to(torch.float16) if half else part) - origin)
-    return centred
+    return centered
 
 
 def _blocks(num_rows: int, num_columns: int, element_size: int, max_block_bytes: int) -> list[slice]:

@@ -56,7 +56,7 @@ class Reference(ABC):
         suffix: End of the names of metrics that compare with it.
         dimension: Dimension of its features, if they are at hand.
         ddof: Covariances are divided by the number of features minus this, as whoever made the reference does.
-        notes: What to tell the user about it, a sentence each.
+        notes: Notes for the user, one sentence each.
     """
 
     name: str
@@ -68,6 +68,11 @@ class Reference(ABC):
     dimension: int | None = None
     ddof: int = 0
     notes: tuple[str, ...] = ()
+
+    @property
+    def where(self) -> str:
+        """Its name in messages, with the path if it is a file."""
+        return str(getattr(self, "path", self.name))
 
     @abstractmethod
     def check(self, metric: Metric, detector: Detector) -> None:
@@ -120,7 +125,7 @@ class _ImageReference(Reference):
         """See `Reference.check`."""
         count = len(self._numbers(metric))
         if count < metric.least_images:
-            raise too_few(metric.name, metric.least_images, str(getattr(self, "path", f"the {self.kind}")), count)
+            raise too_few(metric.name, metric.least_images, self.where, count)
 
     def prepare(self, wanted: Sequence[tuple[FeatureSpec, Metric]]) -> None:
         """See `Reference.prepare`."""

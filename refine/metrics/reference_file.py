@@ -45,7 +45,7 @@ class StatisticsReference(Reference):
             UserError: The file cannot be read, or is not such a file.
         """
         self.path, self.name = path, name or path.name
-        arrays = _arrays(path)
+        arrays, self._is_of_edm2 = _arrays(path)
         mean, sigma = np.asarray(arrays["mu"], np.float64), np.asarray(arrays["sigma"], np.float64)
         if (
             mean.ndim != 1
@@ -76,24 +76,29 @@ class StatisticsReference(Reference):
         elif vectors is not None:
             self.labels = Labels(vectors=vectors.astype(np.float32))
 
+    @property
+    def where(self) -> str:
+        """See `Reference.where`."""
+        return f"{self.path} (statistics of EDM2)" if self._is_of_edm2 else str(self.path)
+
     def check(self, metric: Metric, detector: Detector) -> None:
         """See `Reference.check`."""
         if metric.features(detector).keep != "moments" and self.features is None:
             raise UserError(
-                f"The reference {self.path} has a mean and a covariance and no features, which {metric.name} needs: "
+                f"The reference {self.where} has a mean and a covariance and no features, which {metric.name} needs: "
                 "give the data set with --data, or measure the FID only."
             )
         if not metric.full:
             raise UserError(
-                f"The reference {self.path} stands for a whole data set, and {metric.name} takes its first images: ask "
-                f"for {metric.name}_full."
+                f"The reference {self.where} stands for a whole data set, and {metric.name} takes its first images: "
+                f"ask for {metric.name}_full."
             )
         count = self.num_images if self.features is None else len(self.features)
         if count is not None and count < metric.least_images:
-            raise too_few(metric.name, metric.least_images, str(self.path), count)
+            raise too_few(metric.name, metric.least_images, self.where, count)
         if self.detector_sha256 is not None and self.detector_sha256 != detector.sha256:
             raise UserError(
-                f"The reference {self.path} was made with another detector (sha256 {self.detector_sha256[:16]}...) "
+                f"The reference {self.where} was made with another detector (sha256 {self.detector_sha256[:16]}...) "
                 f"than {detector.path} ({detector.sha256[:16]}...): give that detector with --detector."
             )
 
@@ -111,7 +116,7 @@ class StatisticsReference(Reference):
 
 
 def holds_statistics(path: Path) -> bool:
-    """Whether a file can be a reference, judged by its first bytes and, for a pickle, by its entries."""
+    """True if a file can be a reference, judging by its first bytes and, for a pickle, by its entries."""
     with reading(path), path.open("rb") as file:
         start = file.read(2)
     if start[:1] != b"\x80":
@@ -148,15 +153,15 @@ def _integer(path: Path, arrays: Mapping[str, np.ndarray], name: str) -> int | N
     return int(array.item())
 
 
-def _arrays(path: Path) -> Mapping[str, np.ndarray]:
-    """Arrays of the file, with `mu` and `sigma` among them."""
+def _arrays(path: Path) -> tuple[Mapping[str, np.ndarray], bool]:
+    """Arrays of the file, with `mu` and `sigma` among them, and whether it is a pickle of EDM2."""
     with reading(path), path.open("rb") as file:
         is_pickle = file.read(1) == b"\x80"
     if is_pickle:
         found = pickles.load_arrays(path).get("fid")
         if not isinstance(found, dict):
             raise UserError(f"The reference {path} is a pickle without the entry 'fid' of EDM2's: give another.")
-        return _checked(path, {name: np.asarray(value) for name, value in found.items()})
+        return _checked(path, {name: np.asarray(value) for name, value in found.items()}), True
     try:
         with np.load(path, allow_pickle=False) as npz:
             arrays = dict(npz)
@@ -166,7 +171,7 @@ def _arrays(path: Path) -> Mapping[str, np.ndarray]:
         raise UserError(
             f"The reference {path} is not an .npz file of numbers, or is damaged: download it again."
         ) from error
-    return _checked(path, arrays)
+    return _checked(path, arrays), False
 
 
 def _checked(path: Path, arrays: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:

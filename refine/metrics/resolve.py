@@ -116,8 +116,7 @@ def fit(reference: Reference, generator: Any) -> int | None:
     Raises:
         UserError: The reference's images are larger, or have other channels.
     """
-    own, channels = int(generator.img_resolution), int(generator.img_channels)
-    where = getattr(reference, "path", reference.name)
+    own, channels, where = int(generator.img_resolution), int(generator.img_channels), reference.where
     if reference.num_channels not in (None, channels):
         raise UserError(
             f"The reference {where} has images of {reference.num_channels} channels and the generator draws "
@@ -140,7 +139,7 @@ def fit_labels(reference: Reference, generator: Any) -> tuple[Labels | None, tup
     c_dim, labels = int(generator.c_dim), reference.labels
     if not c_dim:
         return None, ()
-    where = getattr(reference, "path", reference.name)
+    where = reference.where
     if labels is None:
         if reference.kind == "teacher":
             return None, ()

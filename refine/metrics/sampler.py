@@ -6,6 +6,7 @@ size, and any number of processes, see the same images.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from refine.contracts import Generator
 from refine.files.images import require_finite, to_uint8
 from refine.metrics.detectors import exact_convolutions
 from refine.pair.resize import resize
@@ -100,13 +102,15 @@ def _from_blocks(indices: range, draw: Any) -> Tensor:
 # -- noise --------------------------------------------------------------------------------------------
 
 
-def noise_inputs(generator: Any) -> list[torch.nn.Module]:
-    """Layers that add noise, in their order in the network; none in a generator that is not a module."""
-    modules = generator.modules() if isinstance(generator, torch.nn.Module) else ()
-    return [module for module in modules if isinstance(module._buffers.get("noise_const"), Tensor)]
+def noise_inputs(generator: Generator) -> list[torch.nn.Module]:
+    """Layers whose noise `noise_mode` decides, in their order in the network."""
+    if not getattr(generator, "takes_noise_mode", True):
+        return []
+    layers = generator.module.modules()
+    return [layer for layer in layers if isinstance(layer._buffers.get("noise_const"), Tensor)]
 
 
-def draw_noise(generator: Any, indices: Sequence[int], seed: int, stream: str) -> list[Tensor]:
+def draw_noise(generator: Generator, indices: Sequence[int], seed: int, stream: str) -> list[Tensor]:
     """Noise [len(indices), 1, R, R] for each layer of `noise_inputs`, on its device."""
     layers: list[Any] = [module.noise_const for module in noise_inputs(generator)]
     rows: list[list[Tensor]] = [[] for _ in layers]
@@ -118,7 +122,7 @@ def draw_noise(generator: Any, indices: Sequence[int], seed: int, stream: str) -
 
 
 @contextmanager
-def with_noise(generator: Any, noise: Sequence[Tensor]) -> Iterator[None]:
+def with_noise(generator: Generator, noise: Sequence[Tensor]) -> Iterator[None]:
     """Context in which `noise_mode="const"` adds the given noise, to each image of the batch its own."""
     layers = noise_inputs(generator)
     previous = [layer._buffers["noise_const"] for layer in layers]
@@ -159,7 +163,7 @@ class Sampler:
         resample: Filter for this, a key of `bridge.FILTERS`.
     """
 
-    generator: Any
+    generator: Generator
     device: torch.device
     labels: Labels | None = None
     seed: int = 0
@@ -175,9 +179,10 @@ class Sampler:
         Raises:
             UserError: An image is not finite.
         """
-        z = draw_latents(indices, self.generator.z_dim, self.seed).to(self.device)
-        c = draw_labels(indices, self.labels, int(self.generator.c_dim), self.seed).to(self.device)
-        size = images_at_once(int(self.generator.img_resolution))
+        shape = self.generator.z_shape
+        z = draw_latents(indices, math.prod(shape), self.seed).reshape(-1, *shape).to(self.device)
+        c = draw_labels(indices, self.labels, self.generator.c_dim, self.seed).to(self.device)
+        size = images_at_once(self.generator.img_resolution)
         images = torch.cat(
             [
                 self._draw(zs, cs, indices[first : first + size])
@@ -190,10 +195,10 @@ class Sampler:
         return to_uint8(images)
 
     def _draw(self, z: Tensor, c: Tensor, indices: range) -> Tensor:
-        arguments = {"truncation_psi": self.truncation_psi, "noise_mode": self.noise_mode}
+        psi = self.truncation_psi
         if self.noise_mode == "random" and noise_inputs(self.generator):
             noise = draw_noise(self.generator, indices, self.seed, "metric noise")
             with exact_convolutions(), with_noise(self.generator, noise):
-                return self.generator(z, c, **arguments | {"noise_mode": "const"})
+                return self.generator(z, c, noise_mode="const", truncation_psi=psi).images
         with exact_convolutions():
-            return self.generator(z, c, **arguments)
+            return self.generator(z, c, noise_mode=self.noise_mode, truncation_psi=psi).images

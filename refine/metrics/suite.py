@@ -21,6 +21,7 @@ from refine.metrics.options import MetricOptions
 from refine.metrics.reference import Reference, Teacher
 from refine.metrics.resolve import choose_reference, fit, fit_labels, labels_source, load_detectors
 from refine.metrics.sampler import Labels, Sampler, for_detector
+from refine.networks.plain_module import as_contract
 from refine.runtime import distributed
 from refine.runtime.text import format_time
 
@@ -39,7 +40,8 @@ def make_measure(
 
     Args:
         options: What to measure, and how.
-        generator: Any of the generators to come, to see whether the reference fits.
+        generator: Any of the generators to come, to see whether the reference fits: a `contracts.Generator`, or a
+            module or function that is called as it is.
         device: Device of generators, detectors and the teacher.
         teacher: Teacher for `ref=teacher`, and for `ref=auto` without `data`.
 
@@ -87,6 +89,7 @@ class Suite:
     @classmethod
     def build(cls, options: MetricOptions, generator: Any, device: torch.device, teacher: Teacher | None) -> Suite:
         """See `make_measure`."""
+        generator = as_contract(generator)
         metrics = tuple(parse_metric(name) for name in options.metrics)
         detectors = load_detectors(metrics, options, device)
         reference = resolution = labels = None
@@ -118,7 +121,7 @@ class Suite:
             reference = self._reference_of(metric)
             if reference is not None and reference.dimension not in (None, found):
                 raise UserError(
-                    f"The reference {getattr(reference, 'path', '')} has features of dimension {reference.dimension} "
+                    f"The reference {reference.where} has features of dimension {reference.dimension} "
                     f"and the detector {detector.path} gives {found}: it was made with another detector, which "
                     "--detector names."
                 )
@@ -159,7 +162,14 @@ class Suite:
         """Source of the images that are measured."""
         o = self.options
         return Sampler(
-            generator, self.device, self.labels, o.seed, o.noise_mode, o.truncation_psi, resolution, o.resample
+            as_contract(generator),
+            self.device,
+            self.labels,
+            o.seed,
+            o.noise_mode,
+            o.truncation_psi,
+            resolution,
+            o.resample,
         )
 
     def resolution_for(self, metric: Metric) -> int | None:
@@ -217,5 +227,5 @@ class Suite:
 
 
 def _say(*lines: str) -> None:
-    for line in lines if distributed.is_rank0() else ():
+    for line in lines:
         log.warning(line)

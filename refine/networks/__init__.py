@@ -1,4 +1,4 @@
-"""Refine's own networks, and which record of a pickle each of them is."""
+"""Refine's own networks, rebuilt from the records of pickles."""
 
 from refine.networks.rebuilding import rebuild
 from refine.networks.registry import Architecture, identify

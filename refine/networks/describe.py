@@ -24,8 +24,8 @@ def describe(network_pickle: NetworkPickle) -> dict[str, Any]:
         network_pickle: Result of `pickles.load`.
 
     Raises:
-        OSError: the file cannot be read any more.
-        PickleError: a network has more tensors than any.
+        OSError: The file can no longer be read.
+        PickleError: A network has implausibly many tensors.
     """
     description = {
         "file": str(network_pickle.path),
@@ -58,7 +58,7 @@ def extract_sources(network_pickle: NetworkPickle, directory: Path) -> list[Path
         directory: Folder for the files; it is made if needed.
 
     Raises:
-        UserError: the folder cannot be made or written.
+        UserError: The folder cannot be made or written.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -74,7 +74,7 @@ def extract_sources(network_pickle: NetworkPickle, directory: Path) -> list[Path
 
 
 def _describe_entries(network_pickle: NetworkPickle) -> dict[Any, dict[str, Any]]:
-    """Each entry; one object under several names is looked at once."""
+    """Description of each entry; an object under several names is described once."""
     described: dict[int, dict[str, Any]] = {}
     for value in network_pickle.values():
         if id(value) not in described:
@@ -111,7 +111,7 @@ _SHOWN_SETTINGS = {
 
 
 def _settings(record: PersistentObject) -> dict[str, Any]:
-    """The attributes of a record that are worth showing, as plain values."""
+    """Attributes of a record to show, as plain values."""
     plain = {}
     for name in sorted(_SHOWN_SETTINGS & record.attributes.keys()):
         try:
@@ -122,7 +122,7 @@ def _settings(record: PersistentObject) -> dict[str, Any]:
 
 
 def _describe_rebuild(record: PersistentObject, architecture: networks.Architecture) -> dict[str, Any]:
-    """The result of rebuilding the record with Refine's own network."""
+    """Result of rebuilding a record with Refine's own network."""
     if architecture.build is None:
         return {"rebuilt_by_refine": False}
     try:
@@ -160,7 +160,7 @@ def _describe_sources(network_pickle: NetworkPickle) -> list[dict[str, Any]]:
 
 
 def format_description(description: dict[str, Any]) -> str:
-    """The description as text for a terminal.
+    """Formats a description as text for a terminal.
 
     Args:
         description: Result of `describe`.

@@ -38,13 +38,13 @@ class PreconditionedDenoiser(nn.Module):
     """Base of the four denoisers; a subclass defines `preconditioning` and the range of sigma.
 
     Attributes:
-        img_resolution: height and width of the image.
-        img_channels: channels of the image.
-        label_dim: width of the class labels, 0 = unconditional.
-        use_fp16: runs the U-Net in half precision where x is on a CUDA device.
-        sigma_min: smallest supported noise level, may be 0.
-        sigma_max: largest supported noise level, may be inf.
-        sigma_data: standard deviation of the data that the loss weighting assumes.
+        img_resolution: Height and width of the image.
+        img_channels: Channels of the image.
+        label_dim: Width of the class labels; 0 for an unconditional network.
+        use_fp16: Whether the U-Net runs in half precision if x is on a CUDA device.
+        sigma_min: Smallest supported noise level, may be 0.
+        sigma_max: Largest supported noise level, may be infinite.
+        sigma_data: Standard deviation of the data that the loss weighting assumes.
     """
 
     sigma_min: float
@@ -71,11 +71,11 @@ class PreconditionedDenoiser(nn.Module):
         )
 
     def preconditioning(self, sigma: Tensor) -> Preconditioning:
-        """The coefficients at noise level sigma (any shape, float32)."""
+        """Coefficients at noise level sigma (any shape, float32)."""
         raise NotImplementedError
 
     def round_sigma(self, sigma: Tensor | float) -> Tensor:
-        """The nearest noise level that the network knows: sigma itself, except for iDDPM."""
+        """Nearest noise level that the network supports: sigma itself, except for iDDPM."""
         return torch.as_tensor(sigma)
 
     def forward(
@@ -89,17 +89,17 @@ class PreconditionedDenoiser(nn.Module):
         """Denoises.
 
         Args:
-            x: noisy images [N, C, R, R], clean range [-1, 1], any float dtype.
-            sigma: noise levels > 0: a number, 0-d, [N] or [N, 1, 1, 1].
-            class_labels: [N, label_dim], one-hot or soft; None: zeros. Ignored by unconditional networks.
-            augment_labels: [N, augment_dim]; None: the same as zeros. Ignored by networks without.
-            force_fp32: no half precision, whatever use_fp16 says.
+            x: Noisy images [N, C, R, R] of any floating-point dtype; clean images lie in [-1, 1].
+            sigma: Noise levels > 0: a number, 0-d, [N] or [N, 1, 1, 1].
+            class_labels: One-hot or soft labels [N, label_dim]; None for zeros. Ignored by unconditional networks.
+            augment_labels: Labels [N, augment_dim]; None for zeros. Ignored by networks without augmentation labels.
+            force_fp32: Whether to compute in float32 even if `use_fp16` is set.
 
         Returns:
             Estimates of E[x0 | x0 + sigma n = x], [N, C, R, R], in the precision of the parameters (float32).
 
         Raises:
-            ValueError: class_labels of another width than label_dim.
+            ValueError: The class labels have another width than `label_dim`.
         """
         dtype = next(self.model.parameters()).dtype
         x = x.to(dtype)
@@ -121,7 +121,9 @@ class PreconditionedDenoiser(nn.Module):
         if class_labels is None:
             return torch.zeros([1, self.label_dim], device=device, dtype=dtype)
         if class_labels.shape[-1] != self.label_dim:
-            raise ValueError(f"class labels have width {class_labels.shape[-1]}, the network wants {self.label_dim}")
+            raise ValueError(
+                f"class labels have width {class_labels.shape[-1]}, and the network needs {self.label_dim}"
+            )
         return class_labels.to(dtype).reshape(-1, self.label_dim)
 
 
@@ -245,7 +247,7 @@ class iDDPMPrecond(PreconditionedDenoiser):  # noqa: N801 (the name in the check
     ) -> None:
         super().__init__(img_resolution, img_channels, label_dim, use_fp16, model_type, 2 * img_channels, model_kwargs)
         if not 1 <= M <= MAX_TIMESTEPS:
-            raise UserError(f"M={M} timesteps are outside of 1 to {MAX_TIMESTEPS}.")
+            raise UserError(f"M={M} timesteps are not between 1 and {MAX_TIMESTEPS}.")
         self.M = M
         levels = _iddpm_levels(M, C_1, C_2)
         self.register_buffer("u", torch.empty(M + 1).copy_(levels))
@@ -253,7 +255,7 @@ class iDDPMPrecond(PreconditionedDenoiser):  # noqa: N801 (the name in the check
         self.sigma_max = float(levels[0])
 
     def round_sigma(self, sigma: Tensor | float) -> Tensor:
-        """The nearest of the levels u_0 ... u_M, in the dtype of sigma."""
+        """Nearest of the levels u_0 ... u_M, in the dtype of sigma."""
         sigma = torch.as_tensor(sigma)
         return self.u.to(sigma.device)[self._nearest_level(sigma)].to(sigma.dtype)
 
@@ -298,7 +300,7 @@ MAX_ENTRIES = 32  # levels, resolutions or taps
 
 
 def _is_plausible(value: Any, annotation: str) -> bool:
-    """Whether a value from a file is of the annotated type and of a size that no constructor suffers from."""
+    """True if a value from a file has the annotated type and a size that no constructor has trouble with."""
     if annotation.startswith("Sequence["):
         inner = annotation.removeprefix("Sequence[").removesuffix("]")
         is_list = isinstance(value, list | tuple) and len(value) <= MAX_ENTRIES
@@ -311,17 +313,17 @@ def _is_plausible(value: Any, annotation: str) -> bool:
 
 
 def denoiser_from_init_kwargs(class_name: str, init_kwargs: Mapping[str, Any]) -> PreconditionedDenoiser:
-    """Builds a denoiser, randomly initialised, from what an EDM pickle says about its construction.
+    """Builds a denoiser, randomly initialized, from the constructor arguments in an EDM pickle.
 
     Under `torch.device("meta")` no weights are allocated; `load_state_dict(..., strict=True, assign=True)`
     then completes the network.
 
     Args:
-        class_name: a key of PRECONDITIONERS.
-        init_kwargs: the constructor arguments found in the pickle.
+        class_name: Key of `PRECONDITIONERS`.
+        init_kwargs: Constructor arguments in the pickle.
 
     Raises:
-        UserError: the class or an argument is unknown or missing, or an argument has an impossible value.
+        UserError: The class or an argument is unknown or missing, or an argument has an impossible value.
     """
     if class_name not in PRECONDITIONERS:
         raise UserError(f"{class_name} is not a denoiser that Refine knows; known are {', '.join(PRECONDITIONERS)}.")

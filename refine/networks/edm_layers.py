@@ -73,12 +73,12 @@ class Conv2d(nn.Conv2d):
     """Zero-padded convolution that keeps the resolution, or changes it by two, in the dtype of its input.
 
     Args:
-        in_channels: channels of the input.
-        out_channels: channels of the output.
-        kernel_size: odd width of the kernel.
-        resampling: resolution change, before the convolution.
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        kernel_size: Odd width of the kernel.
+        resampling: Resolution change, before the convolution.
         taps: 1-D resampling filter of even length.
-        convolve_first: convolve at the high resolution, then downsample; with resampling="down" only.
+        convolve_first: Whether to convolve before downsampling; only with resampling="down".
     """
 
     resample_filter: Tensor
@@ -125,7 +125,7 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
 
 
 def _kept(x: Tensor, p: float, training: bool) -> Tensor | None:
-    """Which elements dropout keeps; None where PyTorch decides."""
+    """Mask of the elements that dropout keeps; None if PyTorch decides."""
     if not training or p == 0 or not x.is_cpu or torch.compiler.is_compiling():
         return None
     bits = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
@@ -137,7 +137,7 @@ def _gain(p: float) -> float:
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group normalisation with up to 32 groups of at least four channels, in the dtype of its input."""
+    """Group normalization with up to 32 groups of at least four channels, in the dtype of its input."""
 
     def __init__(self, channels: int, eps: float) -> None:
         super().__init__(min(32, channels // 4), channels, eps)
@@ -150,11 +150,11 @@ class GroupNorm(nn.GroupNorm):
     def silu(
         self, x: Tensor, before: Tensor | None = None, scale: Tensor | None = None, shift: Tensor | None = None
     ) -> Tensor:
-        """The SiLU of forward(x + before) * (1 + scale) + shift; all but x are [N, C]."""
+        """SiLU of forward(x + before) * (1 + scale) + shift; all arguments but x are [N, C]."""
         return group_norm_silu(x, *self.arguments(x.dtype, before, scale, shift))
 
     def arguments(self, dtype: torch.dtype, before: Tensor | None, scale: Tensor | None, shift: Tensor | None) -> Norm:
-        """What `group_norm_silu` takes beside x."""
+        """Arguments of `group_norm_silu` besides x."""
         return Norm(self.num_groups, self.weight.to(dtype), self.bias.to(dtype), self.eps, before, scale, shift)
 
 
@@ -162,8 +162,8 @@ class PositionalEmbedding(nn.Module):
     """Cosines, then sines, of a number at geometrically spaced frequencies from 1 down to 1 / 10000.
 
     Args:
-        channels: width of the embedding, even.
-        endpoint: whether the lowest frequency is 1 / 10000 (DDPM++) or the series stops before it (ADM).
+        channels: Width of the embedding, even.
+        endpoint: Whether the lowest frequency is 1 / 10000 (DDPM++) or the series stops before it (ADM).
     """
 
     def __init__(self, channels: int, endpoint: bool) -> None:
@@ -199,17 +199,17 @@ class FourierEmbedding(nn.Module):
 
 @dataclass(frozen=True)
 class BlockOptions:
-    """What all blocks of one U-Net have in common.
+    """Options that all blocks of one U-Net share.
 
     Attributes:
-        emb_channels: width of the noise level embedding.
-        num_heads: attention heads; None: one for every 64 channels, hence no attention below 64.
-        dropout: probability of dropping an activation before the last convolution, in training only.
-        norm_eps: epsilon of the group normalisations.
-        skip_scale: factor after every residual addition.
-        adaptive_scale: the embedding scales and shifts (ADM) instead of only shifting (DDPM++, NCSN++).
-        resample_filter: taps of the filter for resolution changes.
-        resample_proj: a skip that changes resolution has a 1x1 convolution even if the channels match.
+        emb_channels: Width of the noise level embedding.
+        num_heads: Number of attention heads; None for one per 64 channels, hence no attention below 64.
+        dropout: Probability of dropping an activation before the last convolution, in training only.
+        norm_eps: Epsilon of the group normalizations.
+        skip_scale: Factor after every residual addition.
+        adaptive_scale: Whether the embedding scales and shifts (ADM) or only shifts (DDPM++, NCSN++).
+        resample_filter: Taps of the filter for resolution changes.
+        resample_proj: Whether a skip that changes resolution has a 1x1 convolution even if the channels match.
     """
 
     emb_channels: int
@@ -285,7 +285,7 @@ class UNetBlock(nn.Module):
         scale: Tensor | None = None,
         shift: Tensor | None = None,
     ) -> Tensor:
-        """The convolution of what the norm's SiLU and dropout make of x."""
+        """Convolution of x after normalization, SiLU and dropout."""
         keep = _kept(x, p, self.training)
         if conv.resampling is not None or (keep is None and p and self.training):
             return conv(dropout(norm.silu(x, before, scale, shift), p, self.training))

@@ -33,7 +33,7 @@ MAX_TAPS = 32
 
 
 class _UNet(nn.Module):
-    """What both U-Nets share: encoder and decoder over halving resolutions, a skip from every layer."""
+    """Base of both U-Nets: encoder and decoder over halving resolutions, with a skip from every layer."""
 
     enc: nn.ModuleDict
     dec: nn.ModuleDict
@@ -52,7 +52,7 @@ class _UNet(nn.Module):
             if not 0 <= value <= 1:
                 raise UserError(f"{name}={value} is not a probability.")
         if not 0 <= num_blocks <= MAX_BLOCKS_PER_LEVEL:
-            raise UserError(f"num_blocks={num_blocks} is outside of 0 to {MAX_BLOCKS_PER_LEVEL}.")
+            raise UserError(f"num_blocks={num_blocks} is not between 0 and {MAX_BLOCKS_PER_LEVEL}.")
         if levels < 1 or img_resolution < 1 or img_resolution % 2 ** (levels - 1):
             raise UserError(f"img_resolution={img_resolution} cannot be halved {levels - 1} times (channel_mult).")
         self.resolutions = [img_resolution >> level for level in range(levels)]
@@ -103,7 +103,7 @@ class _UNet(nn.Module):
         return h, image
 
     def _encode_decode(self, image: Tensor, emb: Tensor) -> dict[int, Tensor]:
-        """Image [N, C, R, R] -> the decoder's last activations at every resolution."""
+        """Last activations of the decoder at every resolution, for an image [N, C, R, R]."""
         h = self.enc[f"{self.resolutions[0]}x{self.resolutions[0]}_conv"](image)
         skips = [h]
         for res in self.resolutions:
@@ -134,29 +134,29 @@ def _drop_labels(class_labels: Tensor, batch: int, probability: float) -> Tensor
 
 
 class SongUNet(_UNet):
-    """DDPM++ and NCSN++ (arXiv 2011.13456), initialised as published (xavier uniform).
+    """DDPM++ and NCSN++ (arXiv 2011.13456), initialized as published (Xavier uniform).
 
     Args:
-        img_resolution: height and width of the image.
-        in_channels: channels of the input.
-        out_channels: channels of the output.
-        label_dim: width of the class labels, 0 = unconditional.
-        augment_dim: width of the augmentation labels, 0 = none.
-        model_channels: channels at the highest resolution before `channel_mult`.
-        channel_mult: factor of the channels at every resolution, from high to low.
-        channel_mult_emb: width of the embedding, in model_channels.
-        num_blocks: residual blocks per resolution.
-        attn_resolutions: resolutions with self-attention.
-        dropout: see BlockOptions.
-        label_dropout: probability of hiding a class label in training.
+        img_resolution: Height and width of the image.
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        label_dim: Width of the class labels; 0 for an unconditional network.
+        augment_dim: Width of the augmentation labels; 0 for none.
+        model_channels: Channels at the highest resolution before `channel_mult`.
+        channel_mult: Factor of the channels at every resolution, from high to low.
+        channel_mult_emb: Width of the embedding, in model_channels.
+        num_blocks: Residual blocks per resolution.
+        attn_resolutions: Resolutions with self-attention.
+        dropout: Probability of dropping an activation; see `BlockOptions`.
+        label_dropout: Probability of hiding a class label in training.
         embedding_type: "positional" (DDPM++) or "fourier" (NCSN++).
-        channel_mult_noise: width of the noise level's sinusoids, in model_channels: 1 (DDPM++) or 2 (NCSN++).
+        channel_mult_noise: Width of the noise level's sinusoids, in model_channels: 1 (DDPM++) or 2 (NCSN++).
         encoder_type: "standard" (DDPM++), or "residual" (NCSN++) or "skip": ways to add downsampled images.
         decoder_type: "standard", or "skip": the output is a sum over all resolutions.
-        resample_filter: taps of the resampling filter: [1, 1] (DDPM++) or [1, 3, 3, 1] (NCSN++).
+        resample_filter: Taps of the resampling filter: [1, 1] (DDPM++) or [1, 3, 3, 1] (NCSN++).
 
     Raises:
-        UserError: an argument has a value that no network of this kind can have.
+        UserError: An argument has a value that no network of this kind can have.
     """
 
     def __init__(
@@ -284,7 +284,7 @@ class SongUNet(_UNet):
 
 
 class DhariwalUNet(_UNet):
-    """ADM (arXiv 2105.05233), initialised as published (PyTorch's defaults; last layers of branches zero).
+    """ADM (arXiv 2105.05233), initialized as published (PyTorch's defaults; last layers of branches zero).
 
     Args and errors: as SongUNet. Self-attention exists only where a level has at least 64 channels.
     """
@@ -358,7 +358,7 @@ class DhariwalUNet(_UNet):
 
 
 def _require_even_filter(taps: Sequence[float], is_used: bool) -> None:
-    """An odd number of taps shifts the image by half a pixel and loses a row; with one resolution there is none."""
+    """Requires an even number of taps: an odd number shifts the image by half a pixel and loses a row."""
     found = reprlib.repr(taps)
     if len(taps) > MAX_TAPS:
         raise UserError(f"resample_filter={found} has more than {MAX_TAPS} taps.")

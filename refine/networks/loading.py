@@ -14,6 +14,7 @@ from refine import networks, pickles, zoo
 from refine.networks.rebuilding import unknown_sources
 from refine.networks.registry import Architecture
 from refine.pickles import NetworkPickle, PersistentObject, PickleError
+from refine.pickles.finite import require_finite
 
 log = logging.getLogger("refine")
 
@@ -37,9 +38,9 @@ class LoadedNetwork:
     Attributes:
         network: Network in float32, on the CPU, in evaluation mode, gradients off.
         architecture: Kind of network.
-        record: Its description in the pickle.
-        key: The pickle's entry that it was made from, such as "G_ema".
-        pickle: The whole pickle; `pickles.save` writes it back with new weights.
+        record: Record of the network in the pickle.
+        key: Entry of the pickle that the network was made from, such as "G_ema".
+        pickle: Whole pickle; `pickles.save` writes it back with new weights.
     """
 
     network: torch.nn.Module
@@ -63,7 +64,8 @@ def load_generator(spec: str, *, trust: bool = False) -> LoadedNetwork:
             another one; see `networks.rebuild`.
 
     Raises:
-        UserError: the file cannot be had, is not a network pickle, or holds no generator with finite weights.
+        UserError: The file cannot be downloaded or read, is not a network pickle, or has no generator with finite
+            weights.
     """
     return generator_of(pickles.load(zoo.resolve(spec).path, trust=trust))
 
@@ -76,7 +78,8 @@ def load_teacher(spec: str, *, trust: bool = False) -> LoadedNetwork:
         trust: Permission to run the source embedded in the pickle; see `load_generator`.
 
     Raises:
-        UserError: the file cannot be had, is not a network pickle, or holds no denoiser with finite weights.
+        UserError: The file cannot be downloaded or read, is not a network pickle, or has no denoiser with finite
+            weights.
     """
     return denoiser_of(pickles.load(zoo.resolve(spec).path, trust=trust))
 
@@ -93,7 +96,9 @@ def save(loaded: LoadedNetwork, path: str | os.PathLike[str]) -> None:
     Raises:
         UserError: The file cannot be written, or a weight is not finite.
     """
-    pickles.save(loaded.pickle, Path(path), {loaded.key: loaded.network.state_dict()})
+    weights = loaded.network.state_dict()
+    require_finite(weights, f"the network that would be written to {os.fspath(path)}")
+    pickles.save(loaded.pickle, Path(path), {loaded.key: weights})
 
 
 def generator_of(network_pickle: NetworkPickle, keys: Sequence[str] = _GENERATOR_KEYS) -> LoadedNetwork:
@@ -104,7 +109,7 @@ def generator_of(network_pickle: NetworkPickle, keys: Sequence[str] = _GENERATOR
         keys: Entries to look for, the preferred one first.
 
     Raises:
-        UserError: the pickle holds no generator with finite weights under these keys.
+        UserError: The pickle holds no generator with finite weights under these keys.
     """
     return _load(network_pickle, keys, "generator", _GENERATOR_ATTRIBUTES)
 
@@ -113,7 +118,7 @@ def denoiser_of(network_pickle: NetworkPickle, keys: Sequence[str] = _DENOISER_K
     """Rebuilds the denoiser of an open pickle; see `generator_of`.
 
     Raises:
-        UserError: the pickle holds no denoiser with finite weights under these keys.
+        UserError: The pickle holds no denoiser with finite weights under these keys.
     """
     return _load(network_pickle, keys, "denoiser", _DENOISER_ATTRIBUTES)
 
@@ -136,7 +141,7 @@ def _load(network_pickle: NetworkPickle, keys: Sequence[str], role: str, attribu
 
 
 def _note_unknown_source(network_pickle: NetworkPickle, record: PersistentObject, architecture: Architecture) -> None:
-    """One line where a fork may have changed what the network computes, and nobody has compared."""
+    """Logs a line if a fork may have changed what the network computes, and the two have not been compared."""
     unknown = unknown_sources(record)
     if unknown and not network_pickle.trusted:
         log.info(

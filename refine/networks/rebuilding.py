@@ -44,7 +44,7 @@ def rebuild(record: PersistentObject, *, trust: bool = False) -> torch.nn.Module
         trust: Permission to run the embedded source where Refine has no such network, or may have another one.
 
     Raises:
-        PickleError: the architecture is unknown, the record's tensors are not those of its architecture, or some are
+        PickleError: The architecture is unknown, the record's tensors are not those of its architecture, or some are
             not finite.
     """
     architecture = identify(record)

@@ -26,7 +26,7 @@ from refine.pickles.tree import module_state, named_tensors, submodules
 MAX_COUNT = 1000  # layers or blocks: twenty times the deepest published network
 MAX_SIZE = 1e9  # anything else; xflip probabilities of 1e8 occur
 MAX_LIST_LENGTH = 1000
-FREE_ELEMENTS = 1_000_000  # that a network may have beyond a small multiple of what its storages hold
+FREE_ELEMENTS = 1_000_000  # elements that a network may have beyond a small multiple of those in its storages
 
 Role = Literal["generator", "denoiser", "discriminator", "augmentation", "loss", "unknown"]
 Build = Callable[[PersistentObject], torch.nn.Module]
@@ -73,10 +73,10 @@ def build(record: PersistentObject, architecture: Architecture) -> torch.nn.Modu
 
     Args:
         record: A network of a pickle.
-        architecture: What `identify` says of it; `build` is not None.
+        architecture: Architecture of the record, with a `build` that is not None.
 
     Raises:
-        PickleError: the constructor arguments are impossible, the record's tensors are not those of its architecture,
+        PickleError: The constructor arguments are impossible, the record's tensors are not those of its architecture,
             or some are not finite.
     """
     assert architecture.build is not None
@@ -100,7 +100,7 @@ def load_strictly(network: torch.nn.Module, tensors: Mapping[str, TensorRecord],
         what: Name of the network, for messages.
 
     Raises:
-        PickleError: a tensor is missing, unknown, of another shape or not finite; it names the first one.
+        PickleError: A tensor is missing, unknown, of another shape or not finite; the message names the first one.
     """
     expected = network.state_dict()
     for name, value in expected.items():

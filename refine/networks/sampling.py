@@ -20,10 +20,10 @@ MAX_SEEDS = 1_000_000
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
-    """`0-3,40` -> 0, 1, 2, 3, 40.
+    """Parses seeds: `0-3,40` -> 0, 1, 2, 3, 40.
 
     Raises:
-        UserError: The text is something else, or names a seed beyond 2^32 - 1, which NumPy does not take.
+        UserError: The text is not a list of seeds and ranges, or a seed is above 2^32 - 1, NumPy's limit.
     """
     seeds: list[int] = []
     for part in text.split(","):
@@ -42,15 +42,15 @@ def parse_seeds(text: str) -> tuple[int, ...]:
 
 
 def latent(seed: int, z_dim: int) -> Tensor:
-    """Z [1, z_dim] in float32: NumPy's legacy normal numbers, drawn in float64 as StyleGAN's scripts do."""
+    """Latent [1, z_dim] of a seed, float32: NumPy's legacy normal numbers in float64, as in StyleGAN's scripts."""
     return torch.from_numpy(np.random.RandomState(seed).randn(1, z_dim).astype(np.float32))
 
 
 def label(c_dim: int, class_index: int | None) -> Tensor:
-    """C [1, c_dim], one-hot; without a class, zeros.
+    """One-hot label [1, c_dim] of a class; zeros without a class.
 
     Raises:
-        UserError: there is no such class.
+        UserError: The generator does not have the class.
     """
     c = torch.zeros(1, c_dim)
     if class_index is not None:
@@ -61,10 +61,10 @@ def label(c_dim: int, class_index: int | None) -> Tensor:
 
 
 def class_of(generator: Any, class_index: int | None) -> int | None:
-    """The class to generate: what was asked for, None where the generator has no classes.
+    """Class to generate; None for a generator without classes.
 
     Raises:
-        UserError: the generator has classes, and none was chosen or it lacks the chosen one.
+        UserError: The generator has classes, and none was chosen, or the chosen class does not exist.
     """
     if not generator.c_dim:
         return None
@@ -83,15 +83,15 @@ def images_of(
     noise_mode: str = "const",
     device: torch.device | str = "cpu",
 ) -> Iterator[Tensor]:
-    """One image [1, C, H, W] in float32 on the CPU, nominally in [-1, 1], for each seed.
+    """Image [1, C, H, W] of each seed, float32 on the CPU, nominally in [-1, 1].
 
     Args:
-        generator: on `device`.
-        seeds: of the latents; with `noise_mode="random"` also of the noise.
-        class_index: None is the label of zeros.
-        truncation_psi: 1 is the full distribution, 0 the average image.
-        noise_mode: `const`, `random` or `none`.
-        device: where the generator is.
+        generator: Generator on `device`.
+        seeds: Seeds of the latents; with `noise_mode="random"` also of the noise.
+        class_index: Class of all images; None for a label of zeros.
+        truncation_psi: Truncation: 1 for the full distribution, 0 for the average image.
+        noise_mode: Noise inputs: `const`, `random` or `none`.
+        device: Device of the generator.
     """
     for seed in seeds:
         z = latent(seed, generator.z_dim).to(device)
@@ -111,17 +111,17 @@ def generate(
     truncation_psi: float = 1.0,
     noise_mode: str = "const",
 ) -> Tensor:
-    """Images by seed, as StyleGAN's own scripts draw them.
+    """Generates images by seed, equal to those of StyleGAN's own scripts.
 
     Args:
         generator: Result of `load_generator`, or its network, on any device.
         seeds: Seeds of the latents, 0 to 2^32 - 1; with `noise_mode="random"` also of the noise.
         class_index: Class of all images; needed for a generator with classes, and for no other.
-        truncation_psi: 1 for the full distribution, 0 for the average image.
-        noise_mode: `const`, `random` or `none`.
+        truncation_psi: Truncation: 1 for the full distribution, 0 for the average image.
+        noise_mode: Noise inputs: `const`, `random` or `none`.
 
     Returns:
-        [N, C, R, R] in float32 on the CPU, nominally in [-1, 1], not clamped.
+        Images [N, C, R, R], float32 on the CPU, nominally in [-1, 1], not clamped.
 
     Raises:
         UserError: The class is missing or unknown, or an image is not finite.
@@ -131,7 +131,7 @@ def generate(
     class_index = class_of(network, class_index)
     images = torch.cat(list(images_of(network, seeds, class_index, truncation_psi, noise_mode, device)))
     if not images.isfinite().all():
-        raise UserError("The generator draws images that are not finite: take an earlier snapshot.")
+        raise UserError("The generator makes images that are not finite: use an earlier snapshot.")
     return images
 
 
@@ -142,12 +142,12 @@ def image_of_ws(generator: Any, ws: Tensor, noise_mode: str = "const") -> Tensor
 
 
 def squared_difference(one: Tensor, other: Tensor) -> float:
-    """Mean squared difference of two images in [-1, 1], both clamped to it, in grey levels of 255."""
+    """Mean squared difference of two images in [-1, 1], both clamped to this range, in gray levels of 255."""
     return float(((one.clamp(-1, 1) - other.clamp(-1, 1)) * 127.5).double().square().mean())
 
 
 def labels_in_turn(count: int, c_dim: int, columns: int | None = None) -> Tensor:
-    """One-hot labels [count, c_dim], the classes in turn; with `columns`, beginning anew in each row of a grid."""
+    """One-hot labels [count, c_dim] that cycle through the classes; with `columns`, restarting in each row."""
     c = torch.zeros(count, c_dim)
     if c_dim:
         index = torch.arange(count)

@@ -49,7 +49,7 @@ class StyleBased:
         return [module for module in self.module.modules() if isinstance(module, SynthesisBlock)]
 
     def after_step(self, w_mean: Tensor | None) -> None:
-        """Moves `mapping.w_avg` towards the mean of w, where the mapping network keeps one and is trained."""
+        """Moves `mapping.w_avg` toward the mean of w, if the mapping network keeps one and is trained."""
         if w_mean is not None and any(p.requires_grad for p in self.module.mapping.parameters()):
             update_w_avg(self.module.mapping, w_mean)
 

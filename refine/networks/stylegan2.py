@@ -65,22 +65,22 @@ class MappingNetwork(nn.Module):
         truncation_psi: float = 1.0,
         truncation_cutoff: int | None = None,
     ) -> Tensor:
-        """Map z and c to w, and draw w towards its average.
+        """Maps z and c to w, and truncates w toward its average.
 
         This never changes `w_avg`, not even in training mode: see `update_w_avg`.
 
         Args:
             z: Latents [N, z_dim], normally distributed.
             c: Labels [N, c_dim], one-hot or soft; ignored by an unconditional network.
-            truncation_psi: Share of w that remains: 1 leaves w alone, 0 replaces it by `w_avg`.
-            truncation_cutoff: Number of layers, from the first, that are truncated; None is all.
+            truncation_psi: Truncation: 1 leaves w unchanged, 0 replaces it by `w_avg`.
+            truncation_cutoff: Number of layers, from the first, that are truncated; None for all.
 
         Returns:
             Intermediate latents [N, num_ws, w_dim].
 
         Raises:
-            ValueError: z or c has another shape.
-            UserError: truncation is asked of a network without `w_avg`.
+            ValueError: Latents or labels have another shape.
+            UserError: Truncation is requested from a network without `w_avg`.
         """
         dtype = next(self.parameters(), z).dtype
         parts = [normalize_2nd_moment(_shaped("z", z, self.z_dim).to(dtype))] if self.z_dim else []
@@ -103,7 +103,7 @@ class MappingNetwork(nn.Module):
 
 @torch.no_grad()
 def update_w_avg(mapping: nn.Module, w_mean: Tensor) -> None:
-    """Moves a mapping network's `w_avg` towards a batch's mean: w_avg <- beta * w_avg + (1 - beta) * w_mean.
+    """Moves a mapping network's `w_avg` toward a batch's mean: w_avg <- beta * w_avg + (1 - beta) * w_mean.
 
     NVIDIA's networks do this inside the forward call, in one dialect whenever the module is in training mode,
     in the other on request. Here it happens only when the trainer says so: a training step evaluates the
@@ -111,9 +111,9 @@ def update_w_avg(mapping: nn.Module, w_mean: Tensor) -> None:
     recomputation), and `w_avg` must neither count a batch twice nor depend on how a step is divided.
 
     Args:
-        mapping: with `w_avg` and `w_avg_beta`. One that has no such average is left alone, and one with an average
-            for each class, as StyleGAN-XL's, too.
-        w_mean: mean of w over the batch, with truncation_psi = 1, [w_dim].
+        mapping: Mapping network with `w_avg` and `w_avg_beta`. Networks without such an average, or with one average
+            per class, such as StyleGAN-XL's, are left unchanged.
+        w_mean: Mean of w over the batch, with truncation_psi = 1, [w_dim].
     """
     w_avg, beta = getattr(mapping, "w_avg", None), getattr(mapping, "w_avg_beta", None)
     if isinstance(w_avg, Tensor) and beta is not None and w_avg.shape == w_mean.shape:
@@ -161,17 +161,17 @@ class SynthesisBlock(nn.Module):
         noise_mode: str = "random",
         force_fp32: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """Compute the features and the image of this resolution from those of the one below.
+        """Computes the features and the image of this resolution from those of the resolution below.
 
         Args:
-            x: features [N, in_channels, resolution / 2, resolution / 2]; None for the first block.
-            img: image of half the resolution, None where there is none yet.
-            ws: [N, num_conv + num_torgb, w_dim], one w for each layer.
-            noise_mode: see `Generator.forward`.
-            force_fp32: see `Generator.forward`.
+            x: Features [N, in_channels, resolution / 2, resolution / 2]; None for the first block.
+            img: Image of half the resolution; None if there is none yet.
+            ws: One w per layer, [N, num_conv + num_torgb, w_dim].
+            noise_mode: Noise inputs; see `Generator.forward`.
+            force_fp32: Precision; see `Generator.forward`.
 
         Returns:
-            Features [N, out_channels, resolution, resolution] and, where there is one by now, the image.
+            Features [N, out_channels, resolution, resolution], and the image; None if there is none yet.
         """
         # Half precision pays on GPUs only; elsewhere it is slow, and rounding would be all that it does.
         half = self.use_fp16 and not force_fp32 and ws.device.type == "cuda"
@@ -230,15 +230,15 @@ class SynthesisNetwork(nn.Module):
         self.num_ws = num_layers + 1
 
     def forward(self, ws: Tensor, noise_mode: str = "random", force_fp32: bool = False) -> Tensor:
-        """Map ws [N, num_ws, w_dim] to images [N, img_channels, img_resolution, img_resolution].
+        """Maps ws [N, num_ws, w_dim] to images [N, img_channels, img_resolution, img_resolution].
 
         Args:
-            ws: one w for each layer; different ones mix styles.
-            noise_mode: see `Generator.forward`.
-            force_fp32: see `Generator.forward`.
+            ws: One w per layer; different ones mix styles.
+            noise_mode: Noise inputs; see `Generator.forward`.
+            force_fp32: Precision; see `Generator.forward`.
 
         Raises:
-            ValueError: on another shape or an unknown noise mode.
+            ValueError: `ws` has another shape, or the noise mode is unknown.
         """
         if ws.ndim != 3 or ws.shape[1:] != (self.num_ws, self.w_dim):
             raise ValueError(f"ws must have shape [N, {self.num_ws}, {self.w_dim}], not {list(ws.shape)}")
@@ -257,7 +257,7 @@ class SynthesisNetwork(nn.Module):
 
 
 class Generator(nn.Module):
-    """The StyleGAN2 generator: latents and labels to images."""
+    """StyleGAN2 generator: latents and labels to images."""
 
     def __init__(self, options: GeneratorOptions) -> None:
         super().__init__()
@@ -276,38 +276,38 @@ class Generator(nn.Module):
         noise_mode: str = "random",
         force_fp32: bool = False,
     ) -> Tensor:
-        """Generate images.
+        """Generates images.
 
         Args:
-            z: latents [N, z_dim], normally distributed.
-            c: labels [N, c_dim]; ignored by an unconditional generator.
-            truncation_psi: 1 is the full distribution, 0 the average image.
-            truncation_cutoff: truncate the first so many layers only; None is all.
-            noise_mode: `random` draws new noise, [N, 1, res, res] for each layer in the order of execution from
-                the device's default random generator; `const` uses the noise stored in the network; `none` none.
-            force_fp32: compute in float32 also where the network was made for float16. Off CUDA it always does.
+            z: Latents [N, z_dim], normally distributed.
+            c: Labels [N, c_dim]; ignored by an unconditional generator.
+            truncation_psi: Truncation: 1 for the full distribution, 0 for the average image.
+            truncation_cutoff: Number of layers, from the first, that are truncated; None for all.
+            noise_mode: Noise inputs: `random` draws new noise, [N, 1, res, res] for each layer in the order of
+                execution, from the device's default random generator; `const` uses the noise stored in the network;
+                `none` uses no noise.
+            force_fp32: Whether to compute in float32 in layers made for float16; without CUDA, all layers do.
 
         Returns:
-            Images [N, img_channels, img_resolution, img_resolution] in float32, nominally in [-1, 1], not
-            clamped.
+            Images [N, img_channels, img_resolution, img_resolution], float32, nominally in [-1, 1], not clamped.
 
         Raises:
-            ValueError: if z or c has another shape, or on an unknown noise mode.
+            ValueError: Latents or labels have another shape, or the noise mode is unknown.
         """
         ws = self.mapping(z, c, truncation_psi=truncation_psi, truncation_cutoff=truncation_cutoff)
         return self.synthesis(ws, noise_mode=noise_mode, force_fp32=force_fp32)
 
 
 def generator_from_init_kwargs(init_kwargs: Mapping[str, Any], dialect: Dialect) -> Generator:
-    """Make the generator that the constructor arguments in a pickle describe, with random weights.
+    """Builds the generator that the constructor arguments in a pickle describe, with random weights.
 
     Args:
-        init_kwargs: `_init_kwargs` of the pickled Generator.
-        dialect: `ada` (stylegan2-ada-pytorch: arguments of the synthesis network in `synthesis_kwargs`) or `sg3`
-            (the stylegan3 repository: beside the others). It also decides what an argument defaults to.
+        init_kwargs: Constructor arguments (`_init_kwargs`) of the pickled Generator.
+        dialect: Dialect of the arguments: `ada` (stylegan2-ada-pytorch: those of the synthesis network are in
+            `synthesis_kwargs`) or `sg3` (stylegan3 repository: all in one place). It also determines the defaults.
 
     Raises:
-        UserError: on an unknown or missing argument, or one out of range; it names it.
+        UserError: An argument is unknown, missing or out of range; the message names it.
     """
     return Generator(options_from_init_kwargs(init_kwargs, dialect))
 

@@ -167,7 +167,7 @@ class GeneratorOptions:
         synthesis: Options of the synthesis network.
 
     Raises:
-        UserError: here and in the two parts, a value is out of range; it names the option.
+        UserError: A value is out of range, here or in the two parts; the message names the option.
     """
 
     z_dim: int

@@ -32,9 +32,9 @@ _SWITCHES = {"0": False, "false": False, "no": False, "1": True, "true": True, "
 
 
 def parse_objective(text: str | Objective) -> Objective:
-    """Objective from its text: a name, and parameters behind colons or commas.
+    """Parses an objective: a name, and parameters after colons or commas.
 
-    `ikl`, `ikl:weighting=dmd`, `f:skew:alpha=0.3`; the first parameter goes without its name, as in `ikl:dmd`.
+    Examples: `ikl`, `ikl:weighting=dmd`, `f:skew:alpha=0.3`. The first parameter may go without its name: `ikl:dmd`.
 
     Raises:
         UserError: The name or a parameter is unknown, or a value is impossible.
@@ -45,7 +45,7 @@ def parse_objective(text: str | Objective) -> Objective:
         raise UserError(f"an objective is text such as ikl:weighting=dmd, not {text!r}.")
     name, *parts = (part.strip() for part in re.split("[:,]", text))
     if name not in OBJECTIVES:
-        raise UserError(f"{text!r} is no objective: take one of {', '.join(OBJECTIVES)}.")
+        raise UserError(f"{text!r} is not an objective: use one of {', '.join(OBJECTIVES)}.")
     kind = OBJECTIVES[name]
     known: dict[str, Field[Any]] = {field.name: field for field in fields(kind)}
     values: dict[str, Any] = {}
@@ -62,7 +62,7 @@ def parse_objective(text: str | Objective) -> Objective:
     try:
         return kind(**values)
     except ValueError as error:
-        raise UserError(f"{text!r} cannot be: {error}.") from error
+        raise UserError(f"{text!r} is impossible: {error}.") from error
 
 
 def _parse_value(name: str, key: str, value: str, default: Any) -> Any:

@@ -18,7 +18,7 @@ class FDivergence:
     """One divergence.
 
     Attributes:
-        h: r^2 f''(r) for r > 0, of r's shape.
+        h: Function r -> r^2 f''(r) for r > 0, in the shape of r.
         slope: Its derivative with respect to r.
     """
 

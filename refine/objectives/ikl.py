@@ -1,9 +1,9 @@
 """Integral Kullback-Leibler divergence of Diff-Instruct (Luo et al., NeurIPS 2023, arXiv 2305.18455).
 
-Notation: x0 are generated images, x_t = x0 + sigma n the same with noise, D_T the teacher's and D_F the fake
-score's estimate of x0 from x_t. The fake score is a denoiser that follows the generator, so that its score is that
-of the generated images. The gradient of the divergence moves x0 along Delta = D_T(x_t) - D_F(x_t): towards what the
-teacher expects and away from what the generator's own statistics would explain. Neither network is differentiated.
+Notation: x0 are generated images, x_t = x0 + sigma n the same images with noise, D_T and D_F the teacher's and the fake
+score's estimates of x0 from x_t. The fake score is a denoiser trained on the generator's images, so its score is that
+of the generated images. The gradient of the divergence moves x0 along Delta = D_T(x_t) - D_F(x_t): toward the teacher's
+estimate and away from the estimate that the generator's own statistics explain. Neither network is differentiated.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def generator_gradient(x0: Tensor, teacher: Tensor, fake: Tensor, sigma: Tensor,
         weighting: A key of `weighting.WEIGHTINGS`.
 
     Returns:
-        [N, C, H, W] without gradient: what to hand to `x0.backward(gradient / N)` for a batch of N.
+        [N, C, H, W] without gradient, for `x0.backward(gradient / N)` with a batch of N.
 
     Raises:
         ValueError: The weighting is unknown.

@@ -16,8 +16,8 @@ class Scores:
         x0: Generated images as the teacher sees them, [N, C, R, R], differentiable.
         sigma: Noise levels > 0, [N].
         teacher: D_T(x_t), [N, C, R, R].
-        fake: D_F(x_t) of the fake score, [N, C, R, R]; the teacher's estimate where no fake score is needed.
-        logit: ln of the density ratio p_teacher / q_generator at x_t, [N]; None where no ratio is needed.
+        fake: D_F(x_t) of the fake score, [N, C, R, R]; the teacher's estimate if no fake score is needed.
+        logit: Logarithm of the density ratio p_teacher / q_generator at x_t, [N]; None if no ratio is needed.
     """
 
     x0: Tensor
@@ -29,7 +29,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class Objective:
-    """A loss that moves the generator. Parameters of an objective are the fields of its class.
+    """Loss that moves the generator. Parameters of an objective are the fields of its class.
 
     Attributes:
         name: Name on the command line.
@@ -52,7 +52,7 @@ class Objective:
         raise NotImplementedError
 
     def caution(self) -> str | None:
-        """A sentence on where the objective, with these parameters, moves the generator the wrong way; or None."""
+        """Warning if the objective, with these parameters, can move the generator the wrong way; None otherwise."""
         return None
 
     def __str__(self) -> str:

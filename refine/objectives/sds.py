@@ -28,5 +28,5 @@ class SDS(IKL):
         return surrogate_loss(scores.x0, generator_gradient(x0, scores.teacher, x0, scores.sigma, self.weighting))
 
     def caution(self) -> str | None:
-        """The collapse."""
-        return "sds has no entropy term: it takes the generator's variety away. Take --objective=ikl to refine."
+        """Warning of the collapse."""
+        return "sds has no entropy term, so the generator loses its variety: use --objective=ikl to refine."

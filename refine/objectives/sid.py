@@ -29,8 +29,8 @@ class SiD(Objective):
     """Score identity Distillation.
 
     Attributes:
-        alpha: Finite; 1/2 to 1 moves every Gaussian towards the teacher.
-        weighting: A key of `weighting.WEIGHTINGS`; the published code has `dmd`.
+        alpha: Weight of |Delta|^2, finite; values from 1/2 to 1 move every Gaussian toward the teacher.
+        weighting: Key of `weighting.WEIGHTINGS`; the published code has `dmd`.
     """
 
     name: ClassVar[str] = "sid"

@@ -37,5 +37,5 @@ class SMaRt(Objective):
         return weights(self.weighting, scores.x0, scores.teacher, scores.sigma) * inner(error, error)
 
     def caution(self) -> str | None:
-        """The collapse."""
-        return "smart has no entropy term: alone it takes the generator's variety away. Give --gan-weight with it."
+        """Warning of the collapse."""
+        return "smart has no entropy term, so by itself it removes the generator's variety: add --gan-weight."

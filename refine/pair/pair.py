@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from refine import pickles
+from refine import pickles, zoo
 from refine.contracts import Denoiser, Generator
 from refine.networks.loading import LoadedNetwork, load_generator, load_teacher
 from refine.networks.preconditioned import as_denoiser
@@ -85,6 +85,7 @@ def load_pair(
     Raises:
         UserError: A file cannot be downloaded or read, or the two networks do not fit together.
     """
+    zoo.resolve_all((gan, teacher))  # so that all that has to be fetched by hand is named at once
     gan_file, teacher_file = load_generator(gan, trust=trust), load_teacher(teacher, trust=trust)
     return pair_of(gan_file, teacher_file, resample=resample, class_map=class_map)
 

@@ -54,12 +54,12 @@ def kind_of(path: Path, size: int) -> Kind:
     """The kind of a file that may hold a network, judged by its first bytes.
 
     Args:
-        path: The file.
-        size: Its length in bytes.
+        path: File to examine.
+        size: Length of the file in bytes.
 
     Raises:
-        PickleError: it is of another kind; the message says which and what to do.
-        DamagedFileError: it is nothing that anybody would have meant, such as a web page.
+        PickleError: The file is of another kind; the message names the kind and the remedy.
+        DamagedFileError: The file is not one that anybody would have meant, such as a web page.
     """
     if path.is_dir():
         raise PickleError("is a folder; give the .pkl file in it")
@@ -104,12 +104,12 @@ def explain_failure(path: Path, size: int) -> None:
     """Raises an error that names the cause, if a pickle that cannot be read shows one.
 
     Args:
-        path: A file that begins as a pickle.
-        size: Its length in bytes.
+        path: File that begins as a pickle.
+        size: Length of the file in bytes.
 
     Raises:
-        PickleError: it is a pickle of a known wrong kind.
-        DamagedFileError: it was interrupted or changed on its way.
+        PickleError: The file is a pickle of a known wrong kind.
+        DamagedFileError: The file was cut off or changed in transfer.
     """
     with path.open("rb") as file:
         head = file.read(HEAD_BYTES)
@@ -140,7 +140,7 @@ def explain_checkpoint(head: bytes) -> str:
     Args:
         head: Beginning of the pickle in it.
     """
-    if b"generator_ema" in head and b"hashes" in head and b"progress" in head:
+    if b"progress" in head and b"generator" in head and (b"digests" in head or b"hashes" in head):
         return _STATE
     return _ROSINALITY if b"g_ema" in head else _CHECKPOINT
 
@@ -150,7 +150,7 @@ def zip_errors() -> Iterator[None]:
     """Turns what `zipfile` says of a damaged archive into one sentence.
 
     Raises:
-        DamagedFileError: the archive cannot be read.
+        DamagedFileError: The archive cannot be read.
     """
     try:
         yield

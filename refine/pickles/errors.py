@@ -29,7 +29,7 @@ def about(path: Path) -> Iterator[None]:
         path: The file.
 
     Raises:
-        PickleError: the block failed with a UserError, because the file cannot be read, or for want of memory.
+        PickleError: The block failed with a UserError, because the file cannot be read, or for want of memory.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""Search for weights that are not finite: a network with a single NaN draws nothing but black."""
+"""Search for weights that are not finite: a network with a single NaN makes only black images."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def require_finite(tensors: Mapping[str, torch.Tensor | TensorRecord], what: str
 
     Args:
         tensors: A state dict, or tensors as a pickle describes them.
-        what: Where they are from, for the message: a file or a network.
+        what: Origin of the weights, for the message: a file or a network.
 
     Raises:
-        NonFiniteError: at least one value is NaN or infinite; it names the first tensor and counts all.
+        NonFiniteError: A value is NaN or infinite; the message names the first tensor and the number of others.
     """
     found = non_finite(tensors)
     if found:
@@ -41,8 +41,8 @@ def describe_non_finite(tensors: Mapping[str, torch.Tensor | TensorRecord], foun
     """`has 1 NaN or infinite value of 16 in mapping.fc0.bias`, with the number of further tensors.
 
     Args:
-        tensors: What `non_finite` looked at.
-        found: What it found; not empty.
+        tensors: Argument of `non_finite`.
+        found: Result of `non_finite`, not empty.
     """
     name, count = next(iter(found.items()))
     tensor = tensors[name]

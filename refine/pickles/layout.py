@@ -67,10 +67,10 @@ def arrange(value: Any) -> Layout:
     """Finds the networks of a file.
 
     Args:
-        value: Its top-level value, as records.
+        value: Top-level value of the file, as records.
 
     Raises:
-        PickleError: there is none, or they are at several places.
+        PickleError: The file has no network, or networks at several places.
     """
     if isinstance(value, dict) and any(_is_network(item) for item in value.values()):
         return _dict_layout(value)

@@ -32,9 +32,9 @@ class NetworkPickle(Mapping[str, Any]):
     Attributes:
         root: Networks and other entries by name, as inert values.
         protocol: Pickle protocol of the file, or of the one to write if it is a file of `torch.save`.
-        path: Where it was read from.
-        trusted: True if the caller allowed its embedded source to be run.
-        foreign_globals: Names that it uses beyond the allowed ones; always empty unless it is trusted.
+        path: Path of the file.
+        trusted: True if the caller allowed the embedded source to be run.
+        foreign_globals: Names in use that are not on the allow-list; always empty unless the pickle is trusted.
         layout: Arrangement of the networks in the file; None means that `root` is all of it.
         kind: Kind of the file.
     """
@@ -83,7 +83,7 @@ def load(path: str | Path, *, trust: bool = False) -> NetworkPickle:
             `networks.rebuild` to run embedded source later.
 
     Raises:
-        PickleError: it is another kind of file, is damaged, or asks for something that no network pickle needs.
+        PickleError: The file is of another kind, is damaged, or asks for something that no network pickle needs.
     """
     path = Path(path)
     size = 0
@@ -126,7 +126,7 @@ def damage(path: str | Path) -> str | None:
         The end of a sentence that begins with the file; None if the file is whole.
 
     Raises:
-        OSError: the file cannot be read.
+        OSError: The file cannot be read.
     """
     path = Path(path)
     size = path.stat().st_size

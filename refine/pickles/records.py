@@ -1,4 +1,4 @@
-"""What a network pickle becomes when it is read: inert records.
+"""Inert records that the objects of a network pickle become when it is read.
 
 A pickle builds objects by naming a global and calling it. Here every global is an `InertType`, a class made
 for that name alone; "calling" it makes an `Inert` record that remembers the call. Nothing that the file names
@@ -39,10 +39,11 @@ class Inert(metaclass=InertType):
     """An object as its pickle describes it.
 
     Attributes:
-        args: arguments of the call (REDUCE) or of `__new__` (NEWOBJ).
-        is_new_object: whether it was made by NEWOBJ (`cls.__new__`) instead of REDUCE (a call).
-        state: what BUILD hands to `__setstate__`, or None.
-        list_items, dict_items: what APPENDS and SETITEMS add to an object that is neither list nor dict.
+        args: Arguments of the call (REDUCE) or of `__new__` (NEWOBJ).
+        is_new_object: Whether the object is made by NEWOBJ (`cls.__new__`) instead of REDUCE (a call).
+        state: State that BUILD passes to `__setstate__`, or None.
+        list_items: Items that APPENDS adds to an object that is not a list.
+        dict_items: Items that SETITEMS adds to an object that is not a dict.
     """
 
     global_module = "refine.pickles.records"
@@ -99,10 +100,10 @@ class Inert(metaclass=InertType):
         yield from (self.args, self.state, self.list_items, self.dict_items)
 
     def plain(self) -> Any:
-        """The Python value that the record stands for: a number or a list of them.
+        """Python value that the record stands for: a number or a list of numbers.
 
         Raises:
-            PickleError: there is none.
+            PickleError: The record stands for no such value.
         """
         raise PickleError(f"has a setting of a kind that Refine does not read: {self!r:.80}")
 
@@ -227,7 +228,7 @@ def to_python(value: Any) -> Any:
     """Constructor arguments and settings as plain Python values: records become numbers, lists and dicts.
 
     Raises:
-        PickleError: a value (a tensor, an object) has no plain form, or values that refer to each other over and
+        PickleError: A value (a tensor, an object) has no plain form, or values that refer to each other over and
             over would become more than any network's settings.
     """
     num_values = 0

@@ -33,7 +33,7 @@ ScanKind = Literal["network", "torch", "storage"]
 
 @dataclass(frozen=True)
 class PickleScan:
-    """What a walk over the opcodes found: `protocol`, the `globals` named, the position after STOP."""
+    """Result of a walk over the opcodes: `protocol`, the `globals` named, and the position after STOP."""
 
     protocol: int
     globals: tuple[tuple[str, str], ...]
@@ -93,8 +93,8 @@ def scan_pickle(
         max_opcodes: Most opcodes, for the kind "storage" only; the others' bound grows with the size.
 
     Raises:
-        DamagedFileError: a length does not fit, bytes are no opcode, or a value is missing.
-        PickleError: an unexpected opcode, a memo index, a number of values or a nesting that no honest pickle of this
+        DamagedFileError: A length does not fit, bytes are no opcode, or a value is missing.
+        PickleError: An unexpected opcode, a memo index, a number of values or a nesting that no honest pickle of this
             size has.
     """
     return _Scanner(file, size, kind, max_opcodes).run()

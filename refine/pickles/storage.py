@@ -84,7 +84,7 @@ def parse_storage(archive: bytes) -> StorageBlob:
     """Finds the data in an archive.
 
     Raises:
-        PickleError: it is not such an archive, or its declared and its actual size differ.
+        PickleError: The bytes are not such an archive, or declared and actual size differ.
     """
     file = io.BytesIO(archive)
     magic, protocol, system, description, keys = (load_next(file, len(archive)) for _ in range(5))
@@ -119,7 +119,7 @@ def load_next(file: BinaryIO, size: int, max_opcodes: int = MAX_STORAGE_OPCODES)
         max_opcodes: Most opcodes of the pickle.
 
     Raises:
-        PickleError: it is damaged, forged, or names a global other than a storage type.
+        PickleError: The pickle is damaged or forged, or names a global other than a storage type.
     """
     start = file.tell()
     end = scan_pickle(file, size, kind="storage", max_opcodes=max_opcodes).end

@@ -63,7 +63,7 @@ class TensorRecord(Inert):
 
     @property
     def stride(self) -> tuple[int, ...]:
-        """Distance between neighbours by axis, in elements."""
+        """Distance between neighbors along each axis, in elements."""
         return self.args[3]
 
     @property
@@ -78,7 +78,7 @@ class TensorRecord(Inert):
 
     @property
     def is_contiguous(self) -> bool:
-        """Whether the elements lie in the storage in the order of a C array."""
+        """True if the elements lie in the storage in the order of a C array."""
         expected = 1
         for size, step in zip(self.shape[::-1], self.stride[::-1], strict=True):
             if size != 1 and step != expected:

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from refine.pickles.diagnose import HEAD_BYTES, explain_checkpoint, zip_errors
 from refine.pickles.errors import DamagedFileError, PickleError
+from refine.pickles.records import InertType
 from refine.pickles.scan import scan_pickle
 from refine.pickles.storage import (
     MAGIC_NUMBER,
@@ -51,12 +52,12 @@ def read_zip(path: Path, size: int, trust: bool) -> TorchFile:
     """Reads a ZIP archive of `torch.save`, executing nothing.
 
     Args:
-        path: The file.
-        size: Its length in bytes.
+        path: File to read.
+        size: Length of the file in bytes.
         trust: Permission to keep globals that are not on the allow-list, as records.
 
     Raises:
-        PickleError: it is damaged or forged, or holds no network with its source.
+        PickleError: The file is damaged or forged, or has no network with its source.
     """
     with zip_errors(), zipfile.ZipFile(path) as archive:
         members = {member.filename: member for member in archive.infolist()}
@@ -73,7 +74,10 @@ def read_zip(path: Path, size: int, trust: bool) -> TorchFile:
         if f"{prefix}byteorder" in members and archive.read(f"{prefix}byteorder") != b"little":
             raise PickleError("was written on a big-endian machine, which Refine does not read")
         data = archive.read(name)
-        pending, found = _read_object(io.BytesIO(data), len(data), trust)
+        file = io.BytesIO(data)
+        pending, found = _read_object(file, len(data), trust)
+        if file.tell() != len(data):
+            raise PickleError("has bytes after the end of its object: something was added; refused")
 
         def memory(key: str, num_bytes: int) -> bytes:
             if f"{prefix}data/{key}" not in members:
@@ -88,12 +92,12 @@ def read_legacy(file: BinaryIO, size: int, trust: bool) -> TorchFile:
     """Reads a file of `torch.save` before PyTorch 1.6, executing nothing.
 
     Args:
-        file: Open at its beginning.
-        size: Its length in bytes.
+        file: File, open at its beginning.
+        size: Length of the file in bytes.
         trust: Permission to keep globals that are not on the allow-list, as records.
 
     Raises:
-        PickleError: it is damaged or forged, or holds no network with its source.
+        PickleError: The file is damaged or forged, or has no network with its source.
     """
     magic, protocol, system = (load_next(file, size) for _ in range(3))
     if magic != MAGIC_NUMBER or protocol != PROTOCOL_VERSION:
@@ -183,7 +187,10 @@ class _ObjectUnpickler(InertUnpickler):
             return _to_bytes
         return super().find_class(_RENAMED.get(module, module), name)
 
-    def persistent_load(self, pid: Any) -> StorageRecord:
+    def persistent_load(self, pid: Any) -> Any:
+        # Before PyTorch 1.6, the class of a module comes with its source, for a warning where it has changed.
+        if isinstance(pid, tuple) and len(pid) in (2, 4) and pid[0] == "module" and isinstance(pid[1], InertType):
+            return pid[1]
         return self.pending.record(pid, self.find_class("torch.storage", "_load_from_bytes"))
 
 

@@ -22,7 +22,7 @@ def _members(values: Any) -> frozenset[str]:
 
 
 def module_state(record: Any) -> dict[str, Any] | None:
-    """The `__dict__` of a torch module's record, persistent or plain; None where it is no module."""
+    """The `__dict__` of a torch module's record, persistent or plain; None if the record is not a module."""
     state = record.attributes if isinstance(record, PersistentObject) else getattr(record, "state", None)
     fields = ("_parameters", "_buffers", "_modules")
     if isinstance(record, Inert) and isinstance(state, dict) and all(isinstance(state.get(f), dict) for f in fields):
@@ -40,7 +40,7 @@ def named_tensors(record: Any, kinds: Collection[str] = ("_parameters", "_buffer
     """Parameters and persistent buffers of a torch module's record, named and ordered as `state_dict()` does.
 
     Raises:
-        PickleError: an entry is neither a parameter, a tensor nor None, or there are more modules than in any
+        PickleError: An entry is neither a parameter, a tensor nor None, or there are more modules than in any
             network (a module that many others share is counted, and named, each time).
     """
     found: dict[str, TensorRecord] = {}
@@ -74,7 +74,7 @@ def named_tensors(record: Any, kinds: Collection[str] = ("_parameters", "_buffer
 
 
 def children(value: Any) -> Iterator[Any]:
-    """What a value of a record tree refers to."""
+    """Values that a value of a record tree refers to."""
     if isinstance(value, Inert):
         yield from value.children()
     elif isinstance(value, dict):
@@ -88,7 +88,7 @@ def walk(root: Any) -> Iterator[Any]:
     """Every container and record of a tree, each once, parents first, without recursion.
 
     Raises:
-        PickleError: the tree is deeper than any network pickle, or refers to itself.
+        PickleError: The tree is deeper than any network pickle, or refers to itself.
     """
     seen = {id(root)}
     path = [(root, children(root))]

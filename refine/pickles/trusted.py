@@ -22,7 +22,7 @@ def instantiate(record: PersistentObject) -> Any:
     One line says beforehand which classes and sources are about to run.
 
     Raises:
-        PickleError: the source does not run here.
+        PickleError: The source does not run here.
     """
     running = ", ".join(_what_runs(record)) or "nothing"
     log.warning("Running the code that the pickle of %s brings: %s", record.class_name, running)

@@ -67,7 +67,7 @@ class InertUnpickler(pickle.Unpickler):
         """The type that stands for a global.
 
         Raises:
-            PickleError: the global is not allowed.
+            PickleError: The global is not allowed.
         """
         base = allowed_record(module, name) or (records.Foreign if self.trust else None)
         if base is None:

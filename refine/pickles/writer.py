@@ -1,9 +1,9 @@
-"""Writes records back as the pickle that they came from, with other tensors.
+"""Writer of records, back to the pickle that they came from, with other tensors.
 
-What is written differs from the source in tensor bytes only. Every record keeps its metadata, the embedded
-source byte for byte, the archive head of each storage, the order of fields, the types, and the identity of
-objects: what the source shared is shared in the copy. The one exception is a network whose tensors are also those
-of something else in the pickle: see `unshared`.
+The result differs from the source only in the bytes of tensors. Every record keeps its metadata, the embedded source
+byte for byte, the archive head of each storage, the order of fields, the types, and the identity of objects: objects
+shared in the source are shared in the copy. The one exception is a network that shares its tensors with something else
+in the pickle: see `unshared`.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ def save(
     path: str | Path,
     tensors: Mapping[str, Mapping[str, torch.Tensor]] | None = None,
 ) -> None:
-    """Writes a pickle that any StyleGAN repository opens as it opens the source.
+    """Writes a pickle that any StyleGAN repository opens like the source pickle.
 
-    Because embedded source travels through untouched, the result is as dangerous to a plain `pickle.load` as
-    the source was; one line says so unless every embedded source is known.
+    Embedded source is copied unchanged, so for a plain `pickle.load` the result is as dangerous as the source; a
+    warning says so unless every embedded source is known.
 
     Args:
-        network_pickle: what `load` returned.
-        path: the file to write; it appears under this name only when it is complete.
-        tensors: new values by top-level entry, each a complete state dict: `{"G_ema": G.state_dict()}`.
-            They are stored in the element type that the source has. Entries not named stay as they are.
+        network_pickle: Result of `load`.
+        path: File to write; it appears under this name only when it is complete.
+        tensors: New values by top-level entry, each a complete state dict: `{"G_ema": G.state_dict()}`. They are
+            stored with the element types of the source. Entries not named stay unchanged.
 
     Raises:
-        PickleError: a tensor is missing, unknown, or of another shape.
-        UserError: the file cannot be written.
+        PickleError: A tensor is missing, unknown, or of another shape.
+        UserError: The file cannot be written.
     """
     with atomic_write(path) as file:
         write(network_pickle, file, tensors)
@@ -57,7 +57,7 @@ def save(
 def write(
     network_pickle: NetworkPickle, file: BinaryIO, tensors: Mapping[str, Mapping[str, torch.Tensor]] | None = None
 ) -> None:
-    """`save` into an open file, without a word about embedded source; see there."""
+    """Writes into an open file, without a warning about embedded source; see `save`."""
     root = like_dict(network_pickle.root, dict(network_pickle.root))
     new_data: dict[int, torch.Tensor] = {}
     for key, values in (tensors or {}).items():
@@ -98,7 +98,7 @@ def snapshot_of(root: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def warn_of_code(network_pickle: NetworkPickle, path: str | Path) -> None:
-    """One line where the written pickle carries what a plain `pickle.load` would run and nobody vouches for."""
+    """Warns if the written pickle has unknown source that a plain `pickle.load` would run."""
     unknown = {o.source_sha256 for o in network_pickle.persistent_objects()} - KNOWN_SOURCES.keys()
     carried = [f"{len(unknown)} embedded source{'s' if len(unknown) > 1 else ''}"] if unknown else []
     if network_pickle.foreign_globals:
@@ -115,10 +115,10 @@ def dump(value: Any, file: BinaryIO, protocol: int, new_data: Mapping[int, torch
     """Pickles a record tree.
 
     Args:
-        value: records and plain values.
-        file: open for writing.
-        protocol: 3 to 5.
-        new_data: flat tensors to write instead of a storage's own data, by `id` of the `StorageRecord`.
+        value: Records and plain values.
+        file: File, open for writing.
+        protocol: Pickle protocol, 3 to 5.
+        new_data: Flat tensors to write instead of a storage's own data, by `id` of the `StorageRecord`.
     """
     _RecordPickler(file, protocol, new_data or {}).dump(value)
 
@@ -173,7 +173,7 @@ def _new_data(
     """Flat contents of every storage of a network, by its id.
 
     Raises:
-        PickleError: names or shapes differ, or tensors that share memory in the pickle have different values now.
+        PickleError: Names or shapes differ, or tensors that share memory in the pickle now have different values.
     """
     for name in [*(n for n in old if n not in new), *(n for n in new if n not in old)]:
         raise PickleError(f"{network} {'has no' if name in new else 'needs a new'} tensor {name}")

@@ -126,6 +126,7 @@ def line_chart(
     references: Mapping[str, float] | None = None,
     size: Size = LARGE,
     x_name: str = "kimg",
+    always_legend: bool = False,
 ) -> Chart | None:
     """Lines over kimg, on a logarithmic scale where values span more than a factor of 20; None: There are no values.
 
@@ -135,6 +136,7 @@ def line_chart(
         references: Known values, by name.
         size: Measures.
         x_name: Name of the horizontal axis.
+        always_legend: Name the lines even if there is only one.
     """
     shown = [line for line in lines if line.points]
     if not shown:
@@ -176,7 +178,7 @@ def line_chart(
         lines=drawn,
         references=_spaced([Mark(y_of(y), name) for name, y in known.items()]),
         bars=[],
-        legend=[(line.name, line.color) for line in shown] if len(shown) > 1 else [],
+        legend=[(line.name, line.color) for line in shown] if len(shown) > 1 or always_legend else [],
     )
 
 
@@ -229,9 +231,9 @@ def _spaced(marks: Sequence[Mark]) -> list[Mark]:
     """Horizontal lines from the top down; those that lie close together share one label."""
     found: list[Mark] = []
     for mark in sorted(marks, key=lambda mark: mark.at):
-        labelled = next((i for i in reversed(range(len(found))) if found[i].label), None)
-        if labelled is not None and mark.at - found[labelled].at < LABEL_HEIGHT:
-            found[labelled] = Mark(found[labelled].at, f"{found[labelled].label}, {mark.label}")
+        labeled = next((i for i in reversed(range(len(found))) if found[i].label), None)
+        if labeled is not None and mark.at - found[labeled].at < LABEL_HEIGHT:
+            found[labeled] = Mark(found[labeled].at, f"{found[labeled].label}, {mark.label}")
             found.append(Mark(mark.at, ""))
         else:
             found.append(mark)

@@ -11,6 +11,7 @@ from refine.report.read import Points, Run, mapping, number, snapshot_kimg
 
 Better = Literal["lower", "higher"] | None
 
+REAL = "real images"  # the yardstick of that name
 NOTICEABLE = 0.02  # a relative change below it is not called one, unless intervals say so
 
 # Kinds of metrics, by how their results' names begin or end: title, and where better lies.
@@ -43,7 +44,7 @@ class Metric:
 
     Attributes:
         name: Name among the results, such as `fid50k_full`.
-        title: What it measures, such as "FID".
+        title: Name of the quantity, such as "FID".
         better: Direction of improvement; None: Neither.
         points: Values over kimg.
         intervals: Lowest and highest plausible value by kimg, where the metric gives them.
@@ -61,13 +62,20 @@ class Metric:
 
     @property
     def is_distance(self) -> bool:
-        """Whether it is a distance between distributions, by which a run is judged first."""
+        """True for a distance between distributions, the first criterion of a run."""
         return self.name.startswith(_DISTANCES)
 
     @property
     def is_share(self) -> bool:
-        """Whether all values lie between 0 and 1, so that a change is a difference and not a ratio."""
+        """True if all values lie between 0 and 1, so that a change is a difference rather than a ratio."""
         return self.title in {title for title, _ in _ENDINGS.values()} and all(0 <= y <= 1 for _, y in self.points)
+
+    @property
+    def goal(self) -> str:
+        """Direction of improvement in words; empty if nothing is known of it."""
+        if self.better is not None:
+            return f"{self.better} is better"
+        return f"as near to that of {REAL} as possible" if REAL in self.yardsticks else ""
 
     @property
     def start(self) -> tuple[float, float]:
@@ -124,7 +132,7 @@ def kind_of(name: str) -> tuple[str, Better]:
 
 
 def measured(run: Run) -> list[Metric]:
-    """The metrics of a run: distances first, then in the order of their names' appearance."""
+    """The metrics of a run: distances, precision and recall, then the others."""
     points: dict[str, dict[float, float]] = {}
     intervals: dict[str, dict[float, tuple[float, float]]] = {}
     details: dict[str, str] = {}
@@ -151,7 +159,7 @@ def measured(run: Run) -> list[Metric]:
         )
         for name, values in points.items()
     ]
-    return sorted(found, key=lambda metric: not metric.is_distance)
+    return sorted(found, key=lambda metric: (not metric.is_distance, metric.title not in ("Precision", "Recall")))
 
 
 def main_metric(metrics: list[Metric]) -> Metric | None:

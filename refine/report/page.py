@@ -15,7 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from refine.files.addresses import without_secrets
 from refine.report.charts import NUM_COLORS, SMALL, Chart, Line, band_lines, bar_chart, line_chart
 from refine.report.command import command
-from refine.report.measured import Metric, measured
+from refine.report.measured import REAL, Metric, measured
 from refine.report.pictures import STRIP_ROWS, Embedded, embedded, evenly, first_row
 from refine.report.read import Run, number
 from refine.report.text import change_text, date, duration, plural, short
@@ -32,7 +32,7 @@ class Statistic:
         key: Name in `stats.jsonl`.
         title: Heading of its chart.
         unit: Name of its axis.
-        meaning: What it tells.
+        meaning: Explanation of the value.
     """
 
     key: str
@@ -245,7 +245,7 @@ def strip(run: Run, metric: Metric | None) -> list[StripRow]:
     if len(rows) < 2:
         return []
     real = first_row(run.reals) if run.reals is not None else None
-    known = metric.yardsticks.get("real images") if metric else None
+    known = metric.yardsticks.get(REAL) if metric else None
     value = f"{metric.title} {short(known)}" if metric and known is not None else ""
     return [*rows, *([StripRow("real", value, real)] if real else [])]
 
@@ -265,8 +265,7 @@ def metric_card(metric: Metric) -> Card | None:
     """A small chart of one metric."""
     line = Line(metric.title, metric.points, "c0", metric.intervals)
     chart = line_chart([line], metric.title, metric.yardsticks, SMALL)
-    directions = {"lower": "lower is better", "higher": "higher is better", None: "no direction is better"}
-    return Card(metric.title, directions[metric.better], chart) if chart else None
+    return Card(metric.title, metric.goal, chart) if chart else None
 
 
 def course(run: Run) -> list[Card]:
@@ -319,7 +318,7 @@ def preflight(run: Run) -> list[tuple[str, ...]]:
 
 
 def times(run: Run) -> list[tuple[str, str]]:
-    """Where the time went."""
+    """Times by their use."""
     total = run.seconds()
     parts = {"steps": run.seconds_stepping(), "metrics": run.seconds_measuring()}
     parts["warm-up, saving and the rest"] = max(total - sum(parts.values()), 0.0)
@@ -385,11 +384,11 @@ def comparison(sections: Sequence[Section]) -> Comparison:
             if name in found
         ]
         first = next(found[name] for found in metrics if name in found)
-        if chart := line_chart(lines, first.title, first.yardsticks):
+        if chart := line_chart(lines, first.title, first.yardsticks, always_legend=True):
             cards.append(Card(first.title, name, chart))
     for statistic in COURSE:
         lines = [Line(item.letter, item.run.series(statistic.key), _color(i)) for i, item in enumerate(sections)]
-        if chart := line_chart(lines, statistic.unit):
+        if chart := line_chart(lines, statistic.unit, always_legend=True):
             cards.append(Card(statistic.title, statistic.meaning, chart))
     latest = [(item, item.strip[-1 if item.run.reals is None else -2]) for item in sections if item.strip]
     return Comparison(

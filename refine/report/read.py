@@ -106,7 +106,7 @@ class Run:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the run has come to its end."""
+        """True if the run is complete."""
         return self.kimg >= self.kimg_wanted * (1 - 1e-9)
 
     @cached_property

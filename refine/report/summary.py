@@ -9,14 +9,15 @@ from refine.report.read import Run
 from refine.report.text import change_text, short
 from refine.report.verdict import TITLES, judge
 
-DIRECTIONS = {"lower": "lower is better", "higher": "higher is better", None: ""}
+PLAIN = {ord("\N{NO-BREAK SPACE}"): " ", ord("→"): "->"}  # what some terminals lack
 
 
 def summary(run: Run) -> str:
-    """The verdict on a run in a line, and its table of metrics."""
+    """The verdict on a run in a line, and its table of metrics, for a terminal."""
     metrics = measured(run)
     verdict = judge(run, metrics)
-    return "\n".join([f"{TITLES[verdict.state]}: {verdict.sentence}", *table(metrics)])
+    text = "\n".join([f"{TITLES[verdict.state]}: {verdict.sentence}", *table(metrics)])
+    return text.translate(PLAIN)
 
 
 def table(metrics: Sequence[Metric]) -> list[str]:
@@ -29,9 +30,9 @@ def table(metrics: Sequence[Metric]) -> list[str]:
         has_change = len(metric.points) > 1
         before = short(metric.start[1]) if has_change or metric.start[0] == 0 else ""
         after = short(metric.end[1]) if has_change or metric.start[0] > 0 else ""
-        change = change_text(metric).replace("\N{NO-BREAK SPACE}", " ") if has_change else ""
+        change = change_text(metric) if has_change else ""
         yardsticks = [short(metric.yardsticks[name]) if name in metric.yardsticks else "" for name in known]
-        rows.append([metric.title, before, after, change, *yardsticks, DIRECTIONS[metric.better]])
+        rows.append([metric.title, before, after, change, *yardsticks, metric.goal])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return [
         "  ".join(

@@ -22,13 +22,13 @@ FEWEST_MEDIANS = 4  # of a statistic, below which it gets no remark
 
 @dataclass(frozen=True)
 class Verdict:
-    """Judgement of a run.
+    """Judgment of a run.
 
     Attributes:
-        state: What happened to the generator by the main metric.
+        state: Change of the generator by the main metric.
         metric: That metric; None: None was measured.
         change: Its start, end and change, such as "FID 334 → 29.2 (-91 %)".
-        facts: What belongs to it, such as "teacher 14.1" and "no class lost".
+        facts: Facts to go with it, such as "teacher 14.1" and "no class lost".
         cost: Time and machine, such as "6m 02s on a CPU".
     """
 

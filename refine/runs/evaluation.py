@@ -27,9 +27,9 @@ from refine.networks.loading import load_generator, load_teacher
 from refine.networks.preconditioned import as_denoiser
 from refine.pair.pair import Pair
 from refine.runs.folder import RunFolder
-from refine.runtime import distributed
 from refine.runtime.device import choose_device
 from refine.runtime.text import counted
+from refine.training.divergence import best_snapshot, is_flat, readings
 from refine.training.trainer import Trainer
 
 __all__ = ["Evaluate", "evaluation_for"]
@@ -93,9 +93,9 @@ def evaluation_for(config: RunConfig, pair: Pair, trainer: Trainer, *, trust_det
                 "none: name one, such as fid5k_full."
             )
         if config.metrics.auto:
-            _say("No metrics: on a CPU, ask for them, for example with --metrics=fid5k_full")
+            log.info("No metrics: on a CPU, ask for them, for example with --metrics=fid5k_full")
         return None
-    if options.data is None and options.ref == "auto" and distributed.is_rank0() and pair.gan_file is not None:
+    if options.data is None and options.ref == "auto" and pair.gan_file is not None:
         warn_of_recorded_data(pair.gan_file.pickle)
     assert trainer.generator.average is not None
     generator = trainer.generator.average.network.module
@@ -105,7 +105,7 @@ def evaluation_for(config: RunConfig, pair: Pair, trainer: Trainer, *, trust_det
     except UserError as error:
         if asked_for(config):
             raise
-        _say(f"Continuing without metrics: {error}", logging.WARNING)
+        log.warning(f"Continuing without metrics: {error}")
         return None
 
     def guarded(network: torch.nn.Module, snapshot_pkl: str) -> Sequence[dict[str, Any]]:
@@ -113,7 +113,7 @@ def evaluation_for(config: RunConfig, pair: Pair, trainer: Trainer, *, trust_det
             return measure(network, snapshot_pkl)
         except Exception as error:  # hours of training are worth more than a metric
             about = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-            _say(f"Could not measure {snapshot_pkl}: {about}", logging.WARNING)
+            log.warning(f"Could not measure {snapshot_pkl}: {about}")
             return []
 
     return guarded
@@ -199,6 +199,35 @@ def record(folder: RunFolder, rows: Sequence[dict[str, Any]], patience: int | No
     return f"Ending the run: {name} has risen for {rises} in a row; the best snapshot is {best['snapshot_pkl']}"
 
 
+def link_best_by_divergence(folder: RunFolder, batch: int) -> None:
+    """Links `network-best.pkl` to the snapshot with the least estimated divergence, if no FID is measured.
+
+    Args:
+        folder: Folder of the run.
+        batch: Images per step, by which the positions in the names of snapshots may be too small.
+    """
+    if any(name.startswith(("fid", "fdd")) for name in folder.metric_names()):
+        return
+    history = readings(folder.stats_rows())
+    now = history[-1].cur_nimg if history else 0  # a resumed run may find snapshots that it has yet to reach
+    snapshots = {nimg + batch - 1: path for path, nimg in folder.snapshots().items() if nimg <= now}
+    best = best_snapshot(history, list(snapshots))
+    if best is not None:
+        folder.link_best(snapshots[best])
+
+
+def flat(folder: RunFolder, patience: int | None) -> str | None:
+    """Reason to end the run because its estimated divergence no longer falls; None to continue.
+
+    Args:
+        folder: Folder of the run.
+        patience: Number of status lines to look at; None for no limit.
+    """
+    if patience is None or not is_flat(readings(folder.stats_rows()), patience):
+        return None
+    return f"Ending the run: the estimated divergence has not fallen over {counted(patience, 'status line')}"
+
+
 def value_of(row: dict[str, Any]) -> float:
     """Value of the metric: the first of a row's results."""
     return float(next(iter(row["results"].values())))
@@ -208,8 +237,3 @@ def rising(values: Sequence[float], patience: int) -> bool:
     """True if each of the last `patience` values is larger than its predecessor."""
     last = list(values)[-patience - 1 :]
     return len(last) == patience + 1 and all(a < b for a, b in itertools.pairwise(last))
-
-
-def _say(line: str, level: int = logging.INFO) -> None:
-    if distributed.is_rank0():
-        log.log(level, line)

@@ -87,6 +87,15 @@ class RunFolder:
         """Appends a row to `stats.jsonl`."""
         self._append(STATS, to_json(row))
 
+    def stats_rows(self) -> list[dict[str, Any]]:
+        """Rows of `stats.jsonl`, oldest first."""
+        return read_rows(self.path / STATS).rows
+
+    def snapshots(self) -> dict[Path, int]:
+        """Snapshots in the folder, oldest first, with the images in each name, rounded down."""
+        paths = (path for path in self.path.glob("network-snapshot-*.pkl") if _SNAPSHOT.fullmatch(path.name))
+        return dict(sorted(((path, _snapshot_nimg({"snapshot_pkl": path.name})) for path in paths), key=lambda p: p[1]))
+
     def add_metric(self, row: Mapping[str, Any]) -> None:
         """Appends a row to `metric-<name>.jsonl`."""
         self._append(f"metric-{row['metric']}.jsonl", to_json(row))

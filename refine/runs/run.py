@@ -10,21 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from refine.config import RunConfig
 from refine.errors import OptionError
-from refine.files.image_grid import grid_shape, save_grid
-from refine.files.images import to_uint8
-from refine.networks.sampling import labels_in_turn
 from refine.pair.pair import Pair
 from refine.pair.preflight import Preflight, preflight
 from refine.report import REPORT, try_write_report
-from refine.runs.evaluation import Evaluate, is_measured, real_images, record
+from refine.runs.evaluation import Evaluate, flat, is_measured, link_best_by_divergence, record
 from refine.runs.folder import RunFolder, snapshot_tag
+from refine.runs.grids import Grids
 from refine.runs.interrupts import StopRequest
 from refine.runs.provenance import write_preflight
 from refine.runs.status import Tick, resources, tick_line, tick_row, warm_up_row
@@ -33,7 +29,6 @@ from refine.runs.tracker import Tracker, Trackers
 from refine.runs.wandb import WeightsAndBiases
 from refine.runs.writer import Origin, Writer
 from refine.runtime import distributed
-from refine.runtime.random import stream_generator
 from refine.runtime.text import format_time
 from refine.training.drift import DriftProbe
 from refine.training.memory import memory_advice
@@ -42,8 +37,6 @@ from refine.training.trainer import Trainer
 
 log = logging.getLogger("refine")
 
-MAX_GRID_IMAGES_ON_CPU, MAX_GRID_PIXELS_ON_CPU = 240, 2**21  # limits of a grid on a CPU, where generating is slow
-GRID_BATCH = 24  # images per pass
 STATE_SECONDS = 600.0  # largest amount of work that is lost if the process is killed
 
 OnTick = Callable[[Mapping[str, Any]], object]
@@ -136,6 +129,7 @@ class Run:
         self.saved_nimg = trainer.progress.cur_nimg if has_snapshot else None
         self.stopping = self.ending = False
         self.trackers = Trackers(self._choose_trackers() if distributed.is_rank0() else [])
+        self.grids = Grids(folder, self.trackers, self.averaged_generator(), config.seed)
 
     def go(self) -> Path:
         """Runs the warm-up, then the refinement until `kimg`.
@@ -173,8 +167,8 @@ class Run:
         if progress.step == 0 and progress.warmup_nimg == 0:
             self.trackers.add_options(self.config.to_dict())
             self.try_pair()
-            self.save_grid("fakes_init.png", self.draw_grid(), "before refinement")
-            self.save_reals()
+            self.grids.save_fakes("fakes_init.png", self.grids.draw(), "before refinement", 0)
+            self.grids.save_reals(self.config.data)
             self.writer.save(snapshot=True)
             self.evaluate()
             self.report()
@@ -319,6 +313,10 @@ class Run:
             self.add_row(row)
             if problem is None and self.callbacks.on_tick is not None:
                 end = bool(self.callbacks.on_tick(row))
+            reason = flat(self.folder, config.stop_if_flat)
+            if reason is not None:
+                self.say(reason)
+                end = True
         self.ending |= distributed.broadcast(end)
         self.raise_everywhere(problem)
         self.trainer.statistics = RunningMeans()
@@ -377,8 +375,8 @@ class Run:
 
     def say(self, line: str) -> None:
         """Logs a line, also to `log.txt`."""
+        log.info(line)
         if distributed.is_rank0():
-            log.info(line)
             self.folder.log(line)
 
     # -- files ----------------------------------------------------------------------------------------
@@ -389,14 +387,18 @@ class Run:
         Raises:
             UserError: The moving average generates images that are not finite; no file is written.
         """
-        grid = self.draw_grid()
+        images = self.grids.draw()
         problem = "The generator's images are not finite"
-        self.raise_everywhere(problem if grid is not None and not grid.isfinite().all() else None)
+        self.raise_everywhere(problem if images is not None and not images.isfinite().all() else None)
         self.writer.save(snapshot=True, state=True)
         self.state_time = time.perf_counter()
-        self.save_grid(f"fakes{self.tag()}.png", grid, f"{self.trainer.progress.cur_nimg / 1000:g} kimg")
+        cur_nimg = self.trainer.progress.cur_nimg
+        self.grids.save_fakes(f"fakes{self.tag()}.png", images, f"{cur_nimg / 1000:g} kimg", cur_nimg)
         self.saved_nimg = self.trainer.progress.cur_nimg
         self.evaluate()
+        if distributed.is_rank0():
+            self.writer.wait()
+            link_best_by_divergence(self.folder, self.config.batch)
         self.report()
         if self.callbacks.on_snapshot is not None and distributed.is_rank0():
             self.writer.wait()
@@ -423,52 +425,6 @@ class Run:
     def state_is_due(self) -> bool:
         """True if the last state is older than `STATE_SECONDS` by the clock of rank 0."""
         return distributed.broadcast(time.perf_counter() - self.state_time > STATE_SECONDS)
-
-    def grid_shape(self) -> tuple[int, int]:
-        """Numbers of columns and rows of an image grid."""
-        generator = self.averaged_generator()
-        most = None
-        if self.trainer.device.type != "cuda":
-            most = max(min(MAX_GRID_IMAGES_ON_CPU, MAX_GRID_PIXELS_ON_CPU // generator.img_resolution**2), 1)
-        return grid_shape(generator.img_resolution, generator.c_dim, most)
-
-    def save_reals(self) -> None:
-        """Saves a grid of the data set, if the run has one, with the same classes in its columns as the fakes."""
-        if self.config.data is None or not distributed.is_rank0():
-            return
-        (columns, rows), num_classes = self.grid_shape(), self.averaged_generator().c_dim
-        classes = [place % columns % num_classes if num_classes else None for place in range(columns * rows)]
-        images = real_images(self.config.data, classes, self.config.seed)
-        save_grid(self.folder.path / "reals.png", images, columns, "real images", self.column_names())
-        self.trackers.add_picture("reals", self.folder.path / "reals.png", 0, time.time())
-
-    @torch.no_grad()
-    def draw_grid(self) -> Tensor | None:
-        """Generates the images of a grid from the moving average: the same latents in every grid, one class per column.
-
-        Returns:
-            Images, [N, C, R, R], on the CPU; None except on rank 0.
-        """
-        if not distributed.is_rank0():
-            return None
-        generator, device = self.averaged_generator(), self.trainer.device
-        columns, rows = self.grid_shape()
-        z = torch.randn(columns * rows, *generator.z_shape, generator=stream_generator(self.config.seed, "grid", 0))
-        c = labels_in_turn(columns * rows, generator.c_dim, columns)
-        pairs = zip(z.split(GRID_BATCH), c.split(GRID_BATCH), strict=True)
-        return torch.cat([generator(z.to(device), c.to(device), noise_mode="const").images.cpu() for z, c in pairs])
-
-    def column_names(self) -> list[str]:
-        """Classes of the columns of a grid; empty for a generator without classes."""
-        num_classes = self.averaged_generator().c_dim
-        return [str(column % num_classes) for column in range(self.grid_shape()[0])] if num_classes else []
-
-    def save_grid(self, name: str, images: Tensor | None, title: str) -> None:
-        """Saves a grid of images as PNG."""
-        if images is not None:
-            path = self.folder.path / name
-            save_grid(path, to_uint8(images).numpy(), self.grid_shape()[0], title, self.column_names())
-            self.trackers.add_picture("fakes", path, self.trainer.progress.cur_nimg, time.time())
 
     def report(self) -> None:
         """Writes the report on the run so far."""

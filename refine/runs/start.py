@@ -77,14 +77,17 @@ def run(
         device = choose_device(config.device, place.local_rank if place.world_size > 1 else None)
         if place.world_size > config.batch:
             raise OptionError(
-                f"{{batch={config.batch}}} is less than the {place.world_size} processes: "
-                f"use {{batch={place.world_size}}} or more."
+                f"{{batch={config.batch}}} is less than the {place.world_size} processes: use at least "
+                f"{{batch={place.world_size}}}."
             )
         pair = pair_for(config, trust=trust)
         config = with_lasting_paths(config)
         trainer = Trainer(pair, config.section(TrainingOptions), device)
-        for note in pair.notes if resume is None and distributed.is_rank0() else ():
+        for note in pair.notes if resume is None else ():
             log.info(note)
+        caution = trainer.objective.caution()
+        if caution is not None and distributed.is_rank0():
+            log.warning(caution)
         if evaluate is None:
             evaluate = evaluation_for(config, pair, trainer, trust_detector=trust_detector)
         callbacks = Callbacks(evaluate, on_tick, on_snapshot)
@@ -144,7 +147,7 @@ def _resumed_run(config: RunConfig, pair: Pair, trainer: Trainer, callbacks: Cal
     done = trainer.progress.cur_nimg / 1000
     if config.kimg < done - config.batch / 1000:
         raise OptionError(f"{{kimg={config.kimg:g}}} is less than the {done:g} kimg done so far: use a larger value.")
-    if done >= config.kimg and distributed.is_rank0():
+    if done >= config.kimg:
         log.info(f"The run is complete at {config.kimg:g} kimg; a larger --kimg continues it.")
     if distributed.is_rank0():
         folder.write_options(config.to_json())
@@ -183,7 +186,7 @@ def lasting(spec: str, *, folders: bool = False) -> str:
         folders: Whether folders count as well.
     """
     path = Path(spec).expanduser()
-    return str(path.resolve()) if path.is_file() or (folders and path.is_dir()) else spec
+    return str(path.resolve()) if path.is_file() or (folders and path.is_dir()) else zoo.lasting(spec)
 
 
 def with_lasting_paths(config: RunConfig) -> RunConfig:

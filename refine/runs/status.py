@@ -10,6 +10,7 @@ import psutil
 import torch
 
 from refine.runtime.text import format_time
+from refine.training.divergence import NATS, STDERR
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,13 @@ def tick_line(tick: Tick, values: Mapping[str, float], num_nonfinite: int) -> st
         f"gpumem {values['Resources/peak_gpu_mem_gb']:<6.2f} "
         f"reserved {values['Resources/peak_gpu_mem_reserved_gb']:<6.2f} augment 0.000 "
         f"gap {values.get('Score/gap', 0):<8.5f} fake {values.get('Loss/fake', 0):<8.3f} "
-        f"drift {values.get('Drift/image', 0):<7.4f} nonfinite {num_nonfinite} "
+        f"{_divergence(values)}drift {values.get('Drift/image', 0):<7.4f} nonfinite {num_nonfinite} "
         f"eta {format_time(tick.sec_per_kimg * tick.remaining_nimg / 1000)}"
     )
+
+
+def _divergence(values: Mapping[str, float]) -> str:
+    """Estimate of KL(generator, teacher) in nats with its standard error; empty if there is none."""
+    if NATS not in values or STDERR not in values:
+        return ""
+    return f"nats {f'{values[NATS]:.4g}+-{values[STDERR]:.2g}':<14s} "

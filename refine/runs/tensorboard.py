@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ class TensorBoard(Tracker):
     def _start(self) -> None:
         from torch.utils.tensorboard import SummaryWriter  # takes a second to import
 
+        _quiet_threads()
         has_events = any(self.folder.glob("events.out.tfevents.*"))
         self._writer = SummaryWriter(str(self.folder), purge_step=self.cur_nimg + 1 if has_events else None)
 
@@ -60,3 +63,15 @@ class TensorBoard(Tracker):
 
     def _close(self) -> None:
         self._writer.close()
+
+
+@functools.cache
+def _quiet_threads() -> None:
+    """Keeps TensorBoard's own thread from printing a traceback on a full disk; `Tracker` says it in one line."""
+    otherwise = threading.excepthook
+
+    def hook(arguments: threading.ExceptHookArgs) -> None:
+        if type(arguments.thread).__module__.partition(".")[0] != "tensorboard":
+            otherwise(arguments)
+
+    threading.excepthook = hook

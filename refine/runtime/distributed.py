@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 
 from refine.errors import UserError
+from refine.runtime.logs import ALL_RANKS, RankFilter
 
 TIMEOUT = timedelta(minutes=30)
 WAIT_SECONDS = 5.0  # torchrun's processes find each other sooner
@@ -71,7 +72,7 @@ def place_from_environment() -> Place:
 
 @contextmanager
 def processes(backend: str = "gloo", timeout: timedelta = TIMEOUT) -> Iterator[Place]:
-    """Joins the processes that the launcher started, for the duration of a `with` block.
+    """Joins the processes that the launcher started, for the duration of a `with` block. Only rank 0 logs in it.
 
     Args:
         backend: Backend of the process group for tensors, "nccl" or "gloo".
@@ -86,6 +87,7 @@ def processes(backend: str = "gloo", timeout: timedelta = TIMEOUT) -> Iterator[P
         yield place
         return
     joined_here = not dist.is_initialized()
+    only_rank0 = RankFilter(rank)
     try:
         with _said_after(WAIT_SECONDS, place):
             if joined_here:
@@ -97,9 +99,11 @@ def processes(backend: str = "gloo", timeout: timedelta = TIMEOUT) -> Iterator[P
             f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')} ({_first_line(error)}): "
             "start all processes with one torchrun."
         ) from error
+    log.addFilter(only_rank0)
     try:
         yield place
     finally:
+        log.removeFilter(only_rank0)
         _control_group = None
         if joined_here:
             dist.destroy_process_group()
@@ -113,7 +117,8 @@ def _said_after(seconds: float, place: Place) -> Iterator[None]:
         lambda: log.warning(
             f"Process {place.rank} is waiting for {place.world_size - 1} more at {os.environ.get('MASTER_ADDR')}:"
             f"{os.environ.get('MASTER_PORT')}, because WORLD_SIZE={place.world_size}. To run a single process, unset "
-            "WORLD_SIZE and RANK."
+            "WORLD_SIZE and RANK.",
+            extra=ALL_RANKS,
         ),
     )
     timer.daemon = True

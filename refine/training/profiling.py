@@ -3,8 +3,7 @@
 Three passes over the same kind of step. The first measures the time of each part and nothing else. The second counts
 every operator's floating-point operations and bytes; an operator's floor is the longer of the two times at the rates
 of a large matrix product and of a large copy, which are measured in the same run. The third measures the time of every
-operator, which slows the step down. Convolutions, norms and attention with CPU kernels in `stylegan_ops` run as
-PyTorch's own operators in the second and third pass, and as these kernels in the first.
+operator, which slows the step down. The kernels of `stylegan_ops` count as one operator each, such as `norm_conv3x3`.
 
 The share of a part is the sum of its operators' floors divided by its time. Convolutions count as direct convolutions;
 element-wise arithmetic counts as bytes only; bytes are every input and result once, so fused operators have fewer.
@@ -51,12 +50,6 @@ def _convolution_backward(args: Any, kwargs: Any, out: Any) -> int:
     return sum(map(bool, mask[:2])) * 2 * pixels.shape[0] * math.prod(pixels.shape[2:]) * weight.numel()
 
 
-def _upfirdn2d(args: Any, kwargs: Any, out: Any) -> int:
-    f, up_x, up_y = args[1:4]
-    taps = f.numel() if f.ndim == 2 else f.numel() ** 2
-    return int(2 * out.numel() * taps / (up_x * up_y))  # zeros between pixels are skipped
-
-
 def _attention(args: Any, kwargs: Any, out: Any) -> int:
     query, key = args[:2]
     return 4 * query.numel() * key.shape[-2]
@@ -68,10 +61,10 @@ def _attention_backward(args: Any, kwargs: Any, out: Any) -> int:
 
 
 def _formulas() -> dict[Any, Callable[..., int]]:
-    """Functions that count an operator's multiplications and additions, by overload."""
+    """Functions that count an operator's multiplications and additions, by overload; `stylegan_ops` registers some."""
     from torch.utils.flop_counter import flop_registry
 
-    aten, own = torch.ops.aten, torch.ops.stylegan_ops
+    aten = torch.ops.aten
     formulas: dict[Any, Callable[..., int]] = {
         packet: (lambda args, kwargs, out, count=count: count(*args, **kwargs, out_val=out))
         for packet, count in flop_registry.items()
@@ -82,7 +75,6 @@ def _formulas() -> dict[Any, Callable[..., int]]:
     formulas[aten.convolution_backward] = _convolution_backward
     formulas[aten._scaled_dot_product_flash_attention_for_cpu] = _attention
     formulas[aten._scaled_dot_product_flash_attention_for_cpu_backward] = _attention_backward
-    formulas[own.upfirdn2d] = _upfirdn2d
     return formulas
 
 

@@ -199,8 +199,9 @@ class Ratio(NoRatio):
     ) -> None:
         """Measures the loss on held-out samples; overfitting raises it above the loss on the training samples."""
         held_out = num_held_out(len(samples))
-        source = stream_generator(trainer.options.seed, f"{stream}/held out", step, distributed.rank())
-        numbers = len(samples) - 1 - torch.randint(held_out, [len(inputs.z)], generator=source)
+        source = stream_generator(trainer.options.seed, f"{stream}/held out", step)
+        numbers = len(samples) - 1 - torch.randint(held_out, [trainer.options.batch], generator=source)
+        numbers = numbers[distributed.share(len(numbers))][: len(inputs.z)]
         logit = self._logit(trainer, *self._take(samples, numbers, inputs))
         trainer.statistics.add("Ratio/held_out_loss", functional.softplus(-logit))
 

@@ -110,16 +110,19 @@ def load_weights(trainer: Trainer, path: Path, *, trust: bool = False) -> None:
 
     Args:
         trainer: Trainer whose networks receive the weights.
-        path: Training state (`.pt`) or StyleGAN pickle.
+        path: Training state (`.pt`), StyleGAN pickle, or file of `torch.save` with a generator.
         trust: Permission to run source code embedded in the pickle, for networks that Refine does not know.
 
     Raises:
         UserError: The file cannot be read, or its networks have another architecture than the run's.
     """
-    if path.suffix == ".pt":
+    try:
+        pickle = pickles.load(path, trust=trust)
+    except UserError:
+        if path.suffix != ".pt":
+            raise
         stored = read_state(path)["networks"]
     else:
-        pickle = pickles.load(path, trust=trust)
         live, average = (
             networks.rebuild(pickle[key], trust=trust).state_dict()
             if isinstance(pickle.get(key), PersistentObject)

@@ -115,9 +115,8 @@ def _draw(
     teacher: Denoiser, bridge: Bridge, request: SampleRequest, c: Tensor, device: torch.device, batch: int
 ) -> Tensor:
     """Draws this process's share of the images."""
-    if distributed.is_rank0():
-        passes = 2 * request.heun.num_steps - 1
-        log.info(f"Drawing {request.count:,} samples of the teacher for the density ratio ({passes} passes each)")
+    passes = 2 * request.heun.num_steps - 1
+    log.info(f"Drawing {request.count:,} samples of the teacher for the density ratio ({passes} passes each)")
     shape = (request.count, teacher.img_channels, teacher.img_resolution, teacher.img_resolution)
     part = distributed.share(request.count)
     latents = torch.randn(shape, generator=stream_generator(request.seed, "teacher samples", 0))[part]

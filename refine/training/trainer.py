@@ -7,11 +7,9 @@ the networks, the options and its index.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,6 +28,7 @@ from refine.runtime.spans import span
 from refine.training.acceleration import checkpoint_blocks, compile_blocks
 from refine.training.cuda_graphs import CudaGraphs, graph_forward
 from refine.training.divergence import add_divergence
+from refine.training.frozen import frozen, frozen_copy, set_training
 from refine.training.inputs import InputShape, StepInputs, draw, micro_batches
 from refine.training.optimizer import Optimizer, learning_rate
 from refine.training.precision import autocast, choose_precision, prepare
@@ -403,34 +402,6 @@ class Trainer:
         """Learning rate of the ratio: ramp-up from the start of the warm-up, and no decay."""
         seen = progress.warmup_nimg + progress.cur_nimg
         return learning_rate(self.options.rlr, seen, rampup_nimg=self.options.lr_rampup_kimg * 1000)
-
-
-Contract = TypeVar("Contract", Generator, Denoiser)
-
-
-def frozen_copy(network: Contract, device: torch.device) -> Contract:
-    """Copy of a network on a device, with `requires_grad` off."""
-    network = copy.deepcopy(network)
-    network.module = network.module.to(device).requires_grad_(False)
-    return network
-
-
-def set_training(module: torch.nn.Module, mode: bool) -> None:
-    """Sets a module's training mode, only if it differs: visiting all of a network's modules takes milliseconds."""
-    if module.training != mode:
-        module.train(mode)
-
-
-@contextmanager
-def frozen(modules: Sequence[torch.nn.Module]) -> Iterator[None]:
-    """Lets gradients pass through networks to the generator without accumulating in the networks' parameters."""
-    for module in modules:
-        module.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for module in modules:
-            module.requires_grad_(True)
 
 
 def check_options(pair: Pair, options: TrainingOptions) -> None:

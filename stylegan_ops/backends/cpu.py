@@ -22,8 +22,8 @@ def library() -> ctypes.CDLL:
     """The CPU library, built if need be.
 
     Raises:
-        stylegan_ops.build.BuildError: if it cannot be built.
-        OSError: if it cannot be loaded.
+        stylegan_ops.build.BuildError: If it cannot be built.
+        OSError: If it cannot be loaded.
     """
     from stylegan_ops import build
 

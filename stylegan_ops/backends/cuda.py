@@ -33,10 +33,10 @@ class Launch:
     """How to launch a kernel.
 
     Attributes:
-        kernel: its name.
-        grid: blocks along x, y and z.
-        block: threads of a block along x, y and z.
-        shared_bytes: size of the dynamic shared memory.
+        kernel: Its name.
+        grid: Blocks along x, y and z.
+        block: Threads of a block along x, y and z.
+        shared_bytes: Size of the dynamic shared memory.
     """
 
     kernel: str
@@ -50,12 +50,12 @@ class Tile:
     """What a block of a tiled upfirdn2d kernel computes; the template arguments in csrc/cuda/kernels.cu.
 
     Attributes:
-        variant: end of the kernel's name.
-        planes: depth of the tile; each channel of each image is a plane.
-        patch_rows: patches of a plane from top to bottom.
-        patch_columns: patches of a plane from left to right.
-        patch_height: rows of a patch, which one thread computes at once.
-        patch_width: columns of a patch.
+        variant: End of the kernel's name.
+        planes: Depth of the tile; each channel of each image is a plane.
+        patch_rows: Patches of a plane from top to bottom.
+        patch_columns: Patches of a plane from left to right.
+        patch_height: Rows of a patch, which one thread computes at once.
+        patch_width: Columns of a patch.
     """
 
     variant: str
@@ -91,7 +91,7 @@ def plan_bias_act(order: int, dtype: torch.dtype, numel: int) -> Launch:
     Args:
         order: of `packing`.
         dtype: of all tensors.
-        numel: number of elements, at least 1 and below 2^63.
+        numel: Number of elements, at least 1 and below 2^63.
     """
     per_thread = ACCESS_BYTES // dtype.itemsize
     blocks = min(-(-numel // (per_thread * BLOCK)), BLOCKS_ENOUGH)
@@ -120,7 +120,7 @@ def plan_upfirdn2d(
     """Plan `upfirdn2d` by a 2-D filter. All sizes are at least 1.
 
     Raises:
-        ValueError: if an image is so large that its rows or columns could not be counted in 32 bits.
+        ValueError: If an image is so large that its rows or columns could not be counted in 32 bits.
     """
     extent = max(
         x_width * up_x, x_height * up_y, y_width * down_x, y_height * down_y, abs(pad_x0), abs(pad_y0), taps_x, taps_y
@@ -145,8 +145,8 @@ class TiledPlan:
     """One way to compute upfirdn2d in tiles.
 
     Attributes:
-        launch: how to launch it.
-        work: pixels that all blocks together read and write, also where they overlap or reach beyond the images.
+        launch: How to launch it.
+        work: Pixels that all blocks together read and write, also where they overlap or reach beyond the images.
     """
 
     launch: Launch
@@ -204,8 +204,8 @@ def load(device: torch.device) -> None:
     """Compile the kernels for a GPU, and load them onto it, if that has not been done; launches then find them.
 
     Raises:
-        BuildError: if they cannot be compiled.
-        DriverError: if the driver cannot load them.
+        BuildError: If they cannot be compiled.
+        DriverError: If the driver cannot load them.
     """
     _device_kernels(_index(device))
 
@@ -214,14 +214,14 @@ def launch(plan: Launch, args: bytes, device: torch.device) -> None:
     """Launch a kernel on a GPU, in PyTorch's current stream, or run it in the simulator if the device is the CPU.
 
     Args:
-        plan: how.
-        args: the packed arguments, whose tensors lie on the device and outlive what uses them there, as PyTorch's
+        plan: How.
+        args: The packed arguments, whose tensors lie on the device and outlive what uses them there, as PyTorch's
             allocator takes care of.
-        device: where.
+        device: Where.
 
     Raises:
-        DriverError: if the driver cannot launch it, perhaps because an earlier kernel failed.
-        SimulatorError: the same of the simulator.
+        DriverError: If the driver cannot launch it, perhaps because an earlier kernel failed.
+        SimulatorError: The same of the simulator.
     """
     if device.type == "cpu":
         _simulator().launch(plan.kernel, plan.grid, plan.block, plan.shared_bytes, args)

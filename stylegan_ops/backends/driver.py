@@ -25,7 +25,7 @@ class Driver:
         """Load and start the driver.
 
         Raises:
-            DriverError: if it cannot be loaded, is too old or finds no device.
+            DriverError: If it cannot be loaded, is too old or finds no device.
         """
         try:
             functions = ctypes.CDLL(library)
@@ -64,11 +64,11 @@ class Driver:
         """Load kernels onto a device.
 
         Args:
-            device: its index, as PyTorch counts.
-            image: contents of a cubin file, or of a PTX file.
+            device: Its index, as PyTorch counts.
+            image: Contents of a cubin file, or of a PTX file.
 
         Raises:
-            DriverError: if the device does not exist, or cannot run the image.
+            DriverError: If the device does not exist, or cannot run the image.
         """
         handle, context, module = c_int(), c_void_p(), c_void_p()
         self._check(self._device(byref(handle), device), f"find device {device}")
@@ -111,15 +111,15 @@ class DeviceKernels:
         """Put a kernel into a stream.
 
         Args:
-            kernel: its name.
-            grid: blocks along x, y and z.
-            block: threads of a block along x, y and z.
-            shared_bytes: size of the dynamic shared memory.
-            args: the bytes of the struct that the kernel takes.
-            stream: handle of a stream of this device; 0 is the default stream.
+            kernel: Its name.
+            grid: Blocks along x, y and z.
+            block: Threads of a block along x, y and z.
+            shared_bytes: Size of the dynamic shared memory.
+            args: The bytes of the struct that the kernel takes.
+            stream: Handle of a stream of this device; 0 is the default stream.
 
         Raises:
-            DriverError: if there is no such kernel or the driver refuses the launch; also if an earlier kernel failed.
+            DriverError: If there is no such kernel or the driver refuses the launch; also if an earlier kernel failed.
         """
         driver = self._driver
         function = self._find(kernel)

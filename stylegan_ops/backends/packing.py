@@ -197,18 +197,18 @@ def bias_act_args(
 
     Args:
         order: VALUE, GRAD or GRAD2.
-        out: where the result goes; x, dy and ddx lie in memory like it.
+        out: Where the result goes; x, dy and ddx lie in memory like it.
         x: `dense` tensor.
-        b: contiguous bias [x.shape[dim]] of x's dtype, or None.
-        dy: gradient of the result, for GRAD and GRAD2.
-        ddx: gradient of the first derivative, for GRAD2.
-        dim: the dimension of x that b runs along.
-        act: index into `ACTS`.
-        alpha: slope of lrelu below zero.
-        gain: factor after the activation.
-        clamp: limit of the absolute value; negative for none.
-        num_threads: how many threads of the CPU may share the work.
-        db: where the sums of the result over all dimensions but `dim` go, like b; for GRAD on the CPU.
+        b: Contiguous bias [x.shape[dim]] of x's dtype, or None.
+        dy: Gradient of the result, for GRAD and GRAD2.
+        ddx: Gradient of the first derivative, for GRAD2.
+        dim: The dimension of x that b runs along.
+        act: Index into `ACTS`.
+        alpha: Slope of lrelu below zero.
+        gain: Factor after the activation.
+        clamp: Limit of the absolute value; negative for none.
+        num_threads: How many threads of the CPU may share the work.
+        db: Where the sums of the result over all dimensions but `dim` go, like b; for GRAD on the CPU.
     """
     size = 1 if b is None else max(1, x.shape[dim])
     return _BIAS_ACT.pack(
@@ -260,18 +260,18 @@ def upfirdn2d_args(
     """Pack Upfirdn2dArgs.
 
     Args:
-        y: where the result [N, C, H', W'] goes, in memory like x.
+        y: Where the result [N, C, H', W'] goes, in memory like x.
         x: `dense` images [N, C, H, W].
-        f: contiguous float32 filter [height, width], or [taps] for both axes.
-        up_x: columns per column of x, all but the first zero.
-        up_y: the same for rows.
-        down_x: every down_x-th column is kept.
-        down_y: the same for rows.
-        pad_x0: columns of zeros to the left; negative crops.
-        pad_y0: rows of zeros at the top; negative crops.
+        f: Contiguous float32 filter [height, width], or [taps] for both axes.
+        up_x: Columns per column of x, all but the first zero.
+        up_y: The same for rows.
+        down_x: Every down_x-th column is kept.
+        down_y: The same for rows.
+        pad_x0: Columns of zeros to the left; negative crops.
+        pad_y0: Rows of zeros at the top; negative crops.
         flip: False convolves, True correlates.
-        gain: factor on the result.
-        num_threads: how many threads of the CPU may share the work.
+        gain: Factor on the result.
+        num_threads: How many threads of the CPU may share the work.
     """
     rest = upfirdn2d_rest(
         x.shape,
@@ -340,13 +340,13 @@ def conv3x3_args(
 
     Args:
         y: [N, out_channels, H, W]: where the result goes; its gradient if `filter_gradient`.
-        x: images [N, in_channels, H, W].
+        x: Images [N, in_channels, H, W].
         weight: [out_channels, in_channels, 3, 3], in channels first if `transposed`; where its gradient goes if
             `filter_gradient`.
         bias: [out_channels] or None.
-        transposed: whether `weight` stands for its transpose, with both axes of its 3 x 3 reversed.
-        num_threads: how many threads of the CPU may share the work.
-        filter_gradient: compute that.
+        transposed: Whether `weight` stands for its transpose, with both axes of its 3 x 3 reversed.
+        num_threads: How many threads of the CPU may share the work.
+        filter_gradient: Compute that.
     """
     source, target = (y, weight) if filter_gradient else (weight, y)
     return _CONV3X3.pack(
@@ -382,13 +382,13 @@ def group_norm_args(
     Args:
         x: [N, C, ...].
         groups: of neighbouring channels.
-        eps: added to variances.
-        num_threads: how many threads of the CPU may share the work.
-        inputs: weight, bias, before, scale, shift; the last three may be None.
-        dy: the gradient of the result, or None for the result.
-        y: where the result, or the gradient of x, goes.
+        eps: Added to variances.
+        num_threads: How many threads of the CPU may share the work.
+        inputs: Weight, bias, before, scale, shift; the last three may be None.
+        dy: The gradient of the result, or None for the result.
+        y: Where the result, or the gradient of x, goes.
         statistics: [2, N, groups], mean and reciprocal deviation of each group.
-        grads: where those of `inputs` go.
+        grads: Where those of `inputs` go.
     """
     weight, bias, before, scale, shift = (0 if tensor is None else tensor.data_ptr() for tensor in inputs)
     dweight, dbias, dbefore, dscale, dshift = (0 if tensor is None else tensor.data_ptr() for tensor in grads)
@@ -407,10 +407,10 @@ def attention_args(qkv: Tensor, dout: Tensor | None, out: Tensor, scale: float, 
 
     Args:
         qkv: [N, heads, C, 3, L].
-        dout: the gradient [N, heads, C, L] of the result, or None for the result.
-        out: where the result, or the gradient of qkv, goes.
-        scale: factor on products of queries and keys.
-        num_threads: how many threads of the CPU may share the work.
+        dout: The gradient [N, heads, C, L] of the result, or None for the result.
+        out: Where the result, or the gradient of qkv, goes.
+        scale: Factor on products of queries and keys.
+        num_threads: How many threads of the CPU may share the work.
     """
     n, heads, channels, _, length = qkv.shape
     return _ATTENTION.pack(

@@ -33,14 +33,14 @@ class Simulator:
         """Run a kernel to its end, its threads in an order that differs from call to call.
 
         Args:
-            kernel: its name.
-            grid: blocks along x, y and z.
-            block: threads of a block along x, y and z.
-            shared_bytes: size of the dynamic shared memory.
-            args: the bytes of the struct that the kernel takes.
+            kernel: Its name.
+            grid: Blocks along x, y and z.
+            block: Threads of a block along x, y and z.
+            shared_bytes: Size of the dynamic shared memory.
+            args: The bytes of the struct that the kernel takes.
 
         Raises:
-            SimulatorError: if there is no such kernel, or its threads disagree about a barrier.
+            SimulatorError: If there is no such kernel, or its threads disagree about a barrier.
         """
         error = self._launch(
             kernel.encode(), self._triple(*grid), self._triple(*block), shared_bytes, args, next(self._seeds)

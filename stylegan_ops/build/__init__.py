@@ -32,11 +32,11 @@ def cpu_library(csrc: Path = CSRC, extra_flags: Sequence[str] = ()) -> Path:
     """The shared library of `csrc/cpu`, for this processor. `ctypes.CDLL` loads it once torch is imported.
 
     Args:
-        csrc: the folder of the sources.
-        extra_flags: given to the compiler and the linker, as `-fsanitize=address`; what they make is not loaded here.
+        csrc: The folder of the sources.
+        extra_flags: Given to the compiler and the linker, as `-fsanitize=address`; what they make is not loaded here.
 
     Raises:
-        BuildError: it cannot be built, or does not load once built.
+        BuildError: It cannot be built, or does not load once built.
     """
     check = (lambda path: None) if extra_flags else _check_cpu_library
     return _host_library("cpu", csrc, ["cpu"], check, extra_flags)
@@ -46,11 +46,11 @@ def sim_library(csrc: Path = CSRC, extra_flags: Sequence[str] = ()) -> Path:
     """The shared library of `csrc/sim`, which runs the CUDA sources on the CPU, thread by thread, for tests.
 
     Args:
-        csrc: the folder of the sources; it and its folder `sim` are where `#include` looks.
-        extra_flags: given to the compiler and the linker, as `-fsanitize=address`.
+        csrc: The folder of the sources; it and its folder `sim` are where `#include` looks.
+        extra_flags: Given to the compiler and the linker, as `-fsanitize=address`.
 
     Raises:
-        BuildError: it cannot be built.
+        BuildError: It cannot be built.
     """
     return _host_library("sim", csrc, ["sim", "cuda"], lambda path: None, extra_flags, openmp=False)
 
@@ -63,10 +63,10 @@ def cuda_image(arch: str, csrc: Path = CSRC) -> Path:
     Args:
         arch: "sm_90" makes a .cubin for GPUs of compute capability 9.0, or, with a compiler too old to know them, a
             .ptx of the newest that it knows, which the driver translates; "compute_90" makes a .ptx for 9.0 or later.
-        csrc: the folder of the sources; it and its folder `cuda` are where `#include` looks.
+        csrc: The folder of the sources; it and its folder `cuda` are where `#include` looks.
 
     Raises:
-        BuildError: there is no compiler, or none that knows such GPUs, or compiling failed.
+        BuildError: There is no compiler, or none that knows such GPUs, or compiling failed.
         ValueError: `arch` does not read so.
     """
     if not re.fullmatch(r"(sm|compute)_\d+", arch):

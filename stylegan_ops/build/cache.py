@@ -111,9 +111,9 @@ def get(name: str, make: Make, check: Check, timeout: float | None = None) -> Pa
 
     Args:
         name: of the build; holds the digest of everything that it depends on.
-        make: builds into the folder that it is given and returns the file in it that is wanted.
-        check: returns what is wrong with that file, or None.
-        timeout: how long to wait for another process that builds it, in seconds; `LOCK_TIMEOUT` if None.
+        make: Builds into the folder that it is given and returns the file in it that is wanted.
+        check: Returns what is wrong with that file, or None.
+        timeout: How long to wait for another process that builds it, in seconds; `LOCK_TIMEOUT` if None.
 
     Raises:
         BuildError: from `make`; or the cache cannot be written, the wait was too long, or a fresh build fails

@@ -9,8 +9,8 @@ class BuildError(RuntimeError):
     """The operators of a device cannot be built or loaded. The message is one sentence, cause and remedy.
 
     Attributes:
-        cause: what is wrong, with the file or value concerned; without a full stop.
-        remedy: what mends it, as an order, preferably one command; without a full stop.
+        cause: What is wrong, with the file or value concerned; without a full stop.
+        remedy: What mends it, as an order, preferably one command; without a full stop.
     """
 
     def __init__(self, cause: str, remedy: str) -> None:

@@ -49,15 +49,15 @@ def run(folder: Path, steps: Sequence[Step], environment: Mapping[str, str], log
     """Carry out the steps in a folder.
 
     Args:
-        folder: gets build.ninja and ninja's own files; where the commands run.
+        folder: Gets build.ninja and ninja's own files; where the commands run.
         steps: in any order.
-        environment: variables for the commands, beyond those of this process.
-        log: where everything the commands printed is kept if one fails.
-        hint: added to the advice to read the log.
+        environment: Variables for the commands, beyond those of this process.
+        log: Where everything the commands printed is kept if one fails.
+        hint: Added to the advice to read the log.
 
     Raises:
-        BuildError: ninja is missing or a command fails.
-        OSError: the folder cannot be written.
+        BuildError: Ninja is missing or a command fails.
+        OSError: The folder cannot be written.
     """
     program = ninja_command()
     (folder / "build.ninja").write_text(build_file(steps), encoding="utf-8")

@@ -105,13 +105,13 @@ def compile(nvrtc: Nvrtc, source: str, arch: str, include: Sequence[Path], log: 
 
     Args:
         nvrtc: from `find`.
-        source: the text of the kernels.
+        source: The text of the kernels.
         arch: as for `build.cuda_image`.
-        include: folders where `#include` looks.
-        log: where everything the compiler printed is kept if it fails.
+        include: Folders where `#include` looks.
+        log: Where everything the compiler printed is kept if it fails.
 
     Raises:
-        BuildError: the library does not load or does not know such GPUs, or the source does not compile.
+        BuildError: The library does not load or does not know such GPUs, or the source does not compile.
     """
     try:
         library = _load(nvrtc)

@@ -26,10 +26,10 @@ class Compiler:
     """A C++ compiler of the host, or nvcc.
 
     Attributes:
-        command: how to start it.
-        version: the line of `--version` that identifies it.
+        command: How to start it.
+        version: The line of `--version` that identifies it.
         kind: "gcc", "clang", "msvc" or "nvcc".
-        environment: variables that it needs beyond those of this process.
+        environment: Variables that it needs beyond those of this process.
     """
 
     command: tuple[str, ...]
@@ -47,7 +47,7 @@ def host_compiler() -> Compiler:
     """The C++ compiler: $CXX if that is set, else the first of c++, g++ and clang++ that runs; cl on Windows.
 
     Raises:
-        BuildError: there is none, or $CXX does not run.
+        BuildError: There is none, or $CXX does not run.
     """
     chosen = os.environ.get("CXX", "").strip()
     if chosen:
@@ -170,7 +170,7 @@ def ninja_command() -> str:
     """The program ninja: that of the PyPI package, else the one on PATH.
 
     Raises:
-        BuildError: there is neither.
+        BuildError: There is neither.
     """
     try:
         import ninja
@@ -204,7 +204,7 @@ def find_nvcc() -> Compiler | None:
     """nvcc: of $CUDA_HOME or $CUDA_PATH, on PATH, from wheels or in the usual folder; None without any.
 
     Raises:
-        BuildError: there is one, and it does not run.
+        BuildError: There is one, and it does not run.
     """
     broken = None
     for path in _nvcc_candidates():
@@ -261,7 +261,7 @@ def choose_architecture(arch: str, known: Sequence[int], compiler: str) -> tuple
     """What to compile for: `arch` itself, or "compute" and the newest known where a compiler is older than the GPU.
 
     Raises:
-        BuildError: the GPU is older than all that the compiler knows.
+        BuildError: The GPU is older than all that the compiler knows.
     """
     kind, number = arch.split("_")
     older = [candidate for candidate in known if candidate <= int(number)]

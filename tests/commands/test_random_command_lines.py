@@ -100,7 +100,7 @@ OPTIONS: dict[str, dict[str, Values]] = {
         "gan": (["in.pkl"], ["teacher.pkl", "nowhere.pkl"]), "teacher": (["teacher.pkl"], ["in.pkl", "nowhere.pkl"]),
         "batch": (["2"], ["0", "x", "-1"]), "batch-gpu": (["1", "2"], ["3", "0"]), "precision": (["fp32"], ["fp8"]),
         "rounds": (["1"], ["0", "-1"]), "operators": (["3", "0"], ["-1"]), "threads": (["1"], ["0", "-1", "x"]),
-        "device": (["cpu"], ["tpu"]),
+        "device": (["cpu"], ["tpu"]), "objective": (["ikl", "sds"], ["kl"]), "gan-weight": (["0"], ["-1", "x"]),
     },
 }  # fmt: skip
 NEEDED = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import subprocess
 import sys
 import zipfile
@@ -15,7 +16,7 @@ import torch
 
 from refine import load_generator, load_teacher, networks, pickles, zoo
 from refine.diffusion.sampler import heun_sample
-from refine.digits.digits import shipped_detector, shipped_split
+from refine.digits.digits import FOLDER, shipped_detector, shipped_split
 from refine.pickles.known_sources import KNOWN_SOURCES
 from refine.pickles.tree import walk
 
@@ -138,6 +139,16 @@ def test_detector_is_called_like_inception(detector, splits):
     weight, bias = detector.output.weight, detector.output.bias
     assert torch.allclose(unbiased, torch.softmax(features @ weight.t(), dim=1), atol=1e-5)
     assert torch.allclose(biased, torch.softmax(features @ weight.t() + bias, dim=1), atol=1e-5)
+
+
+def test_detector_needs_no_recent_operators():
+    """TorchScript that names an operator of a later PyTorch does not load; all these are in 2.6."""
+    with zipfile.ZipFile(FOLDER / "digits-detector.pt") as archive:
+        code = "".join(archive.read(name).decode() for name in archive.namelist() if name.endswith(".py"))
+    assert set(re.findall(r"\btorch\.(\w+)\(", code)) == {
+        *("__not__", "_upsample_bilinear2d_aa", "add", "avg_pool2d", "conv2d", "div", "flatten", "leaky_relu"),
+        *("leaky_relu_", "linear", "matmul", "mean", "ne", "size", "softmax", "sub", "t", "to"),
+    }
 
 
 def test_detector_recognizes_held_out_digits(detector, splits):

@@ -100,7 +100,7 @@ def test_commands_of_the_document(repository: str, tmp_path: Path, monkeypatch: 
         return result.stdout
 
     call(shlex.split(copy))
-    to_run = [["refine.commands.inspect", "network.pkl"], [*shlex.split(refine)[1:], *TINY], ["trust.py"]]
+    to_run = [["refine", "inspect", "network.pkl"], [*shlex.split(refine)[1:], *TINY], ["trust.py"]]
     arguments = [part for command in to_run for part in ("--", *command)]
     printed = call([sys.executable, "watch.py", ",".join(["torch_utils", *NAMES[repository]]), *arguments])
     snapshot = sorted(checkout.glob("training-runs/*/network-snapshot-*.pkl"))[-1]

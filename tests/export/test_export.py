@@ -199,7 +199,8 @@ def test_compact_pickle_opens_everywhere(fixture_path, tmp_path, golden, monkeyp
     ],
 )
 def test_refusals(fixture_path, tmp_path, kind, name, sentence):
-    out = tmp_path / f"x{FORMATS[kind].suffix if kind in FORMATS else '.pkl'}"
+    suffix = FORMATS[kind].suffix if kind in FORMATS else ".pkl"
+    out = tmp_path / f"x{suffix}"
     done = run(f"--network={fixture_path(name)}", f"--format={kind}", f"--out={out}")
     assert done.exit_code == 2 and sentence in " ".join(done.stderr.split()), done.output
     assert not list(tmp_path.iterdir())

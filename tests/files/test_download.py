@@ -27,7 +27,7 @@ import requests
 
 import refine
 from refine.errors import UserError
-from refine.files import addresses, download
+from refine.files import download
 
 # A pickle of half a million bytes, since downloads called .pkl are looked into.
 CONTENT = pickle.dumps(bytes(i * i % 251 for i in range(500_000 - 9)), protocol=4)
@@ -580,24 +580,6 @@ def test_secrets_of_addresses_that_nobody_can_fetch():
         with pytest.raises(UserError) as caught:
             download.fetch(url)
         assert not any(secret in str(caught.value) for secret in SECRETS)
-
-
-@pytest.mark.parametrize(
-    ("url", "shown"),
-    [
-        ("https://host/a/b.pkl", "https://host/a/b.pkl"),
-        ("https://user:pass@host:8080/a@b.pkl", "https://host:8080/a@b.pkl"),
-        ("https://user@host/x?id=1&token=abc", "https://host/x?id=...&token=..."),
-        ("https://host/x?t0ken", "https://host/x?..."),
-        ("https://host?a=b#c", "https://host?a=..."),
-        ("https://us:er:p@ss@host/x", "https://host/x"),
-        ("models/x.pkl?a=b", "models/x.pkl?a=b"),
-    ],
-)
-def test_redacted_addresses(url: str, shown: str):
-    assert addresses.redacted(url) == shown
-    assert addresses.has_secrets(url) == (shown != url)
-    assert addresses.redacted(shown) == shown
 
 
 def test_tilde_in_the_cache_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

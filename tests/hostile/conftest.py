@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 
 import pytest
 from click.testing import CliRunner
+from forge import torch_file_of
 
+from refine import pickles
 from refine.commands import inspect
 
 # What Python reports before it does something that no pickle may cause (https://docs.python.org/3/library/audit_events.html).
@@ -99,6 +101,9 @@ def check(watching, tmp_path_factory, fixture_path):
     # Whatever is imported lazily on the ordinary way is imported before anything is watched.
     for name in ("sg2ada/b_cond16.pkl", "edm/s2_edm_adm_cond16.pkl", "sg3/s2_stylegan3t_uncond32.pkl"):
         assert runner.invoke(inspect.main, [str(fixture_path(name))]).exit_code == 0
-    path.write_bytes(b"")
-    runner.invoke(inspect.main, [str(path)])
+    b"x".decode("cp437")  # the encoding of names in ZIP archives
+    ordinary = pickles.load(fixture_path("sg2ada/d_gray16.pkl"))["G_ema"]
+    for data in (b"", torch_file_of(ordinary), torch_file_of(ordinary, legacy=True), b"PK\x03\x04", b"[1]"):
+        path.write_bytes(data)
+        runner.invoke(inspect.main, [str(path)])
     return run

@@ -7,37 +7,7 @@ import random
 
 import pytest
 from forge import small_bases
-
-OPCODES = [opcode.code.encode("latin-1") for opcode in pickletools.opcodes]
-
-
-def mutated(data: bytes, rng: random.Random, positions: list[int]) -> bytes:
-    """One to four changes: to bytes anywhere, or to opcodes where they stand."""
-    out = bytearray(data)
-    for _ in range(rng.choice((1, 1, 1, 2, 4))):
-        kind, at = rng.randrange(8), rng.randrange(2, max(3, len(out)))
-        opcode_at = min(rng.choice(positions), len(out) - 1)
-        if kind == 0:
-            out[at] = rng.randrange(256)
-        elif kind == 1:
-            out[at] ^= 1 << rng.randrange(8)
-        elif kind == 2:
-            out[opcode_at : opcode_at + 1] = rng.choice(OPCODES)
-        elif kind == 3:
-            out[opcode_at:opcode_at] = rng.choice(OPCODES) + rng.randbytes(rng.randrange(5))
-        elif kind == 4:
-            del out[at : at + rng.choice((1, 2, 8, 100))]
-        elif kind == 5:
-            start = rng.randrange(len(out))
-            out[at:at] = out[start : start + rng.choice((1, 4, 30, 300))]
-        elif kind == 6:
-            end = min(rng.choice(positions), len(out))
-            out[opcode_at:opcode_at] = out[end : end + rng.randrange(1, 60)]
-        else:
-            del out[at:]
-        if len(out) < 4:
-            break
-    return bytes(out)
+from gadgets import mutated
 
 
 def fuzz(check, bases: list[bytes], num_cases: int, seed: int) -> int:

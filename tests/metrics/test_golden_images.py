@@ -22,6 +22,7 @@ from refine.metrics.metric import parse_metric
 from refine.metrics.moments import Moments
 from refine.metrics.ppl import PPL, path_distances, trimmed_mean
 from refine.metrics.precision_recall import precision_recall
+from refine.networks.plain_module import as_contract
 
 FIXTURES = Path(__file__).parents[1] / "fixtures/metrics"
 EXPECTED = json.loads((FIXTURES / "dataset_expected.json").read_text())
@@ -146,7 +147,14 @@ def test_path_length(name: str, generator: Any, vgg: Detector, arrays: dict[str,
         t = t if spec.sampling == "full" else t * 0
         distances.append(
             path_distances(
-                generator, vgg.lpips, (z0, z1), torch.zeros(2, 0), t, noise, space=spec.space, crop=spec.crop
+                as_contract(generator),
+                vgg.lpips,
+                (z0, z1),
+                torch.zeros(2, 0),
+                t,
+                noise,
+                space=spec.space,
+                crop=spec.crop,
             )
         )
     found = torch.cat(distances).numpy()

@@ -21,7 +21,8 @@ from refine.metrics.sampler import (
     noise_inputs,
     with_noise,
 )
-from refine.pair.bridge import resize
+from refine.networks.plain_module import as_contract
+from refine.pair.resize import resize
 
 CPU = torch.device("cpu")
 
@@ -79,7 +80,7 @@ def test_uint8_truncates() -> None:
 
 @pytest.mark.parametrize("noise_mode", ["random", "const", "none"])
 def test_images_do_not_depend_on_batches(conditional: Any, noise_mode: str) -> None:
-    sampler = Sampler(conditional, CPU, seed=5, noise_mode=noise_mode)
+    sampler = Sampler(as_contract(conditional), CPU, seed=5, noise_mode=noise_mode)
     whole = sampler.images(range(70)).int()
     for batch in (1, 7, 64):
         off = (in_batches(sampler.images, 70, batch).int() - whole).abs()
@@ -87,11 +88,15 @@ def test_images_do_not_depend_on_batches(conditional: Any, noise_mode: str) -> N
 
 
 def test_noise_is_random_by_image_and_matters(generator: Any) -> None:
-    random = Sampler(generator, CPU).images(range(4)).float()
-    assert (random - Sampler(generator, CPU, noise_mode="const").images(range(4)).float()).abs().mean() > 0.5
-    assert (random - Sampler(generator, CPU, seed=1).images(range(4)).float()).abs().mean() > 0.5
-    noise = draw_noise(generator, range(3), 0, "metric noise")
-    assert [tuple(n.shape) for n in noise] == [(3, 1, *m.noise_const.shape) for m in noise_inputs(generator)]
+    random = Sampler(as_contract(generator), CPU).images(range(4)).float()
+    assert (
+        random - Sampler(as_contract(generator), CPU, noise_mode="const").images(range(4)).float()
+    ).abs().mean() > 0.5
+    assert (random - Sampler(as_contract(generator), CPU, seed=1).images(range(4)).float()).abs().mean() > 0.5
+    noise = draw_noise(as_contract(generator), range(3), 0, "metric noise")
+    assert [tuple(n.shape) for n in noise] == [
+        (3, 1, *m.noise_const.shape) for m in noise_inputs(as_contract(generator))
+    ]
     flat = torch.cat([n.reshape(3, -1) for n in noise], dim=1)
     assert abs(flat.mean()) < 0.05 and abs(flat.std() - 1) < 0.05
     assert not torch.equal(noise[0][0], noise[0][1])
@@ -104,16 +109,16 @@ def test_noise_given_is_the_noise_added(generator: Any) -> None:
         torch.manual_seed(7)
         expected = generator(z, c, noise_mode="random")
         torch.manual_seed(7)
-        noise = [torch.randn(2, 1, *m.noise_const.shape) for m in noise_inputs(generator)]
-        stored = [m.noise_const for m in noise_inputs(generator)]
-        with with_noise(generator, noise):
+        noise = [torch.randn(2, 1, *m.noise_const.shape) for m in noise_inputs(as_contract(generator))]
+        stored = [m.noise_const for m in noise_inputs(as_contract(generator))]
+        with with_noise(as_contract(generator), noise):
             found = generator(z, c, noise_mode="const")
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-    assert all(m.noise_const is s for m, s in zip(noise_inputs(generator), stored, strict=True))
+    assert all(m.noise_const is s for m, s in zip(noise_inputs(as_contract(generator)), stored, strict=True))
 
 
 def test_images_are_reduced_before_they_become_uint8(generator: Any) -> None:
-    sampler = Sampler(generator, CPU, noise_mode="const", resolution=16)
+    sampler = Sampler(as_contract(generator), CPU, noise_mode="const", resolution=16)
     z = draw_latents(range(3), generator.z_dim, 0)
     with torch.no_grad():
         expected = to_uint8(resize(generator(z, torch.zeros(3, 0), noise_mode="const"), 16))
@@ -122,10 +127,10 @@ def test_images_are_reduced_before_they_become_uint8(generator: Any) -> None:
 
 def test_images_that_are_not_finite_are_refused(generator: Any) -> None:
     class Broken(torch.nn.Module):
-        z_dim, c_dim, img_resolution = 4, 0, 1
+        z_dim, c_dim, img_resolution, img_channels = 4, 0, 1, 3
 
         def forward(self, z: torch.Tensor, c: torch.Tensor, **_: Any) -> torch.Tensor:
             return z[:, :3, None, None] * float("nan")
 
     with pytest.raises(UserError, match="not finite"):
-        Sampler(Broken(), CPU).images(range(2))
+        Sampler(as_contract(Broken()), CPU).images(range(2))

@@ -41,6 +41,7 @@ from refine.metrics.reference import TeacherReference
 from refine.metrics.reference_file import StatisticsReference
 from refine.metrics.sampler import Sampler
 from refine.metrics.suite import Suite
+from refine.networks.plain_module import as_contract
 
 CPU = torch.device("cpu")
 Row = dict[str, Any]
@@ -81,7 +82,7 @@ def test_values_are_those_of_the_parts(
     (row,) = rows_of(generator, metrics=("fid100_full",), data=data, seed=3, **detectors)
     dataset = ImageDataset(data)
     real = inception.features(torch.from_numpy(np.stack([dataset.image(i) for i in range(256)])))
-    generated = inception.features(Sampler(generator, CPU, seed=3).images(range(100)))
+    generated = inception.features(Sampler(as_contract(generator), CPU, seed=3).images(range(100)))
     expected = frechet_distance(Moments.of(real), Moments.of(generated)).value
     assert row["results"]["fid100_full"] == pytest.approx(expected, rel=1e-6)
 
@@ -197,7 +198,7 @@ def test_teacher_as_reference(generator: Any, teacher: Teacher, detectors: dict[
 
     latents = draw_latents(range(20), 3 * 16 * 16, 0, "teacher latents").reshape(20, 3, 16, 16)
     assert torch.equal(images, to_uint8(heun_sample(teacher.network, latents)))
-    generated = inception.features(Sampler(generator, CPU, resolution=16).images(range(60)))
+    generated = inception.features(Sampler(as_contract(generator), CPU, resolution=16).images(range(60)))
     expected = frechet_distance(Moments.of(inception.features(images)), Moments.of(generated)).value
     assert fid_row["results"]["fid60_full_at16_teacher"] == pytest.approx(expected, rel=1e-5)
 
@@ -299,7 +300,7 @@ def test_statistics_of_edm(
     real = inception.features(torch.from_numpy(np.stack([dataset.image(i) for i in range(256)]))).double().numpy()
     path = npz(tmp_path / "own-32x32.npz", mu=real.mean(axis=0), sigma=np.cov(real, rowvar=False))
     (row,) = rows_of(generator, metrics=("fid100_full",), ref=path, **detectors)
-    generated = Moments.of(inception.features(Sampler(generator, CPU).images(range(100))))
+    generated = Moments.of(inception.features(Sampler(as_contract(generator), CPU).images(range(100))))
     expected = frechet_distance(Moments.of(real), generated, ddof=1).value
     assert row["results"]["fid100_full"] == pytest.approx(expected, rel=1e-6)
     assert row["provenance"]["covariance"] == "n-1" and row["provenance"]["reference"]["kind"] == "statistics"
@@ -695,7 +696,7 @@ def test_a_metric_is_one_class_and_one_entry(
     fid_row, row = rows_of(generator, metrics=("fid100", "spread100"), data=data, **detectors)
     dataset = ImageDataset(data)
     real = inception.features(torch.from_numpy(np.stack([dataset.image(i) for i in range(100)])))
-    generated = inception.features(Sampler(generator, CPU).images(range(100)))
+    generated = inception.features(Sampler(as_contract(generator), CPU).images(range(100)))
     expected = np.trace(Moments.of(generated).covariance()) / np.trace(Moments.of(real).covariance())
     assert row["results"] == {"spread100": pytest.approx(expected, rel=1e-5)}
     assert row["provenance"]["dimension"] == 48 and row["metric"] == "spread100"

@@ -252,7 +252,7 @@ def test_switches_are_put_back() -> None:
 
 def test_tests_that_need_a_gpu_are_found() -> None:
     found = {path.name for path in files()}
-    assert {"test_cuda_sim.py", "test_cuda_graphs.py", "test_background.py"} <= found and len(found) < 30
+    assert {"test_cuda.py", "test_cuda_graphs.py", "test_background.py"} <= found and len(found) < 30
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")

@@ -130,7 +130,7 @@ def test_short_numbers():
 
 def test_the_table_in_a_terminal(rundir):
     lines = summary(read_run(rundir)).splitlines()
-    assert lines[0].startswith("Better: FID 346 → 34.6 (-90")
+    assert lines[0].startswith("Better: FID 346 -> 34.6 (-90 %")
     assert lines[1].split() == ["before", "after", "change", "teacher", "real", "images"]
     assert lines[2].split() == ["FID", "346", "34.6", "-90", "%", "14.1", "14.4", "lower", "is", "better"]
     assert lines[3].split() == ["Class", "agreement", "0.4", "0.9", "+0.5", "higher", "is", "better"]

@@ -62,7 +62,7 @@ def test_the_preflight(tmp_path):
         findings=("domain",),
         warnings=("Warning: The pair does not fit.",),
         num_images=16,
-        recognised=False,
+        recognized=False,
     )
     write_preflight(tmp_path, found)
     read = json.loads((tmp_path / "preflight.json").read_text())

@@ -56,7 +56,7 @@ def test_what_a_run_writes(pair, tmp_path):
     folder = snapshot.parent
     assert folder.name == "00000-b_cond16-s4_sid_ddpmpp_cond16-ikl-batch8"
     names = {"training_options.json", "log.txt", "stats.jsonl", "training-state-000000.pt", "fakes_init.png"}
-    names |= {"fakes000000_032.png", "fakes000000_048.png", "report.html", "sessions.jsonl"}
+    names |= {"fakes000000_032.png", "fakes000000_048.png", "report.html", "sessions.jsonl", "network-best.pkl"}
     moments = ("000000", "000000_032", "000000_048")
     written = {p.name for p in folder.iterdir() if "tfevents" not in p.name}
     assert written == names | {f"network-snapshot-{moment}.pkl" for moment in moments}
@@ -81,13 +81,52 @@ def test_what_a_run_writes(pair, tmp_path):
         "reserved",
         "augment",
     ]
-    words = [*stylegans, "gap", "fake", "drift", "nonfinite", "eta"]
+    words = [*stylegans, "gap", "fake", "nats", "drift", "nonfinite", "eta"]
     assert [word for word in line.split() if word in words] == words
     for name in ("fakes_init.png", "fakes000000_048.png"):
         layout = layout_of(Image.open(folder / name))
         assert layout.columns % 5 == 0 and layout.columns * layout.rows <= 240 and layout.tile == 64
     before, after = (np.asarray(Image.open(folder / name)) for name in ("fakes_init.png", "fakes000000_048.png"))
     assert (before != after).any()
+
+
+def test_best_by_divergence_where_no_fid_is_measured(pair, tmp_path):
+    """The snapshot whose stretch of the run has the least estimate; a new one each tick here."""
+    snapshot = start.run(config(pair, tmp_path, snap_ticks=1))
+    folder = RunFolder(snapshot.parent)
+    nats = {row["Progress/cur_nimg"]: row["Divergence/nats"] for row in folder.stats_rows()}
+    best = min(nats, key=nats.__getitem__)
+    assert (folder.path / "network-best.pkl").resolve().name == f"network-snapshot-000000_{best:03d}.pkl"
+    assert all(row["Divergence/nats_stderr"] > 0 for row in folder.stats_rows())
+
+
+def test_a_run_ends_when_it_is_flat(pair, tmp_path):
+    """Rates of nearly nothing leave the divergence as it is."""
+    snapshot = start.run(config(pair, tmp_path, kimg=1.6, stop_if_flat=3, glr=1e-9, flr=1e-9))
+    rows = RunFolder(snapshot.parent).stats_rows()
+    assert 3 <= len(rows) < 20 and "has not fallen over 3 status lines" in (snapshot.parent / "log.txt").read_text()
+
+
+def test_an_objective_with_a_caution_says_so(pair, tmp_path, caplog):
+    start.run(config(pair, tmp_path, objective="sid:alpha=1.2", kimg=0.016, warmup_kimg=0.008))
+    assert any("sid:alpha=1.2" in message and "3.5" in message for message in caplog.messages)
+
+
+def test_a_run_with_a_density_ratio_resumes(pair, tmp_path, monkeypatch):
+    """Interrupted in the middle, it ends with the snapshot of a run that never stopped."""
+    monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path))
+    options = {"objective": "f:js", "gan_weight": 0.1, "ratio_samples": 8}
+    whole = start.run(config(pair, tmp_path, **options))
+
+    def stop(row):
+        return row["Progress/cur_nimg"] == 32
+
+    part = start.run(config(pair, tmp_path, **options), on_tick=stop)
+    state = find_state(str(part.parent), tmp_path)
+    resumed = start.run(start.resumed_config(state, {}), resume=state)
+    assert equal(weights(whole), weights(resumed)) and whole.name == resumed.name
+    rows = RunFolder(resumed.parent).stats_rows()
+    assert all({"Ratio/accuracy", "Loss/ratio", "Loss/gan"} <= row.keys() for row in rows)
 
 
 def test_nothing_is_saved_twice(pair, tmp_path, monkeypatch):
@@ -217,7 +256,8 @@ def test_signal_to_a_real_process(pair, tmp_path):
     rest = process.stderr.read()
     assert process.wait() == 130 and "SIGINT" in rest and "--resume=" in rest and "Traceback" not in rest
     state = find_state("latest", tmp_path)
-    result = CliRunner().invoke(cli.main, [f"--resume={state}", "--kimg=0.001"])
+    kimg = run_state.read_state(state)["progress"]["cur_nimg"] / 1000
+    result = CliRunner().invoke(cli.main, [f"--resume={state}", f"--kimg={kimg}"])
     assert result.exit_code == 0, result.output
     assert f"Resuming from {state}" in result.stdout
 
@@ -269,7 +309,7 @@ def test_interrupted_metric_is_the_only_loss(pair, tmp_path, quick_steps):
         start.run(options, evaluate=scripted([5.0, 4.0, interrupt]))
     state = find_state("latest", options.outdir)
     assert state.name == "training-state-000002.pt" and (state.parent / "network-snapshot-000002.pkl").exists()
-    assert "metrics of network-snapshot-000002.pkl were interrupted" in (state.parent / "log.txt").read_text()
+    assert "metrics of network-snapshot-000002.pkl; they are not recorded" in (state.parent / "log.txt").read_text()
     start.run(options, resume=state, evaluate=scripted([3.0, 2.0]))
     rows = RunFolder(state.parent).metric_rows("fid50k_full")
     assert [row["results"]["fid50k_full"] for row in rows] == [5, 4, 3, 2]

@@ -18,13 +18,15 @@ from refine.training.state import read_state
 WORKER = Path(processes.__file__).with_name("distributed_worker.py")
 
 
-def test_two_processes_follow_one(fixture_path, tmp_path):
+@pytest.mark.parametrize("objective", [[], ["fisher:js", "0.1"]])
+def test_two_processes_follow_one(fixture_path, tmp_path, monkeypatch, objective):
     """An uneven batch of 7, in float64: what differs is the order of sums."""
+    monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path / str(len(objective))))
     pair = fixture_path("sg2ada/b_cond16.pkl"), fixture_path("edm/s4_sid_ddpmpp_cond16.pkl")
     results = []
     for count in (1, 2):
         out = tmp_path / f"{count}.pt"
-        processes.finish(processes.start(count, WORKER, "train", *pair, out))
+        processes.finish(processes.start(count, WORKER, "train", *pair, out, *objective))
         results.append(torch.load(out, weights_only=True))
     one, two = results
     assert one["means"].keys() == two["means"].keys()
@@ -46,6 +48,12 @@ def test_two_processes_stop_together_and_save_first(fixture_path, tmp_path):
 
 def test_collectives():
     processes.finish(processes.start(2, WORKER, "collectives"))
+
+
+def test_only_rank_0_logs():
+    first, second = processes.finish(processes.start(2, WORKER, "logs"))
+    assert first.split("\n")[:5] == ["info 0", "warning 0", "flagged 0", "error 0", "after 0"]
+    assert second.split("\n")[:3] == ["flagged 1", "error 1", "after 1"]
 
 
 def test_a_lost_process_is_reported_with_the_phase():

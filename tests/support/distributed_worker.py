@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -15,16 +16,18 @@ from refine import RunConfig, run
 from refine.errors import UserError
 from refine.runs.folder import RunFolder
 from refine.runtime import distributed
+from refine.runtime.logs import ALL_RANKS
 from refine.training.statistics import RunningMeans
 from refine.training.trainer import Trainer
 
 
-def train(gan: str, teacher: str, out: str) -> None:
+def train(gan: str, teacher: str, out: str, objective: str = "ikl", gan_weight: str = "0") -> None:
     """A few float64 steps on the golden pair; the first process saves what came of them."""
     with distributed.processes():
         options = {
             "batch": 7, "batch_gpu": None, "glr": 1e-3, "flr": 1e-3, "kimg": 1.0, "clip_grad": 5.0,
             "noise_mode": "const", "fake_dropout": False, "fake_steps": 2, "ema_halflife_kimg": 0.05,
+            "objective": objective, "gan_weight": float(gan_weight), "ratio_samples": 10,
         }  # fmt: skip
         trainer = trainer_of(golden_pair(gan, teacher, double=True), **options)
         for _ in range(2):
@@ -59,6 +62,18 @@ def collectives() -> None:
         means.add_by_band("b", torch.tensor([float(rank)]), torch.tensor([0.05 if rank == 0 else 2.0]))
         assert means.means() == {"a": 2 / 3, "b": 0.5, "b/sigma_0_0.1": 0.0, "b/sigma_1.5_6": 1.0}
         distributed.barrier()
+
+
+def logs() -> None:
+    """Records of several levels, before, in and after the block that joins the processes."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    log = logging.getLogger("refine")
+    with distributed.processes() as place:
+        log.info(f"info {place.rank}")
+        log.warning(f"warning {place.rank}")
+        log.warning(f"flagged {place.rank}", extra=ALL_RANKS)
+        log.error(f"error {place.rank}")
+    log.info(f"after {place.rank}")
 
 
 def lost() -> None:
@@ -107,4 +122,6 @@ def interrupted(gan: str, teacher: str, outdir: str) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    {"train": train, "collectives": collectives, "lost": lost, "interrupted": interrupted}[sys.argv[1]](*sys.argv[2:])
+    {"train": train, "collectives": collectives, "logs": logs, "lost": lost, "interrupted": interrupted}[sys.argv[1]](
+        *sys.argv[2:]
+    )

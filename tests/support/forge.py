@@ -6,7 +6,10 @@ import io
 import pickle
 import pickletools
 import struct
+import zipfile
 from typing import Any
+
+import torch
 
 from refine import pickles
 from refine.pickles import writer
@@ -83,3 +86,47 @@ def without_frames(data: bytes) -> bytes:
             out.append(data[last[1] : position])
         last = (opcode.name, position)
     return b"".join(out) + data[last[1] :]
+
+
+class Described:
+    """A persistent object as its description, which pickles to the same; nothing of it runs."""
+
+    def __init__(self, meta: dict[str, Any]) -> None:
+        self.meta = meta
+
+    def __reduce__(self):
+        return _reconstruct_persistent_obj, (self.meta,)
+
+
+class _DescribingUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        return Described if name == "_reconstruct_persistent_obj" else super().find_class(module, name)
+
+
+def described(path: Any) -> dict[str, Any]:
+    """A golden pickle with real tensors and described networks, so that it can be packed in other ways."""
+    with open(path, "rb") as file:
+        return _DescribingUnpickler(file).load()
+
+
+def torch_file_of(record: Any, legacy: bool = False) -> bytes:
+    """A file of torch.save with the network of a record as its object."""
+    file = io.BytesIO()
+    network = _DescribingUnpickler(io.BytesIO(dumped(record))).load()
+    torch.save(network, file, _use_new_zipfile_serialization=not legacy)
+    return file.getvalue()
+
+
+def members_of(data: bytes) -> dict[str, bytes]:
+    """Members of a ZIP archive by name."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def zip_of(members: dict[str, bytes] | list[tuple[str, bytes]], compression: int = zipfile.ZIP_STORED) -> bytes:
+    """A ZIP archive of members, of which two may have one name."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", compression) as archive:
+        for name, content in members.items() if isinstance(members, dict) else members:
+            archive.writestr(name, content)
+    return file.getvalue()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from forge import described
 from trainers import golden_pair, modules, trainer_of
 
 from refine import pickles
@@ -69,6 +70,26 @@ def test_weights_of_a_pickle(fixture_path, tmp_path):
         torch.equal(a, b)
         for a, b in zip(other.fake_score.module.parameters(), other.teacher.module.parameters(), strict=True)
     )
+
+
+def test_weights_of_a_network_from_torch_save(fixture_path, tmp_path):
+    """As PTI and other tuning tools write it: a .pt that is not a training state."""
+    torch.save(described(fixture_path("sg2ada/b_cond16.pkl"))["G_ema"], tmp_path / "model.pt")
+    trainer = make()
+    with torch.no_grad():
+        trainer.generator.module.mapping.w_avg.add_(1)
+    load_weights(trainer, tmp_path / "model.pt")
+    expected = pickles.named_tensors(pickles.load(fixture_path("sg2ada/b_cond16.pkl"))["G_ema"])
+    for name in ("generator", "generator_ema"):
+        state = modules(trainer)[name].state_dict()
+        assert all(torch.equal(state[key], record.read()) for key, record in expected.items())
+
+
+def test_a_state_is_not_taken_for_a_network(tmp_path):
+    """The sentence says what the file is good for."""
+    torch.save(state_of(make(), {}), tmp_path / "training-state-000000.pt")
+    with pytest.raises(UserError, match=r"training-state-000000\.pt.*--resume"):
+        pickles.load(tmp_path / "training-state-000000.pt")
 
 
 def test_weights_that_do_not_fit(fixture_path, tmp_path):

@@ -21,8 +21,8 @@ def grid_sample(input: Tensor, grid: Tensor) -> Tensor:
     """Samples images [N, C, H, W] at `grid` [N, H', W', 2]: bilinear, zeros outside, corners not aligned.
 
     Args:
-        input: images of any floating-point dtype.
-        grid: places (x, y) of `input`'s dtype; -1 and 1 are the outer borders of the image.
+        input: Images of any floating-point dtype.
+        grid: Places (x, y) of `input`'s dtype; -1 and 1 are the outer borders of the image.
 
     Returns:
         Images [N, C, H', W'], differentiable as often as one likes in both arguments.

@@ -25,7 +25,7 @@ def load_splits() -> dict[str, Images]:
     Settings are chosen on "selection"; what is published is measured on "test". Both hold as many images of each class.
 
     Raises:
-        UserError: scikit-learn, which contains the images, is not installed.
+        UserError: Scikit-learn, which contains the images, is not installed.
     """
     try:
         from sklearn.datasets import load_digits

@@ -51,7 +51,8 @@ class DigitDetector(nn.Module):
         """Features [N, 64] of images [N, 1 or 3, H, W], 0 to 255."""
         x = img.to(torch.float32).mean(dim=1, keepdim=True) / 127.5 - 1
         if x.shape[2] != 16 or x.shape[3] != 16:
-            x = functional.interpolate(x, size=[16, 16], mode="bilinear", antialias=True)
+            # functional.interpolate's operator: scripted as a whole, it would bring operators that older PyTorch lacks.
+            x = torch._C._nn._upsample_bilinear2d_aa(x, [16, 16], False, None)
         x = functional.leaky_relu(self.conv1(functional.leaky_relu(self.conv0(x), 0.1)), 0.1)
         x = functional.avg_pool2d(x, 2)
         x = functional.leaky_relu(self.conv3(functional.leaky_relu(self.conv2(x), 0.1)), 0.1)
