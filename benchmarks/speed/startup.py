@@ -54,7 +54,9 @@ def measure(threads: int, outdir: str) -> dict[str, float]:
     start = time.perf_counter()
     from refine.commands import run as cli
     from refine.runs import run
-    from refine.runs.writer import Saver
+    from refine.runs.grids import Grids
+    from refine.runs.writer import Writer
+    from refine.training.trainer import Trainer
 
     seconds["imports"] = time.perf_counter() - start
 
@@ -74,10 +76,11 @@ def measure(threads: int, outdir: str) -> dict[str, float]:
         raise FirstStepDoneError
 
     timed(run, "preflight_of", "preflight")
-    timed(run.Run, "save_images", "saving")
-    timed(Saver, "save", "saving")
-    timed(run.Trainer, "warm_up_step", "step", end)
-    timed(run.Trainer, "step", "step", end)
+    timed(Grids, "save_fakes", "saving")
+    timed(Grids, "save_reals", "saving")
+    timed(Writer, "save", "saving")
+    timed(Trainer, "warm_up_step", "step", end)
+    timed(Trainer, "step", "step", end)
     options = ["--gan=digits", "--teacher=edm-digits", "--metrics=none", "--device=cpu", f"--outdir={outdir}"]
     start = time.perf_counter()
     try:

@@ -97,7 +97,7 @@ def pair_of_modules(generator: Any, teacher: Any) -> Pair:
     return Pair(*networks, make_bridge(*networks))
 
 
-def make_trainer(pair: Pair, device: torch.device, **options: Any) -> Trainer:
+def make_trainer(pair: Pair, device: torch.device, /, **options: Any) -> Trainer:
     """The trainer of a pair with the defaults of a run but for `options`; others than those of training do nothing."""
     config = RunConfig(**({"gan": "random", "teacher": "random"} | options))
     return Trainer(pair, config.section(TrainingOptions), device)
@@ -110,7 +110,7 @@ def estimated_memory(size: Size, **options: Any) -> int:
     return memory.estimate_memory(trainer).total
 
 
-def trainer_of_digits(device: torch.device, **options: Any) -> Trainer:
+def trainer_of_digits(device: torch.device, /, **options: Any) -> Trainer:
     """The trainer of the built-in pair."""
     return make_trainer(load_pair("digits", "edm-digits"), device, **options)
 

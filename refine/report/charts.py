@@ -35,7 +35,7 @@ class Size:
 
 
 LARGE = Size()
-SMALL = Size(width=230, height=150, left=40, right=8, top=16, bottom=30)
+SMALL = Size(width=230, height=164, left=40, right=8, top=30, bottom=30)  # the top has room for a reference's label
 
 
 @dataclass(frozen=True)

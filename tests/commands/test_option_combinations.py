@@ -30,6 +30,7 @@ VALUES: dict[str, tuple[list[str], list[str]]] = {
     "tick-kimg": (["0.002"], ["inf", "x"]),
     "snap": (["1", "3"], ["0", "1.5"]),
     "stop-if-worse": (["none"], ["0", "x"]),
+    "stop-if-flat": (["none", "5"], ["0", "x"]),
     "objective": (
         ["ikl", "ikl:dmd", "ikl:weighting=score", "sds", "sid", "fisher"],
         ["ikl:dmdd", "UNIFORM", "ikl:x=1"],

@@ -150,7 +150,7 @@ def test_sigma_and_x_may_come_in_every_form(load, golden):
 def test_labels_of_the_wrong_width_are_refused_and_needless_ones_ignored(load):
     conditional, unconditional, no_augmentation = load(NAMES[1]), load(NAMES[0]), load(NAMES[5])
     x, sigma = noisy(conditional)
-    with pytest.raises(ValueError, match="width 10, the network wants 5"):
+    with pytest.raises(ValueError, match="width 10"):
         conditional(x, sigma, torch.zeros(1, 10))
     assert torch.equal(unconditional(x, sigma, torch.ones(2, 5)), unconditional(x, sigma))
     assert torch.equal(no_augmentation(x, sigma, None, torch.ones(2, 9)), no_augmentation(x, sigma))
@@ -518,7 +518,7 @@ def test_networks_are_built_on_the_meta_device_and_completed_by_a_state_dict(cla
         ("EDMPrecond", SONG | {"embedding_type": "sine"}, "embedding_type='sine'.*positional, fourier"),
         ("EDMPrecond", SONG | {"encoder_type": None}, "encoder_type=None"),
         ("EDMPrecond", SONG | {"decoder_type": "residual"}, "decoder_type='residual'"),
-        ("EDMPrecond", SONG | {"num_blocks": 65}, "num_blocks=65 is outside"),
+        ("EDMPrecond", SONG | {"num_blocks": 65}, "num_blocks=65"),
         ("EDMPrecond", SONG | {"num_blocks": "2"}, "num_blocks='2' of EDMPrecond is not plausible"),
         ("EDMPrecond", SONG | {"channel_mult": [1, 1, 1, 1, 1, 1]}, "16 cannot be halved 5 times"),
         ("EDMPrecond", SONG | {"channel_mult": []}, "cannot be halved"),

@@ -181,6 +181,19 @@ def test_agreement_is_told_by_all_divisions():
     )
 
 
+def test_forms_of_sharing_are_timed():
+    found = sharing.costs(list(sharing.FORMS), 1)
+    assert found.keys() == sharing.FORMS.keys() and all(seconds > 0 for both in found.values() for seconds in both)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", [agreement.PLAIN, "Refine, two forwards"])
+def test_a_form_is_trained_and_judged(form, monkeypatch):
+    monkeypatch.setitem(agreement.COMMON, "warmup_kimg", 0.032)
+    found = agreement.run(form, 0, 1.0, "selection", 200)
+    assert len(found["loss"]) == len(found["gap"]) == 1 and found["figures"]["fid"] > 0
+
+
 def test_equal_time_is_shared_by_warm_up_and_steps():
     batch = sharing.COMMON["batch"]
     warm_up_steps = -(-sharing.COMMON["warmup_kimg"] * 1000 // batch)

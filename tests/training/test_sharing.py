@@ -160,11 +160,11 @@ def test_goes_on_as_if_never_stopped(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"objective": "sds"}, "nothing to share with objective=sds"),
-        ({"sigma": "karras"}, "give both the same"),
-        ({"sigma": "lognormal:-1.2,1.2->lognormal:0,1.2"}, "give both the same"),
-        ({"fake_augment": 0.1}, "use fake_augment=0"),
-        ({"paired_dropout": True, "fake_dropout": False}, "leave out paired_dropout=True or fake_dropout=False"),
+        ({"objective": "sds"}, "objective=sds"),
+        ({"sigma": "karras"}, "sigma=karras"),
+        ({"sigma": "lognormal:-1.2,1.2->lognormal:0,1.2"}, "fake_sigma="),
+        ({"fake_augment": 0.1}, "fake_augment=0"),
+        ({"paired_dropout": True, "fake_dropout": False}, "paired_dropout=True or fake_dropout=False"),
     ],
 )
 def test_what_it_cannot_go_with(changes, words):
