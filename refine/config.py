@@ -371,7 +371,7 @@ class RunConfig(EvaluationOptions, RunOptions, TrainingOptions, PairOptions):
             raise UserError(f"There is no option {each_name}{f': did you mean {close[0]}?' if close else '.'}")
         for each in known.values():
             if each.default is MISSING and each.name not in given:
-                raise OptionError(f"Give {{{each.name}}}: {each.help[0].lower()}{each.help[1:]}")
+                raise OptionError(f"Give {{{each.name}}}, the {each.help}")
         given = {each_name: known[each_name].checked(value) for each_name, value in given.items()}
         name = known["preset"].checked(given.pop("preset", None) if name is None else name)
         cls._check_alone(name, given)

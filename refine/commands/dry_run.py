@@ -11,8 +11,10 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -20,7 +22,10 @@ import torch
 from refine import zoo
 from refine.config import RunConfig, TrainingOptions
 from refine.contracts import Denoiser, Generator
+from refine.errors import OptionError, UserError
 from refine.files.atomic import cannot_write
+from refine.files.dataset import ImageDataset
+from refine.metrics.resolve import dataset_path
 from refine.networks.loading import LoadedNetwork
 from refine.pair.pair import Pair
 from refine.runs.evaluation import evaluation_for, metric_names
@@ -63,15 +68,31 @@ def describe_run(
     pair, device = pair_for(config, trust=trust), choose_device(config.device)
     options = config.section(TrainingOptions)
     trainer = Trainer(pair, options, torch.device("cpu"))
-    progress = Progress()
+    on_device = Trainer(pair, options, device) if device.type != "cpu" else trainer
+    progress, outdir, found = Progress(), Path(config.outdir), list[UserError]()
+
+    def tried(check: Callable[[], Any]) -> Any:
+        try:
+            return check()
+        except UserError as error:  # the others are told, too
+            found.append(error)
+
     if resume is not None:
         progress = Progress(**read_state(resume)["progress"])
-    elif config.init is not None:
-        load_weights(trainer, zoo.resolve(config.init).path, trust=trust)
+    else:
+        outdir = tried(lambda: writable_folder(config.outdir)) or outdir
+    if resume is None and config.init is not None:
+        init = config.init
+        tried(lambda: load_weights(trainer, zoo.resolve(init).path, trust=trust))
+    if config.data is not None:
+        data = config.data
+        tried(lambda: ImageDataset(dataset_path(data)))
+    tried(lambda: evaluation_for(config, pair, on_device, trust_detector=trust_detector))  # detector and reference
+    if found:
+        texts = (error.template if isinstance(error, OptionError) else str(error) for error in found)
+        raise OptionError(" ".join(dict.fromkeys(texts)))
     memory = estimate_memory(trainer, num_processes)
-    on_device = Trainer(pair, options, device) if device.type != "cpu" else trainer
-    folder = resume.parent if resume else writable_folder(config.outdir) / f"NNNNN-{run_name(config, pair)}"
-    evaluation_for(config, pair, on_device, trust_detector=trust_detector)  # opens detector and reference
+    folder = resume.parent if resume else outdir / f"NNNNN-{run_name(config, pair)}"
     lines = [
         *_pair_lines(config, pair, trainer),
         *memory.lines(),

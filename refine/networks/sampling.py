@@ -27,14 +27,16 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     """
     seeds: list[int] = []
     for part in text.split(","):
-        found = re.fullmatch(r"\s*(\d{1,10})\s*(?:-\s*(\d{1,10})\s*)?", part, flags=re.ASCII)
+        found = re.fullmatch(r"\s*(\d{1,99})\s*(?:-\s*(\d{1,99})\s*)?", part, flags=re.ASCII)
         if not found:
             raise UserError(f"Seeds must be numbers and ranges such as 0-35,40, not {text!r}.")
         first, last = int(found[1]), int(found[2] or found[1])
-        if not first <= last <= MAX_SEED:
-            raise UserError(f"The range of seeds {part.strip()} must rise and end by {MAX_SEED}.")
+        if last > MAX_SEED:
+            raise UserError(f"Seeds go from 0 to {MAX_SEED}, which {last} is beyond.")
+        if last < first:
+            raise UserError(f"The range of seeds {part.strip()} must rise: write {last}-{first}.")
         if last - first >= MAX_SEEDS - len(seeds):
-            raise UserError(f"{text!r} are more than {MAX_SEEDS:,} seeds: generate them in parts.")
+            raise UserError(f"{text!r} is more than {MAX_SEEDS:,} seeds: generate them in parts.")
         seeds += range(first, last + 1)
     return tuple(seeds)
 

@@ -49,7 +49,7 @@ def class_notes(
     if names and teacher_names and len(names) == num_classes and len(teacher_names) == num_teacher_classes:
         return _compare_names(names, teacher_names, class_map)
     if class_map is not None:
-        return []
+        return _shared_classes(class_map, num_teacher_classes)
     data, teacher_data = (_data_name(pickle) for pickle in (gan, teacher))
     if data and data == teacher_data:
         return [f"Generator and teacher were both trained on {data!r}: assuming the same classes in the same order."]
@@ -62,6 +62,19 @@ def class_notes(
     if num_classes > 1:
         numbers = f"classes 0-{num_classes - 1} are the teacher's classes 0-{num_classes - 1}"
     return [f"Warning: Assuming that the generator's {numbers} ({known}): otherwise use --class-map."]
+
+
+def _shared_classes(class_map: Sequence[int], num_teacher_classes: int) -> list[str]:
+    """A warning where several of the generator's classes are to become one of the teacher's."""
+    shared = {to: [k for k, other in enumerate(class_map) if other == to] for to in class_map}
+    merged = [f"{', '.join(map(str, own))} become {to}" for to, own in shared.items() if len(own) > 1]
+    if not merged:
+        return []
+    unused = num_teacher_classes - len(shared)
+    rest = f", and {unused} of the teacher's classes are left without any" if unused else ""
+    return [
+        f"Warning: --class-map merges classes of the generator: {'; '.join(merged)}{rest}. Make sure you want this."
+    ]
 
 
 def _compare_names(names: list[str], teacher_names: list[str], class_map: Sequence[int] | None) -> list[str]:

@@ -15,7 +15,7 @@ import torch
 
 from refine import pickles
 from refine.config import RunConfig
-from refine.errors import UserError
+from refine.errors import OptionError, UserError
 from refine.files.dataset import ImageDataset
 from refine.files.matched_images import matching_images
 from refine.metrics.options import MetricOptions
@@ -87,6 +87,11 @@ def evaluation_for(config: RunConfig, pair: Pair, trainer: Trainer, *, trust_det
     """
     options = metric_options(config, trainer.device, trust_detector=trust_detector)
     if options is None:
+        if config.stop_if_worse is not None:
+            raise OptionError(
+                f"{{stop_if_worse={config.stop_if_worse}}} watches the FID, and on a CPU {{metrics=auto}} measures "
+                "none: name one, such as fid5k_full."
+            )
         if config.metrics.auto:
             log.info("No metrics: on a CPU, ask for them, for example with --metrics=fid5k_full")
         return None

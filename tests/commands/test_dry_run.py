@@ -84,3 +84,11 @@ def test_what_is_left_of_a_run(describe, pair, tmp_path, monkeypatch):
     state = find_state(str(snapshot.parent), "")
     text = dry_run.describe_run(start.resumed_config(state, {"kimg": 0.116}), resume=state)
     assert "of which 2 are done" in text and "about 1m 40s" in text and str(snapshot.parent) in text
+
+
+def test_everything_that_is_missing_is_told_at_once(describe, tmp_path):
+    (tmp_path / "file").write_text("")
+    options = {"init": "nowhere.pt", "outdir": str(tmp_path / "file"), "metrics": "fid60_full", "data": "nothere.zip"}
+    with pytest.raises(UserError) as error:
+        describe(**options)
+    assert all(name in str(error.value) for name in ("nowhere.pt", "file", "nothere.zip"))

@@ -150,8 +150,9 @@ def test_seeds(text, expected):
             (wrong, "numbers and ranges such as 0-35,40")
             for wrong in ("", "a", "1-", "-1", "1,,2", "1.5", "²", "1-2-3")
         ),
-        ("5-4", "must rise"),
-        ("4294967296", "end by 4294967295"),
+        ("5-4", "must rise: write 4-5"),
+        ("4294967296", "from 0 to 4294967295, which 4294967296"),
+        ("0-99999999999", "which 99999999999 is beyond"),
         ("0-4000000000", "more than 1,000,000 seeds"),
     ],
 )

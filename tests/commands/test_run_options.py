@@ -33,7 +33,7 @@ def test_pair_is_described(fixture_path):
 
 def test_missing_files_are_asked_for(fixture_path):
     result = run("--gan", fixture_path("sg2ada/b_cond16.pkl"))
-    assert result.exit_code == 2 and "Give --teacher" in result.stderr
+    assert result.exit_code == 2 and "Give --teacher, the EDM pickle" in result.stderr
     result = run("--teacher", fixture_path("edm/s4_sid_ddpmpp_cond16.pkl"))
     assert result.exit_code == 2 and "Give --gan" in result.stderr
 
@@ -139,6 +139,14 @@ def test_none_undoes_what_a_preset_says(fixture_path):
     result = run(*pair, "-n", "--preset=released", "--ema-rampup=none", "--share-forward=1", "--batch-gpu=none")
     assert '"ema_rampup": null' in result.stdout and '"share_forward": true' in result.stdout
     assert '"fake_augment": 0.12' in result.stdout and "Preset released" in result.stdout
+
+
+def test_a_watch_over_metrics_that_are_not_measured(pair):
+    """On a CPU nothing is measured unless asked for, so nothing would ever stop."""
+    options = [f"--{name}={value}" for name, value in pair.items()]
+    for more in ([], ["--dry-run"]):
+        result = run(*options, "--stop-if-worse=2", "--device=cpu", *more)
+        assert result.exit_code == 2 and "--stop-if-worse=2" in result.stderr and "--metrics=auto" in result.stderr
 
 
 def test_dry_run_with_preflight(fixture_path, tmp_path, monkeypatch):

@@ -64,6 +64,12 @@ def test_unknown_or_other_data_set():
     assert notes({"path": "a.zip"}, {"path": "b.zip"}, class_map=(0, 1, 2)) == []
 
 
+def test_a_map_that_merges_classes_gets_a_word():
+    (note,) = notes(class_map=(0, 0, 2), num_teacher_classes=4)
+    assert note.startswith("Warning: ") and "--class-map" in note and "0, 1 become 0" in note and "2 of" in note
+    assert notes(class_map=(2, 0, 1)) == notes(class_map=(5, 0, 1), num_teacher_classes=9) == []
+
+
 def test_golden_pickles(fixture_path):
     from refine import pickles
 
