@@ -1,4 +1,4 @@
-"""What `util.open_url` does: files from the internet, kept in the cache directory."""
+"""Downloads behind `util.open_url`: files from the internet, kept in the cache directory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TIMEOUT_SECONDS = (10, 60)  # to connect, and to wait for the next bytes
 
 
 def is_url(obj: Any, allow_file_urls: bool = False) -> bool:
-    """Whether `obj` is the text of an http(s) address, or with `allow_file_urls` of a file:// one."""
+    """True if `obj` is the text of an http(s) address, or with `allow_file_urls` of a file:// address."""
     if not isinstance(obj, str):
         return False
     try:

@@ -1,4 +1,4 @@
-"""What training scripts and network pickles of NVIDIA's repositories share: names, files, times, output."""
+"""Utilities that training scripts and network pickles of NVIDIA's repositories use: names, files, times, output."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ class Logger:
     Lasts until `close`, or as long as a `with` block.
 
     Args:
-        file_name: of the log; None writes none.
-        file_mode: as for `open`: "w" begins anew, "a" goes on.
+        file_name: Name of the log file; None for no file.
+        file_mode: Mode as in `open`: "w" starts a new file, "a" appends.
         should_flush: Whether every piece of text is shown and stored at once.
     """
 
@@ -99,7 +99,7 @@ class Logger:
             self.file = None
 
     def isatty(self) -> bool:
-        """Whether what is printed goes to a terminal."""
+        """True if the output goes to a terminal."""
         return self.stdout.isatty()
 
 
@@ -193,7 +193,7 @@ def get_dtype_and_ctype(type_obj: Any) -> tuple[np.dtype[Any], Any]:
 
 
 def is_pickleable(obj: Any) -> bool:
-    """Whether pickle can write the object."""
+    """True if pickle can write the object."""
     try:
         with io.BytesIO() as stream:
             pickle.dump(obj, stream)
@@ -233,7 +233,7 @@ def get_module_from_obj_name(obj_name: str) -> tuple[types.ModuleType, str]:
 
 
 def get_obj_from_module(module: types.ModuleType, obj_name: str) -> Any:
-    """What a dotted name stands for in a module; the module itself for the empty name.
+    """Object that a dotted name stands for in a module; the module itself for the empty name.
 
     Raises:
         AttributeError: It stands for nothing.
@@ -274,7 +274,7 @@ def get_module_dir_by_obj_name(obj_name: str) -> str:
 
 
 def is_top_level_function(obj: Any) -> bool:
-    """Whether `obj` is a function that its module holds under its own name, so that a name is enough to find it."""
+    """True if `obj` is a function that its module holds under its own name, so that the name is enough to find it."""
     if not inspect.isfunction(obj):
         return False
     return vars(sys.modules.get(obj.__module__, types)).get(obj.__name__) is obj
@@ -337,7 +337,7 @@ def copy_files_and_create_dirs(files: list[tuple[str, str]]) -> None:
 
 
 def is_url(obj: Any, allow_file_urls: bool = False) -> bool:
-    """Whether `obj` is the text of an http(s) address, or with `allow_file_urls` of a file:// one."""
+    """True if `obj` is the text of an http(s) address, or with `allow_file_urls` of a file:// address."""
     return download.is_url(obj, allow_file_urls)
 
 
@@ -353,8 +353,8 @@ def open_url(
 
     Args:
         url: Path, or http, https or file:// address.
-        cache_dir: Where downloads are kept; None is `make_cache_dir_path("downloads")`.
-        num_attempts: How often an address is tried.
+        cache_dir: Folder of downloads; None for `make_cache_dir_path("downloads")`.
+        num_attempts: Number of tries.
         verbose: Whether to print that something is downloaded.
         return_filename: Return the path of the file instead.
         cache: False keeps the download in memory only.

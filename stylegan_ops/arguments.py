@@ -1,4 +1,4 @@
-"""How the operators count: factors are (x, y), padding is (left, right, top, bottom) and may be negative."""
+"""Arguments of the operators: factors are (x, y), padding is (left, right, top, bottom) and may be negative."""
 
 from __future__ import annotations
 
@@ -97,8 +97,8 @@ def filter_size(f: Tensor | None) -> Size:
     return Size(shape[-1], shape[0])
 
 
-def centred_padding(padding: Padding, taps: Size, up: Size = ONE, down: Size = ONE) -> Padding:
-    """Add to `padding` what keeps an image centred under a filter, its size multiplied by up / down."""
+def centered_padding(padding: Padding, taps: Size, up: Size = ONE, down: Size = ONE) -> Padding:
+    """Add the padding that keeps an image centered under a filter, with its size multiplied by up / down."""
     # Unpacked, since each layer of a network comes by here.
     (left, right, top, bottom), (taps_x, taps_y) = padding, taps
     (up_x, up_y), (down_x, down_y) = up, down

@@ -45,7 +45,7 @@ class Rule:
     """The derivative of a raw operator.
 
     Attributes:
-        tensors: How many of the arguments are tensors; they come first.
+        tensors: Number of arguments that are tensors; they come first.
         derivative: Maps (ctx, gradients of all results) to the gradients of these tensors. `ctx.operators` holds the
             raw operators to call.
         remember: Stores in ctx what `derivative` needs, from (ctx, tensors, options, results).

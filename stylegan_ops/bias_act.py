@@ -25,19 +25,19 @@ def bias_act(
     Args:
         x: Floating-point tensor of any shape.
         b: Bias [x.shape[dim]], added along `dim` in x's dtype; None adds nothing.
-        dim: The dimension of x that `b` runs along.
-        act: A key of `ACTIVATIONS`: linear, relu, lrelu, tanh, sigmoid, elu, selu, softplus or swish.
+        dim: Dimension of x that `b` runs along.
+        act: Key of `ACTIVATIONS`: linear, relu, lrelu, tanh, sigmoid, elu, selu, softplus or swish.
         alpha: Slope of `lrelu` below zero, default 0.2; the other activations ignore it.
         gain: Factor after the activation; default sqrt(2) for relu, lrelu and swish, 1 for the others.
-        clamp: Limit the result to [-clamp, clamp]; None does not.
+        clamp: Limit of the result, [-clamp, clamp]; None for no limit.
 
     Returns:
         A tensor of x's shape and dtype; differentiable as often as the activation is.
 
     Raises:
         TypeError: If `x` is not a floating-point tensor.
-        ValueError: on an unknown activation, a dimension that x lacks, a bias that does not fit it, or a
-            negative clamp.
+        ValueError: If the activation is unknown, x lacks the dimension, the bias does not fit it, or the clamp is
+            negative.
     """
     if not isinstance(x, Tensor) or not x.is_floating_point():
         kind = str(x.dtype) if isinstance(x, Tensor) else type(x).__name__

@@ -10,7 +10,7 @@ from stylegan_ops.arguments import (
     Padding,
     PaddingLike,
     Size,
-    centred_padding,
+    centered_padding,
     check_extent,
     check_images,
     conv2d_padded,
@@ -43,9 +43,9 @@ def conv2d_resample(
         f: Filter from `upfirdn2d.setup_filter`, used where up or down exceeds 1; None is the single tap 1.
         up: Factor of at least 1, the same along both axes.
         down: Factor of at least 1, the same along both axes.
-        padding: Pixels of the upsampled image, beyond what keeps it centred under the filter: one number,
+        padding: Pixels of the upsampled image, beyond the padding that keeps it centered under the filter: one number,
             `[x, y]` or `[left, right, top, bottom]`; negative crops.
-        groups: as for `torch.nn.functional.conv2d`.
+        groups: Groups of channels, as in `torch.nn.functional.conv2d`.
         flip_weight: True correlates with `w`, as PyTorch's convolutions do; False convolves.
         flip_filter: False convolves with `f`, True correlates.
 
@@ -54,7 +54,7 @@ def conv2d_resample(
 
     Raises:
         TypeError: If `x` is not a floating-point tensor, or `w` of another dtype.
-        ValueError: on shapes or numbers that make no sense, or a padded image smaller than the kernel.
+        ValueError: If shapes or numbers are impossible, or the padded image is smaller than the kernel.
     """
     check_images(x)
     _check_weight(x, w, groups)
@@ -64,10 +64,10 @@ def conv2d_resample(
     sides, taps, kernel = parse_padding(padding), filter_size(f), Size(w.shape[3], w.shape[2])
     window = kernel  # What slides over the upsampled and padded image, all filters together.
     if factor_up.x > 1:
-        sides = centred_padding(sides, taps, up=factor_up)
+        sides = centered_padding(sides, taps, up=factor_up)
         window = Size(window.x + taps.x - 1, window.y + taps.y - 1)
     if factor_down.x > 1:
-        sides = centred_padding(sides, taps, down=factor_down)
+        sides = centered_padding(sides, taps, down=factor_down)
         window = Size(window.x + taps.x - 1, window.y + taps.y - 1)
     check_extent(x, window, factor_up, sides)
     correlated_w = w if flip_weight else w.flip([2, 3])

@@ -1,4 +1,4 @@
-"""`python -m stylegan_ops.doctor`: what the kernels need, whether they work here, and what mends it if they do not."""
+"""`python -m stylegan_ops.doctor`: requirements of the kernels, their tests on this machine, and remedies."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class Finding:
     """A part of the machine or the installation.
 
     Attributes:
-        name: What it is.
-        value: What was found, or why nothing was.
-        remedy: What brings it about; empty where nothing is missing.
+        name: Name of the part.
+        value: Result, or the reason why nothing was found.
+        remedy: Command or step that installs it; empty if nothing is missing.
     """
 
     name: str
@@ -58,15 +58,15 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether the kernels for a device work.
+    """Verdict on the kernels for a device.
 
     Attributes:
-        device: as PyTorch names it.
-        applicable: False where there is no such device.
-        problem: What is wrong; empty if nothing is.
-        remedy: What mends that.
-        seconds: It took to build or find, and load the kernels.
-        comparisons: with `reference`, in float64.
+        device: Name of the device, as in PyTorch.
+        applicable: False if there is no such device.
+        problem: Problem; empty if there is none.
+        remedy: Remedy of the problem.
+        seconds: Seconds to build or find the kernels, and load them.
+        comparisons: Comparisons with `reference`, in float64.
         speedups: Time of plain PyTorch / time of the kernels.
     """
 
@@ -92,9 +92,9 @@ class DriverState:
     """NVIDIA's driver.
 
     Attributes:
-        version: of CUDA that it supports; empty without a driver.
-        gpus: that it drives.
-        problem: Why there is a driver and no answer from it.
+        version: CUDA version that the driver supports; empty without a driver.
+        gpus: GPUs of the driver.
+        problem: Reason why a driver that exists does not answer.
     """
 
     version: str = ""
@@ -131,7 +131,7 @@ def driver_state(library: str = DRIVER_LIBRARY) -> DriverState:
 
 
 def survey(driver: DriverState) -> list[Finding]:
-    """What is there."""
+    """Survey of the machine and the installation."""
     findings = [
         Finding("Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
         Finding("PyTorch", f"{torch.__version__}, {_pytorch_cuda()}"),

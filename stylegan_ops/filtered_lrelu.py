@@ -39,7 +39,7 @@ def filtered_lrelu(
         down: Factor of at least 1.
         padding: Pixels of the upsampled image: one number, `[x, y]` or `[left, right, top, bottom]`; negative crops.
         gain: Factor after the activation.
-        slope: of the activation below zero.
+        slope: Slope of the activation below zero.
         clamp: Limit of the magnitude after the gain; None is no limit.
         flip_filter: False convolves with both filters, True correlates.
 
@@ -48,7 +48,7 @@ def filtered_lrelu(
 
     Raises:
         TypeError: If `x` is not a floating-point tensor or a filter neither a tensor nor None.
-        ValueError: on shapes or numbers that make no sense.
+        ValueError: If shapes or numbers are impossible.
     """
     factor = parse_factor(up, "up")
     if factor.x != factor.y:

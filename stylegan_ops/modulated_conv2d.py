@@ -1,4 +1,4 @@
-"""Convolution whose weights are scaled per sample by a style: the centre of StyleGAN2."""
+"""Convolution whose weights are scaled per sample by a style: the core of StyleGAN2."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ def modulated_conv2d(
 
     Args:
         x: Images [N, in_channels, H, W]; N may be 0. Weight, styles and noise may have a wider dtype.
-        weight: [out_channels, in_channels, kernel_height, kernel_width].
-        styles: [N, in_channels].
-        noise: Added to the result, broadcast against it ([H', W'] or [N, 1, H', W']); None adds nothing.
-        up: See `conv2d_resample`, like `down`, `padding`, `resample_filter` and `flip_weight`.
-        down: as above.
-        padding: as above.
-        resample_filter: as above.
-        demodulate: Whether to normalise the weights.
-        flip_weight: as above.
+        weight: Weight [out_channels, in_channels, kernel_height, kernel_width].
+        styles: Factors of the input channels, [N, in_channels].
+        noise: Summand of the result, broadcast against it ([H', W'] or [N, 1, H', W']); None for none.
+        up: Upsampling factor; see `conv2d_resample`.
+        down: Downsampling factor; see `conv2d_resample`.
+        padding: Padding; see `conv2d_resample`.
+        resample_filter: Filter `f` of `conv2d_resample`.
+        demodulate: Whether to normalize the weights.
+        flip_weight: Orientation of the weight; see `conv2d_resample`.
         fused_modconv: True scales the weights and convolves all samples in one grouped convolution; False
             scales the images before and after an ordinary one. Both give the same result, up to rounding; None
             takes the one that was found to be faster for such a layer.
@@ -55,7 +55,7 @@ def modulated_conv2d(
 
     Raises:
         TypeError: If `x` is not a floating-point tensor.
-        ValueError: on shapes or numbers that make no sense.
+        ValueError: If shapes or numbers are impossible.
     """
     check_images(x)
     batch, in_channels = x.shape[:2]

@@ -1,4 +1,4 @@
-"""How much faster the fused form of `modulated_conv2d` is: written by benchmarks/speed/modulated_conv.py.
+"""Speed-up of the fused form of `modulated_conv2d`: written by benchmarks/speed/modulated_conv.py.
 
 FUSED_SPEEDUP[device][mode][layer][resolution of its result] holds, for each of BATCHES, the time of the form that
 scales images divided by the time of the form that scales weights; layers are those of a 256-pixel StyleGAN2.

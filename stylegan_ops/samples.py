@@ -25,7 +25,7 @@ class Sample:
 
     Attributes:
         name: Name of the operator.
-        label: What is particular about these arguments.
+        label: Description of these arguments.
         tensors: Tensors among the arguments, which come first; None for one that is left out.
         options: All other arguments.
         differentiable: Indices of the tensors with respect to which the operator can be differentiated.

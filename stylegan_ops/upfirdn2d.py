@@ -13,7 +13,7 @@ from stylegan_ops import autograd, dispatch
 from stylegan_ops.arguments import (
     Factor,
     PaddingLike,
-    centred_padding,
+    centered_padding,
     check_extent,
     check_images,
     filter_size,
@@ -37,7 +37,7 @@ def setup_filter(
 
     Args:
         f: Taps: a number, a sequence or array [taps] (applied along both axes) or [height, width]; None is 1.
-        device: Where the result lies; None is the tensor's own device or PyTorch's default.
+        device: Device of the result; None for the tensor's own device or PyTorch's default.
         normalize: Divide so that the taps of the 2-D filter sum to 1.
         flip_filter: Reverse the taps.
         gain: Brightness factor of the 2-D filter.
@@ -49,7 +49,7 @@ def setup_filter(
 
     Raises:
         ValueError: If `f` has more than two dimensions or no taps, if a 2-D filter is asked to be separable,
-            if taps to be normalised sum to zero, or if the gain of a separable filter is negative.
+            if taps to be normalized sum to zero, or if the gain of a separable filter is negative.
     """
     if device is None:
         device = f.device if isinstance(f, Tensor) else torch.empty(0).device
@@ -69,7 +69,7 @@ def setup_filter(
     if normalize:
         total = taps.sum()
         if total == 0:
-            raise ValueError("the taps of f sum to zero and cannot be normalised: pass normalize=False")
+            raise ValueError("the taps of f sum to zero and cannot be normalized: pass normalize=False")
         taps = taps / total
     if flip_filter:
         taps = taps.flip(list(range(taps.ndim)))
@@ -105,12 +105,12 @@ def upfirdn2d(
         gain: Factor on the result.
 
     Returns:
-        Images [N, C, H', W'] of x's dtype, H' = (H * up + top + bottom - height) // down + 1 and W' likewise;
-        differentiable twice.
+        Images [N, C, H', W'] of x's dtype, twice differentiable; H' = (H * up + top + bottom - height) // down + 1,
+            and W' likewise.
 
     Raises:
         TypeError: If `x` is not a floating-point tensor or `f` neither a tensor nor None.
-        ValueError: on shapes or numbers that make no sense, or a padded image smaller than the filter.
+        ValueError: If shapes or numbers are impossible, or the padded image is smaller than the filter.
     """
     check_images(x)
     insert, keep, sides = parse_factor(up, "up"), parse_factor(down, "down"), parse_padding(padding)
@@ -135,7 +135,7 @@ def filter2d(
     x: Tensor, f: Tensor | None, padding: PaddingLike = 0, flip_filter: bool = False, gain: float = 1
 ) -> Tensor:
     """Filter images [N, C, H, W], keeping their size plus `padding`. Arguments as for `upfirdn2d`."""
-    sides = centred_padding(parse_padding(padding), filter_size(f))
+    sides = centered_padding(parse_padding(padding), filter_size(f))
     return upfirdn2d(x, f, padding=sides, flip_filter=flip_filter, gain=gain)
 
 
@@ -152,7 +152,7 @@ def upsample2d(
     Arguments as for `upfirdn2d`; `padding` counts pixels of the result.
     """
     factor = parse_factor(up, "up")
-    sides = centred_padding(parse_padding(padding), filter_size(f), up=factor)
+    sides = centered_padding(parse_padding(padding), filter_size(f), up=factor)
     return upfirdn2d(x, f, up=factor, padding=sides, flip_filter=flip_filter, gain=gain * factor.x * factor.y)
 
 
@@ -169,5 +169,5 @@ def downsample2d(
     Arguments as for `upfirdn2d`.
     """
     factor = parse_factor(down, "down")
-    sides = centred_padding(parse_padding(padding), filter_size(f), down=factor)
+    sides = centered_padding(parse_padding(padding), filter_size(f), down=factor)
     return upfirdn2d(x, f, down=factor, padding=sides, flip_filter=flip_filter, gain=gain)

@@ -32,14 +32,14 @@ def get_plugin(
     """Builds an extension module, once for each content of its sources, and imports it.
 
     Args:
-        module_name: of the extension.
+        module_name: Name of the extension.
         sources: C++ and CUDA files.
         headers: Files that they include.
         source_dir: Folder that relative names start from; None is the current one.
         **build_kwargs: Passed on to `torch.utils.cpp_extension.load`.
 
     Raises:
-        RuntimeError: in one sentence, why there is no such module. For StyleGAN's own three plugins there never is
+        RuntimeError: If there is no such module, with the reason. For StyleGAN's own three plugins there never is
             one: `stylegan_ops` builds other kernels for them, and the modules of `torch_utils.ops` call those.
     """
     if module_name in _REPLACED:

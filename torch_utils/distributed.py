@@ -42,7 +42,7 @@ def get_world_size() -> int:
 
 
 def should_stop() -> bool:
-    """Whether something outside asks the script to end; nothing here does."""
+    """True if something outside asks the script to end; nothing does."""
     return False
 
 

@@ -53,10 +53,10 @@ def constant(
 
     Args:
         value: Number, sequence or array.
-        shape: What it is expanded to; None keeps its own shape.
+        shape: Shape to expand to; None for the value's own shape.
         dtype: None is the default floating-point type.
         device: None is the CPU.
-        memory_format: as for `Tensor.contiguous`; None is contiguous.
+        memory_format: Memory format as in `Tensor.contiguous`; None for contiguous.
     """
     array = np.asarray(value)
     shape = array.shape if shape is None else tuple(shape)
@@ -126,11 +126,11 @@ class InfiniteSampler(Sampler[int]):
 
     Args:
         dataset: Anything with a length of at least 1.
-        rank: of this process, which gets every `num_replicas`-th index.
+        rank: Rank of this process, which gets every `num_replicas`-th index.
         num_replicas: Number of processes.
         shuffle: False goes through the data in its order, again and again.
-        seed: of the shuffling; the same in all processes.
-        window_size: How far back an index changes places, relative to the length of the data set, 0 to 1.
+        seed: Seed of the shuffling; the same in all processes.
+        window_size: Distance back over which an index changes places, relative to the length of the data set, 0 to 1.
 
     Raises:
         ValueError: An argument is out of range.
@@ -225,7 +225,7 @@ def check_ddp_consistency(module: torch.nn.Module, ignore_regex: str | None = No
         ignore_regex: Tensors to leave out, as `<class of the module>.<dotted name>`, matched entirely.
 
     Raises:
-        AssertionError: in every process, naming the first tensor that is not everywhere the same.
+        AssertionError: If a tensor differs between processes; raised in every process, with the name of the first one.
     """
     if not torch.distributed.is_initialized():
         return
@@ -250,11 +250,11 @@ def print_module_summary(
     Args:
         module: Torch module, not a ScriptModule.
         inputs: Positional arguments that it is called with.
-        max_nesting: How many calls deep submodules are listed.
+        max_nesting: Depth of calls to which submodules are listed.
         skip_redundant: Leaves out rows that have no tensors of their own and the output of the row before.
 
     Returns:
-        What the module returned.
+        Return value of the module.
     """
     rows: list[tuple[torch.nn.Module, list[Tensor]]] = []
     depth = 0

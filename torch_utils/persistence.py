@@ -80,7 +80,7 @@ def persistent_class(orig_class: _Class) -> _Class:
 
 
 def is_persistent(obj: object) -> bool:
-    """Whether `obj` is a class that `persistent_class` decorated, or an instance of one."""
+    """True if `obj` is a class that `persistent_class` decorated, or an instance of one."""
     return (obj if isinstance(obj, type) else type(obj)) in _source_of_class
 
 

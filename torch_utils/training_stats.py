@@ -30,8 +30,8 @@ def init_multiprocessing(rank: int, sync_device: torch.device | None) -> None:
     """Says that there are several processes, which `torch.distributed` has joined.
 
     Args:
-        rank: of this process.
-        sync_device: Where tensors that the processes exchange have to be: CUDA for NCCL, the CPU for gloo. None
+        rank: Rank of this process.
+        sync_device: Device for tensors that the processes exchange: CUDA for NCCL, the CPU for gloo. None
             means that there is one process only.
     """
     global _rank, _sync_device
@@ -43,7 +43,7 @@ def report(name: str, value: Any) -> Any:
     """Adds all elements of `value` to the statistics of that name.
 
     Args:
-        name: by convention with a slash, such as "Loss/fake".
+        name: Name, by convention with a slash, such as "Loss/fake".
         value: Tensor, array, number or nested list; an empty one only makes the name known.
 
     Returns:
@@ -99,7 +99,7 @@ class Collector:
         self._pending = {}
 
     def num(self, name: str) -> int:
-        """How many numbers were reported under that name; 0 if none."""
+        """Count of the numbers reported under a name; 0 if none."""
         return int(self._moments(name)[0])
 
     def mean(self, name: str) -> float:
@@ -137,7 +137,7 @@ _known_names: dict[str, None] = {}
 
 
 def _exchange() -> list[str]:
-    """Adds up over all processes what was reported, hands it to every collector, and begins anew.
+    """Adds up over all processes what was reported, hands it to every collector, and starts over.
 
     Returns:
         Every name that any process has reported so far.

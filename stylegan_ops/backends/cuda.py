@@ -30,10 +30,10 @@ _ORDER_NAMES = {packing.VALUE: "bias_act", packing.GRAD: "bias_act_grad", packin
 
 @dataclass(frozen=True)
 class Launch:
-    """How to launch a kernel.
+    """Launch of a kernel.
 
     Attributes:
-        kernel: Its name.
+        kernel: Name of the kernel.
         grid: Blocks along x, y and z.
         block: Threads of a block along x, y and z.
         shared_bytes: Size of the dynamic shared memory.
@@ -47,7 +47,7 @@ class Launch:
 
 @dataclass(frozen=True)
 class Tile:
-    """What a block of a tiled upfirdn2d kernel computes; the template arguments in csrc/cuda/kernels.cu.
+    """Part of the result that a block of a tiled upfirdn2d kernel computes; template arguments in csrc/cuda/kernels.cu.
 
     Attributes:
         variant: End of the kernel's name.
@@ -89,8 +89,8 @@ def plan_bias_act(order: int, dtype: torch.dtype, numel: int) -> Launch:
     """Plan `bias_act` (order VALUE), `bias_act_grad` (GRAD) or `bias_act_grad2` (GRAD2) of a tensor.
 
     Args:
-        order: of `packing`.
-        dtype: of all tensors.
+        order: Order of derivative, as in `packing`.
+        dtype: Dtype of all tensors.
         numel: Number of elements, at least 1 and below 2^63.
     """
     per_thread = ACCESS_BYTES // dtype.itemsize
@@ -145,7 +145,7 @@ class TiledPlan:
     """One way to compute upfirdn2d in tiles.
 
     Attributes:
-        launch: How to launch it.
+        launch: Launch of the kernel.
         work: Pixels that all blocks together read and write, also where they overlap or reach beyond the images.
     """
 
@@ -214,14 +214,14 @@ def launch(plan: Launch, args: bytes, device: torch.device) -> None:
     """Launch a kernel on a GPU, in PyTorch's current stream, or run it in the simulator if the device is the CPU.
 
     Args:
-        plan: How.
+        plan: Plan of the launch.
         args: The packed arguments, whose tensors lie on the device and outlive what uses them there, as PyTorch's
             allocator takes care of.
-        device: Where.
+        device: Device to launch on.
 
     Raises:
         DriverError: If the driver cannot launch it, perhaps because an earlier kernel failed.
-        SimulatorError: The same of the simulator.
+        SimulatorError: If the simulator cannot launch it.
     """
     if device.type == "cpu":
         _simulator().launch(plan.kernel, plan.grid, plan.block, plan.shared_bytes, args)

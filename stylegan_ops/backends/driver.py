@@ -111,7 +111,7 @@ class DeviceKernels:
         """Put a kernel into a stream.
 
         Args:
-            kernel: Its name.
+            kernel: Name of the kernel.
             grid: Blocks along x, y and z.
             block: Threads of a block along x, y and z.
             shared_bytes: Size of the dynamic shared memory.

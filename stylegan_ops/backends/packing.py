@@ -143,7 +143,7 @@ class AttentionArgs(ctypes.Structure):
 
 
 def _packer(structure: type[ctypes.Structure]) -> struct.Struct:
-    """What packs the members of a structure, arrays element by element, in their order."""
+    """Packer of the members of a structure, arrays element by element, in their order."""
     codes: dict[Any, str] = {
         ctypes.c_void_p: "P",
         ctypes.c_int64: "q",
@@ -163,7 +163,7 @@ _ATTENTION = _packer(AttentionArgs)
 
 
 def is_channels_last(x: Tensor) -> bool:
-    """Whether x [N, C, H, W] lies in memory as [N, H, W, C] and not as [N, C, H, W] too."""
+    """True if x [N, C, H, W] lies in memory as [N, H, W, C], and not also as [N, C, H, W]."""
     return not x.is_contiguous() and x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
 
 
@@ -197,18 +197,18 @@ def bias_act_args(
 
     Args:
         order: VALUE, GRAD or GRAD2.
-        out: Where the result goes; x, dy and ddx lie in memory like it.
+        out: Output tensor; x, dy and ddx lie in memory like it.
         x: `dense` tensor.
         b: Contiguous bias [x.shape[dim]] of x's dtype, or None.
         dy: Gradient of the result, for GRAD and GRAD2.
         ddx: Gradient of the first derivative, for GRAD2.
-        dim: The dimension of x that b runs along.
+        dim: Dimension of x that b runs along.
         act: Index into `ACTS`.
         alpha: Slope of lrelu below zero.
         gain: Factor after the activation.
         clamp: Limit of the absolute value; negative for none.
-        num_threads: How many threads of the CPU may share the work.
-        db: Where the sums of the result over all dimensions but `dim` go, like b; for GRAD on the CPU.
+        num_threads: Number of CPU threads that may share the work.
+        db: Output tensor for the sums of the result over all dimensions but `dim`, like b; for GRAD on the CPU.
     """
     size = 1 if b is None else max(1, x.shape[dim])
     return _BIAS_ACT.pack(
@@ -260,18 +260,18 @@ def upfirdn2d_args(
     """Pack Upfirdn2dArgs.
 
     Args:
-        y: Where the result [N, C, H', W'] goes, in memory like x.
+        y: Output tensor for the result [N, C, H', W'], in memory like x.
         x: `dense` images [N, C, H, W].
         f: Contiguous float32 filter [height, width], or [taps] for both axes.
         up_x: Columns per column of x, all but the first zero.
-        up_y: The same for rows.
+        up_y: Rows per row of x, all but the first zero.
         down_x: Every down_x-th column is kept.
-        down_y: The same for rows.
+        down_y: Every down_y-th row is kept.
         pad_x0: Columns of zeros to the left; negative crops.
         pad_y0: Rows of zeros at the top; negative crops.
         flip: False convolves, True correlates.
         gain: Factor on the result.
-        num_threads: How many threads of the CPU may share the work.
+        num_threads: Number of CPU threads that may share the work.
     """
     rest = upfirdn2d_rest(
         x.shape,
@@ -345,8 +345,8 @@ def conv3x3_args(
             `filter_gradient`.
         bias: [out_channels] or None.
         transposed: Whether `weight` stands for its transpose, with both axes of its 3 x 3 reversed.
-        num_threads: How many threads of the CPU may share the work.
-        filter_gradient: Compute that.
+        num_threads: Number of CPU threads that may share the work.
+        filter_gradient: Whether to compute the gradient of the filter.
     """
     source, target = (y, weight) if filter_gradient else (weight, y)
     return _CONV3X3.pack(
@@ -381,14 +381,14 @@ def group_norm_args(
 
     Args:
         x: [N, C, ...].
-        groups: of neighbouring channels.
-        eps: Added to variances.
-        num_threads: How many threads of the CPU may share the work.
+        groups: Number of groups of neighboring channels.
+        eps: Number added to variances.
+        num_threads: Number of CPU threads that may share the work.
         inputs: Weight, bias, before, scale, shift; the last three may be None.
-        dy: The gradient of the result, or None for the result.
-        y: Where the result, or the gradient of x, goes.
+        dy: Gradient of the result; None to compute the result.
+        y: Output tensor for the result, or the gradient of x.
         statistics: [2, N, groups], mean and reciprocal deviation of each group.
-        grads: Where those of `inputs` go.
+        grads: Output tensors for the gradients of `inputs`.
     """
     weight, bias, before, scale, shift = (0 if tensor is None else tensor.data_ptr() for tensor in inputs)
     dweight, dbias, dbefore, dscale, dshift = (0 if tensor is None else tensor.data_ptr() for tensor in grads)
@@ -407,10 +407,10 @@ def attention_args(qkv: Tensor, dout: Tensor | None, out: Tensor, scale: float, 
 
     Args:
         qkv: [N, heads, C, 3, L].
-        dout: The gradient [N, heads, C, L] of the result, or None for the result.
-        out: Where the result, or the gradient of qkv, goes.
+        dout: Gradient of the result, [N, heads, C, L]; None to compute the result.
+        out: Output tensor for the result, or the gradient of qkv.
         scale: Factor on products of queries and keys.
-        num_threads: How many threads of the CPU may share the work.
+        num_threads: Number of CPU threads that may share the work.
     """
     n, heads, channels, _, length = qkv.shape
     return _ATTENTION.pack(

@@ -33,7 +33,7 @@ class Simulator:
         """Run a kernel to its end, its threads in an order that differs from call to call.
 
         Args:
-            kernel: Its name.
+            kernel: Name of the kernel.
             grid: Blocks along x, y and z.
             block: Threads of a block along x, y and z.
             shared_bytes: Size of the dynamic shared memory.

@@ -165,7 +165,7 @@ def _link_command(compiler: Compiler, extra_flags: Sequence[str], objects: Seque
 
 
 def _check_cpu_library(path: Path) -> str | None:
-    """What is wrong with a library, or None; a library that is wrong is not kept loaded."""
+    """Problem with a library, or None; a library with a problem is not kept loaded."""
     try:
         library = ctypes.CDLL(str(path))
     except OSError as error:

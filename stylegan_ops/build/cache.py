@@ -91,7 +91,7 @@ def digest(*parts: str | bytes) -> str:
 
 
 def log_file(name: str) -> Path:
-    """Where a failed build of this name leaves what the compiler printed."""
+    """File in which a failed build of this name leaves the compiler's output."""
     return cache_directory() / f"{name}.log"
 
 
@@ -110,13 +110,13 @@ def get(name: str, make: Make, check: Check, timeout: float | None = None) -> Pa
     A build that is altered or fails its check is made again, once.
 
     Args:
-        name: of the build; holds the digest of everything that it depends on.
+        name: Name of the build, with the digest of everything that it depends on.
         make: Builds into the folder that it is given and returns the file in it that is wanted.
         check: Returns what is wrong with that file, or None.
-        timeout: How long to wait for another process that builds it, in seconds; `LOCK_TIMEOUT` if None.
+        timeout: Seconds to wait for another process that builds it; None for `LOCK_TIMEOUT`.
 
     Raises:
-        BuildError: from `make`; or the cache cannot be written, the wait was too long, or a fresh build fails
+        BuildError: If `make` raises it, the cache cannot be written, the wait was too long, or a fresh build fails
             its check.
     """
     entry = cache_directory() / name

@@ -1,4 +1,4 @@
-"""What goes wrong while building."""
+"""Errors of building."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ class BuildError(RuntimeError):
     """The operators of a device cannot be built or loaded. The message is one sentence, cause and remedy.
 
     Attributes:
-        cause: What is wrong, with the file or value concerned; without a full stop.
-        remedy: What mends it, as an order, preferably one command; without a full stop.
+        cause: Cause, with the file or value concerned, without a period.
+        remedy: Remedy in the imperative, preferably one command, without a period.
     """
 
     def __init__(self, cause: str, remedy: str) -> None:

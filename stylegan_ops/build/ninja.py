@@ -40,7 +40,7 @@ def _escape(path: Path) -> str:
 
 
 def jobs() -> int:
-    """How many compilers run at once."""
+    """Number of compilers that run at once."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(MAX_JOBS, cores)
 
@@ -50,9 +50,9 @@ def run(folder: Path, steps: Sequence[Step], environment: Mapping[str, str], log
 
     Args:
         folder: Gets build.ninja and ninja's own files; where the commands run.
-        steps: in any order.
+        steps: Steps, in any order.
         environment: Variables for the commands, beyond those of this process.
-        log: Where everything the commands printed is kept if one fails.
+        log: File for the output of the commands if one fails.
         hint: Added to the advice to read the log.
 
     Raises:

@@ -26,8 +26,8 @@ class Nvrtc:
     """A library file of NVRTC.
 
     Attributes:
-        path: of the library; a bare name is for the operating system to find.
-        major: of the CUDA version that the file name tells; 0 if it tells none.
+        path: Path of the library; a bare name is for the operating system to find.
+        major: Major CUDA version in the file name; 0 if it has none.
     """
 
     path: Path
@@ -35,7 +35,7 @@ class Nvrtc:
 
     @property
     def identity(self) -> str:
-        """What tells this library from another one, found without loading its 100 MB."""
+        """Identity of this library among others, found without loading its 100 MB."""
         return f"{self.path}\n{self.path.stat().st_size if self.path.is_file() else 0}"
 
 
@@ -104,11 +104,11 @@ def compile(nvrtc: Nvrtc, source: str, arch: str, include: Sequence[Path], log: 
     """Compile CUDA C++17.
 
     Args:
-        nvrtc: from `find`.
+        nvrtc: Library from `find`.
         source: The text of the kernels.
-        arch: as for `build.cuda_image`.
+        arch: Architecture, as in `build.cuda_image`.
         include: Folders where `#include` looks.
-        log: Where everything the compiler printed is kept if it fails.
+        log: File for the output of the compiler if it fails.
 
     Raises:
         BuildError: The library does not load or does not know such GPUs, or the source does not compile.

@@ -1,4 +1,4 @@
-"""What there is to build with: host compiler, nvcc, ninja, and what they have to be told on this machine."""
+"""Toolchain to build with: host compiler, nvcc, ninja, and their flags on this machine."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Compiler:
     """A C++ compiler of the host, or nvcc.
 
     Attributes:
-        command: How to start it.
+        command: Command that starts it.
         version: The line of `--version` that identifies it.
         kind: "gcc", "clang", "msvc" or "nvcc".
         environment: Variables that it needs beyond those of this process.
@@ -39,7 +39,7 @@ class Compiler:
 
     @property
     def identity(self) -> str:
-        """What tells this compiler from another one."""
+        """Identity of this compiler among others."""
         return f"{shlex.join(self.command)}\n{self.version}"
 
 
@@ -72,7 +72,7 @@ def host_compiler() -> Compiler:
 
 
 def install_compiler() -> str:
-    """How to get a host compiler on this operating system."""
+    """Instruction to install a host compiler on this operating system."""
     if WINDOWS:
         return "install the Build Tools for Visual Studio with the C++ workload"
     if sys.platform == "darwin":
@@ -136,7 +136,7 @@ def _find_msvc() -> Compiler | None:
 
 
 def instruction_set() -> str:
-    """What the host's processor can do, because code built for it may not run on another."""
+    """Instruction set of the host's processor, because code built for it may not run on another."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -146,7 +146,7 @@ def instruction_set() -> str:
 
 
 def openmp_resolves(compiler: Compiler) -> bool:
-    """Whether code compiled with -fopenmp finds its runtime among what PyTorch has loaded for everybody, on Linux.
+    """True if code compiled with -fopenmp finds its runtime among the libraries that PyTorch loaded globally, on Linux.
 
     One runtime means one pool of threads; a second one would fight with PyTorch's for the cores.
     """
@@ -238,7 +238,7 @@ def wheel_folders() -> list[Path]:
 
 
 def cuda_include_folders() -> list[Path]:
-    """Where CUDA's own headers (cuda_fp16.h and such) are: in wheels, else in the toolkit."""
+    """Folders of CUDA's own headers (cuda_fp16.h and others): in wheels, else in the toolkit."""
     folders = [folder / "include" for folder in wheel_folders()]
     found = [folder for folder in folders if (folder / "cuda_fp16.h").is_file()]
     if found:
@@ -258,7 +258,7 @@ def nvcc_architectures(nvcc: Compiler) -> list[int]:
 
 
 def choose_architecture(arch: str, known: Sequence[int], compiler: str) -> tuple[str, int]:
-    """What to compile for: `arch` itself, or "compute" and the newest known where a compiler is older than the GPU.
+    """Architecture to compile for: `arch` itself, or "compute" and the newest known if the compiler predates the GPU.
 
     Raises:
         BuildError: The GPU is older than all that the compiler knows.

@@ -1,7 +1,7 @@
 """Bilinear sampling of images that is differentiable as often as one likes, on every PyTorch.
 
 PyTorch's own `grid_sample` is differentiable twice or not depending on its version and on the device. An
-augmentation pipe in front of a discriminator needs it: R1 regularisation differentiates through the images' gradient.
+augmentation pipe in front of a discriminator needs it: R1 regularization differentiates through the images' gradient.
 """
 
 from __future__ import annotations
