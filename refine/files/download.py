@@ -254,8 +254,8 @@ def _download(url: str, expected: _Expected) -> Path:
     if defect := expected.defect(part.path, _safe_name(name)):
         part.discard()
         raise UserError(
-            f"The file from {without_secrets(url)} was removed because it {_first_part(defect)}: run again to get another "
-            "copy, or check the address."
+            f"The file from {without_secrets(url)} was removed because it {_first_part(defect)}: run again to get "
+            "another copy, or check the address."
         )
     target = cache_directory() / f"{_key(url)}_{_safe_name(name)}"
     os.replace(part.path, target)
