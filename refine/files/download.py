@@ -102,7 +102,7 @@ def fetch(url: str, *, size: int | None = None, sha256: str | None = None, check
     is not the expected one is named and replaced.
 
     Args:
-        url: http or https; redirects are followed.
+        url: URL, http or https; redirects are followed.
         size: Expected length in bytes, None if unknown.
         sha256: Expected digest in hexadecimal, None if unknown.
         check: A look into the file, beyond size and digest.
@@ -158,7 +158,7 @@ def _under_lock(url: str, expected: _Expected) -> Path:
         return found
     if not found:
         return _download(url, expected)
-    logger.warning(f"The file {found} in the cache {_first_part(defect)}: downloading it anew")
+    logger.warning(f"The file {found} in the cache {_first_part(defect)}: downloading it again")
     try:
         path = _download(url, expected)
     except DownloadError as error:
@@ -276,7 +276,7 @@ def _pause(url: str, tries: Any, error: _TransientError) -> tuple[float, Any]:
     """Seconds to wait after a failed try, and the tries that are left.
 
     Raises:
-        DownloadError: none is left, or the server asks for a longer pause than anybody waits.
+        DownloadError: No try is left, or the server asks for a pause that is too long.
     """
     from urllib3.exceptions import InvalidHeader, MaxRetryError, ProtocolError
 
