@@ -306,10 +306,10 @@ def main(rundir: Path | None, samples: int, yardsticks: Path | None) -> None:
         return
     if rundir is None:
         raise UserError("Give RUNDIR, the folder of a run, such as training-runs/latest.")
-    print_judgement(run_folder(rundir), samples)
+    print_judgment(run_folder(rundir), samples)
 
 
-def print_judgement(rundir: Path, samples: int = 5000) -> None:
+def print_judgment(rundir: Path, samples: int = 5000) -> None:
     """Judges a run as `judge` does, and prints its table of before and after."""
     run = judge(rundir, samples)
     click.echo(summary(run))

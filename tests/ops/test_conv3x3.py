@@ -88,7 +88,7 @@ def test_rounding_is_as_coarse_as_stated():
     assert error < 2e-6
 
 
-def test_neighbours_of_images_and_what_is_outside_do_not_matter():
+def test_neighbors_of_images_and_what_is_outside_do_not_matter():
     """Pixels of one image in memory full of NaN."""
     x = torch.full((3, 5, 9, 6), torch.nan)
     x[1] = 1

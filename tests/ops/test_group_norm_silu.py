@@ -1,4 +1,4 @@
-"""Normalisation, scale and shift, and SiLU in one pass, against plain PyTorch in float64."""
+"""Normalization, scale and shift, and SiLU in one pass, against plain PyTorch in float64."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_random_shapes(batch, groups, channels, pixels, which, mean, seed):
 def test_far_from_zero_the_slope_is_that_of_silu():
     """SiLU at values that its exponential does not reach."""
     z = torch.tensor([-1e4, -200.0, -90.0, -87.0, -50.0, -5.0, 0.0, 5.0, 50.0, 87.0, 90.0, 1e4]).reshape(1, 12, 1)
-    x = torch.tensor([-1.0, 1.0]).expand(1, 12, 2).contiguous()  # Normalised, it is itself.
+    x = torch.tensor([-1.0, 1.0]).expand(1, 12, 2).contiguous()  # Normalized, it is itself.
     tensors = {"x": x, "weight": z[0, :, 0] / 2, "bias": z[0, :, 0] / 2}
     tensors = {name: t.clone().requires_grad_() for name, t in tensors.items()}
     dy = torch.tensor([0.0, 1.0]).expand(1, 12, 2)

@@ -191,7 +191,7 @@ def test_what_is_not_finite_stays_under_the_filter(
     if size[1] * up[0] + sum(padding[:2]) < f.shape[-1] or size[0] * up[1] + sum(padding[2:]) < f.shape[0]:
         return
     if implementation.name == "pytorch" and dtype not in (torch.float32, torch.float64):
-        return  # PyTorch's own convolutions in 16 bits spread NaN to neighbours.
+        return  # PyTorch's own convolutions in 16 bits spread NaN to neighbors.
     x[tuple(torch.randint(n, ()) for n in x.shape)] = value
     y = upfirdn2d.upfirdn2d(x, f, up, down, padding)
     expected = reference.upfirdn2d(x.double(), f.double(), up, down, padding)

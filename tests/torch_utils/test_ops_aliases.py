@@ -220,7 +220,7 @@ def test_second_derivative_of_grid_sample_needs_nothing_of_pytorch(monkeypatch: 
 
 def test_grid_sample_is_bilinear_with_zeros_outside() -> None:
     x = torch.tensor([[[[1.0, 3.0], [5.0, 7.0]]]])
-    # Pixel centres lie at -0.5 and 0.5, the border of the image at -1 and 1.
+    # Pixel centers lie at -0.5 and 0.5, the border of the image at -1 and 1.
     grid = torch.tensor([[[[-0.5, -0.5], [0.5, 0.5], [0.0, 0.0], [0.0, -0.5], [1.0, 0.5], [3.0, 0.0]]]])
     sampled = grid_sample_gradfix.grid_sample(x, grid)
     torch.testing.assert_close(sampled, torch.tensor([[[[1.0, 7.0, 4.0, 2.0, 3.5, 0.0]]]]))

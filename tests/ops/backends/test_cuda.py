@@ -363,7 +363,7 @@ def test_half_precision_is_converted_as_by_pytorch(dtype: torch.dtype) -> None:
     assert torch.equal(same.isnan(), x.isnan())
     numbers = ~x.isnan()
     assert torch.equal(same[numbers].view(torch.int16), x[numbers].view(torch.int16))
-    # These reach subnormal numbers, overflow and ties between two neighbours.
+    # These reach subnormal numbers, overflow and ties between two neighbors.
     for gain in (2.0**-12, 1.0 / 3.0, 1.5, 1.0 + 2.0**-9, 2.0**-9 * 1.25, 77.0):
         expected = (x.float() * gain).to(dtype)
         result = cuda.bias_act(x, *linear, gain, -1.0)
