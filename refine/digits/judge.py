@@ -114,7 +114,7 @@ def judge(folder: Path, count: int = 5000) -> Run:
     """
     paths = sorted(folder.glob("network-snapshot-*.pkl"))
     if not paths:
-        raise UserError(f"{folder} holds no network-snapshot-*.pkl: give the folder of a run.")
+        raise UserError(f"{folder} contains no network-snapshot-*.pkl: give the folder of a run.")
     measures = [digits_measure("test", count)]
     if missing := missing_metrics(read_run(folder), count):
         measures.append(_suite(_digits_generator(paths[0]), missing))

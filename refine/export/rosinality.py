@@ -180,7 +180,7 @@ def _load(path: Path) -> tuple[dict[str, Tensor], Tensor]:
         return checkpoint["g_ema"], checkpoint["latent_avg"]
     except (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path} is no rosinality checkpoint with g_ema and latent_avg ({line}).") from error
+        raise UserError(f"{path} is not a rosinality checkpoint with g_ema and latent_avg ({line}).") from error
 
 
 def images(path: Path, loaded: LoadedNetwork, probe: Probe) -> Tensor:

@@ -49,7 +49,7 @@ def read(path: Path, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load_file(path)
     except (OSError, ValueError, safetensors.SafetensorError) as error:
-        raise UserError(f"{path} is no safetensors file that can be read ({error}).") from error
+        raise UserError(f"{path} is not a readable safetensors file ({error}).") from error
 
 
 def images(path: Path, loaded: LoadedNetwork, probe: Probe) -> Tensor:

@@ -298,7 +298,7 @@ class _Scanner:
 
     def _global(self, module: str, name: str) -> None:
         if not (_NAME.fullmatch(module) and _NAME.fullmatch(name)):
-            raise PickleError(f"names a global {_shown(module)}.{_shown(name)}, which is no name; refused")
+            raise PickleError(f"names a global {_shown(module)}.{_shown(name)}, which is not a name; refused")
         self.globals[module, name] = None
         self._push(1)
 

@@ -89,7 +89,7 @@ def parse_storage(archive: bytes) -> StorageBlob:
     file = io.BytesIO(archive)
     magic, protocol, system, description, keys = (load_next(file, len(archive)) for _ in range(5))
     if magic != MAGIC_NUMBER or protocol != PROTOCOL_VERSION:
-        raise PickleError("has a tensor storage that is no torch.save archive; it is damaged or forged")
+        raise PickleError("has a tensor storage that is not a torch.save archive; it is damaged or forged")
     if not (isinstance(system, dict) and system.get("little_endian") is True):
         raise PickleError("was written on a big-endian machine, which Refine does not read")
     if not (isinstance(description, tuple) and len(description) == 6 and description[0] == "storage"):

@@ -61,7 +61,7 @@ def named_tensors(record: Any, kinds: Collection[str] = ("_parameters", "_buffer
                     continue
                 tensor = value.tensor if isinstance(value, ParameterRecord) else value
                 if not isinstance(tensor, TensorRecord):
-                    raise PickleError(f"has an entry {prefix}{name} that is no tensor; it is damaged or forged")
+                    raise PickleError(f"has an entry {prefix}{name} that is not a tensor; it is damaged or forged")
                 num_characters += len(prefix) + len(str(name))
                 if num_characters > MAX_NAME_CHARACTERS:
                     raise PickleError("has a network with more tensors, or longer names, than any; refused")
