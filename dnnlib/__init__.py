@@ -1,4 +1,4 @@
-"""The names of NVIDIA's `dnnlib`, written anew."""
+"""The names of NVIDIA's `dnnlib`, in an implementation of our own."""
 
 from dnnlib import util
 from dnnlib.util import EasyDict, make_cache_dir_path

@@ -47,12 +47,12 @@ STYLE_BASED = {"networks", "export", "digits", "metrics"}
 STYLE_ATTRIBUTE = re.compile(r"\.(mapping|synthesis)\(")
 
 # What the packages beside refine/ may import of each other.
-NEIGHBOURS = {
+NEIGHBORS = {
     "stylegan_ops": {"stylegan_ops"},
     "dnnlib": {"dnnlib"},
     "torch_utils": {"torch_utils", "dnnlib", "stylegan_ops"},
 }
-OURS = {"refine", *NEIGHBOURS}
+OURS = {"refine", *NEIGHBORS}
 
 # The one place that runs embedded source, which imports these two by name; and the built-in pickles: the sources that
 # travel inside them, which plain `pickle.load` runs beside any repository's torch_utils, and what writes the pickles.
@@ -127,7 +127,7 @@ def violations(root: Path) -> list[str]:
     found += [
         f"refine.report reaches torch through refine.{via}" for via in sorted(ways_to_torch("refine.report", at_once))
     ]
-    for package, allowed in NEIGHBOURS.items():
+    for package, allowed in NEIGHBORS.items():
         for path in sorted((root / package).rglob("*.py")):
             tops = {name.split(".")[0] for name in imports(path, root)}
             found += [f"{module_name(path, root)} imports {top}" for top in sorted((tops & OURS) - allowed)]

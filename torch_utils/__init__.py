@@ -1,1 +1,1 @@
-"""The names of NVIDIA's `torch_utils`, written anew: thin modules over `stylegan_ops` and PyTorch."""
+"""The names of NVIDIA's `torch_utils`, implemented by us: thin modules over `stylegan_ops` and PyTorch."""

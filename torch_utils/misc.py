@@ -248,7 +248,7 @@ def print_module_summary(
         skip_redundant: Whether to leave out rows that have no tensors of their own and the output of the row before.
 
     Returns:
-        What the module returned.
+        Return value of the module.
     """
     rows: list[tuple[torch.nn.Module, list[Tensor]]] = []
     depth = 0

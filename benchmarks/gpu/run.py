@@ -164,7 +164,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 
 def environment(part: Part, rehearse: bool, scratch: Path) -> dict[str, str]:
-    """Variables of a part's process: no download is tried, and kernels are built anew."""
+    """Variables of a part's process: no download is tried, and kernels are built again."""
     changed = {"PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"}
     if rehearse:
         changed |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}  # kernels of the CPU come from the usual cache

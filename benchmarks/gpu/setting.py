@@ -24,7 +24,7 @@ RESULTS = "results.jsonl"
 
 @dataclass
 class Setting:
-    """Where a part runs.
+    """Setting in which a part runs.
 
     Attributes:
         out: Folder of the results.
@@ -84,7 +84,7 @@ class Setting:
 
 
 def machine(setting: Setting) -> dict[str, Any]:
-    """What is measured on."""
+    """Description of the machine."""
     import torch
 
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)

@@ -55,7 +55,7 @@ class Report:
 
     @property
     def machine(self) -> dict[str, Any]:
-        """What was measured on."""
+        """Description of the machine."""
         return self.last("machine")
 
     @property

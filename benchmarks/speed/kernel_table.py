@@ -26,7 +26,7 @@ BEGIN, END = "<!-- written by benchmarks/speed/kernel_table.py -->\n", "<!-- end
 
 @dataclass(frozen=True)
 class Usage:
-    """What a kernel uses, as the assembler reports it.
+    """Resources of a kernel, as the assembler reports them.
 
     Attributes:
         registers: of a thread.

@@ -1,4 +1,4 @@
-"""What a step costs, by resolution, batch, size of the teacher and processes; and what runs would take on GPUs.
+"""Cost of a step by resolution, batch, size of the teacher and processes, and projected cost of runs on GPUs.
 
     OMP_NUM_THREADS=1 python -m benchmarks.speed.scaling [--rounds=3]
 

@@ -1,10 +1,10 @@
-"""How long a run takes to its first step: fresh processes, PyTorch's own imports aside, the operators built before.
+"""Time from the start of a run to its first step: fresh processes, without PyTorch's imports, operators already built.
 
     python -m benchmarks.speed.startup [--runs=7] [--threads=1]
 
 Each process does what `python refine.py --gan=digits --teacher=edm-digits --metrics=none` does, and ends after the
 first step. The median over processes is shown for each part. PyTorch's own imports are left out of the sum, `import
-torch` and `torch._dynamo`, which `torch.optim` imports when an optimiser is made. So is the preflight, a trial of the
+torch` and `torch._dynamo`, which `torch.optim` imports when an optimizer is made. So is the preflight, a trial of the
 pair that `--preflight=0` leaves out.
 """
 

@@ -60,7 +60,7 @@ def peak_memory(name: str, variant: str, device: str) -> float:
 
 
 def print_peak_memory(name: str, variant: str, device: torch.device) -> None:
-    """What the process that `peak_memory` starts does."""
+    """Main function of the process that `peak_memory` starts."""
     start = _peak_mb(device)
     networks(SIZES[name])
     step = VARIANTS[variant](SIZES[name], device)

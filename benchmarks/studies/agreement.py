@@ -48,7 +48,7 @@ FIXED = (
 
 
 class Training(Protocol):
-    """What is trained: the trainer of Refine, or the recipe in its place."""
+    """Training to compare: by Refine's trainer, or by the recipe in its place."""
 
     statistics: RunningMeans
 
@@ -156,7 +156,7 @@ def last_third(values: list[float]) -> float:
 
 
 def permutation_p(a: list[float], b: list[float]) -> float:
-    """How often a difference of means at least as large comes from chance: over all ways to divide the values."""
+    """Probability of a difference of means at least as large by chance, over all ways to divide the values."""
     test = stats.permutation_test(
         (a, b), lambda x, y, axis: x.mean(axis=axis) - y.mean(axis=axis), vectorized=True, n_resamples=math.inf
     )

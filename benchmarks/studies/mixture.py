@@ -225,7 +225,7 @@ def main() -> None:
     panels = (
         ("Generator before", before, f"energy distance {fits[0].distance:.3f}"),
         ("Generator after", after, f"energy distance {fits[1].distance:.4f}"),
-        ("Samples of the teacher's law", draw_data(count, rng), f"standard deviation {MODE_STD:g}"),
+        ("Samples of the teacher's distribution", draw_data(count, rng), f"standard deviation {MODE_STD:g}"),
     )
     figure, axes = pyplot.subplots(1, 3, figsize=(10.5, 3.9), layout="constrained", sharex=True, sharey=True)
     for axis, (title, points, note) in zip(axes, panels, strict=True):

@@ -1,4 +1,4 @@
-"""Which passes should both updates share? The forms of a step at equal processor time, on the built-in digits pair.
+"""Forms of a step, by the passes that both updates share, at equal CPU time on the built-in digits pair.
 
     OMP_NUM_THREADS=1 python -m benchmarks.studies.sharing [--seconds=100] [--seeds=0,1,2] [FORM ...]
 

@@ -33,9 +33,9 @@ def read_config(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} cannot be read ({error.strerror}): give a JSON or YAML file to --config.") from error
     except (ValueError, TypeError, yaml.YAMLError, RecursionError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"{path} is neither JSON nor YAML ({reason}): mend or replace it.") from error
+        raise UserError(f"{path} is neither JSON nor YAML ({reason}): correct or replace it.") from error
     if not isinstance(parsed, dict):
-        raise UserError(f"{path} holds no options: write lines such as `batch: 32`.")
+        raise UserError(f"{path} contains no options: write lines such as `batch: 32`.")
     fields = {name: field for field in RunConfig.options() for name in (field.name, *field.spellings)}
     found: dict[str, Any] = {}
     for key, value in migrated(parsed).items():

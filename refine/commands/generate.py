@@ -65,7 +65,9 @@ _FILE = click.Path(path_type=Path)
     help="For --noise-mode=random: one seed for all images. Default: each image's own.",
 )  # fmt: skip
 @click.option("--outdir", type=Folder(), metavar="DIR", help="Folder for the images.")
-@click.option("--compare", type=Spec(), metavar=NETWORK, help="Another generator, to be shown beside in compare.png.")
+@click.option(
+    "--compare", type=Spec(), metavar=NETWORK, help="Another generator to show next to this one, in compare.png."
+)
 @click.option(
     "--video", type=OutFile(".mp4"), metavar="MP4",
     help="Video from each image to the next; with --compare, from that generator to --network and back.",
@@ -217,7 +219,7 @@ def draw(generator: Any, each: Input, settings: Settings) -> Tensor:
     image = image.float().cpu()
     if not image.isfinite().all():
         raise UserError(
-            f"The image {each.name} is not finite: take an earlier snapshot, or a --trunc nearer to 1 than "
+            f"The image {each.name} is not finite: use an earlier snapshot, or a --trunc closer to 1 than "
             f"{settings.truncation_psi:g}."
         )
     return image

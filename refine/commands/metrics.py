@@ -83,7 +83,9 @@ _NAMED_ALIKE = ("data", "ref", "detector", "vgg", "trust_detector", "fid_seeds",
 @click.option(
     "--grid", type=OutFile(".png"), metavar="PNG", help="Picture of samples; with --before, of both side by side."
 )
-@click.option("--before", type=Spec(), metavar=NETWORK, help="Generator to show beside in --grid, at the same latents.")
+@click.option(
+    "--before", type=Spec(), metavar=NETWORK, help="Generator to show next to this one in --grid, at the same latents."
+)
 @click.option(
     "--check-data", type=Spec(), metavar="ZIP|DIR", help="List everything that is wrong with a data set, and stop."
 )
@@ -141,7 +143,7 @@ def _check_data(path: str) -> None:
     for line in (*found.problems, *found.notes, found.summary):
         click.echo(line)
     if found.problems:
-        raise UserError(f"{path} has {len(found.problems):,} problems, listed above: mend or remove these files.")
+        raise UserError(f"{path} has {len(found.problems):,} problems, listed above: fix or remove these files.")
 
 
 def _backend() -> str:
@@ -178,7 +180,7 @@ def _measure(given: dict[str, Any], options: Any, device: Any) -> None:
     if given["prefetch"]:
         suite, _ = prefetch(get)
         files = sorted({str(detector.path) for detector in suite.detectors.values()})
-        click.echo(f"All that is needed is here and was tried out with the network off: {', '.join(files)}")
+        click.echo(f"Everything that is needed has been downloaded and tested with the network off: {', '.join(files)}")
         return
     suite, networks = get()
     if given["export_ref"]:

@@ -23,7 +23,7 @@ from refine.commands.options import Whole, field_options, trust_option
     metavar="N",
     default=3,
     show_default=True,
-    help="Steps to take the median of.",
+    help="Number of steps whose median is shown.",
 )
 @click.option(
     "--operators", type=Whole(0, 1000), metavar="N", default=12, show_default=True,

@@ -115,7 +115,7 @@ def main(
         from refine.runs.evaluation import prefetch_for
 
         for line in prefetch_for(config, trust=trust_pickle, trust_detector=trust_detector):
-            _say(f"Here, and tried out with the network off: {line}")
+            _say(f"Downloaded, and tested with the network off: {line}")
         return
     from refine.runs import start
 

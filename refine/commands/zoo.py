@@ -81,7 +81,7 @@ def table(entries: Sequence[ZooEntry], width: int | None = None) -> str:
         if chosen:
             lines += ["", kind.upper().replace("-", " ") + "S", *_lines(HEADER[:columns], widths)]
             lines += [line for entry in chosen for line in _lines(rows[entry.name][:columns], widths)]
-    notes = ["-: not known here; the publisher's page may tell."]
+    notes = ["-: unknown; see the publisher's page."]
     if any(entry.refines == "trust" for entry in entries):
         notes.append("trust: with --trust-pickle, which runs the file's source.")
     if columns < len(HEADER):

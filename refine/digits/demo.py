@@ -13,8 +13,8 @@ from refine.commands.options import field_options
 def main(outdir: str, seed: int) -> None:
     """Refine the built-in digits generator with edm-digits, measure the result, and write a report and a picture."""
     from refine.config import RunConfig
-    from refine.digits.judge import print_judgement  # torch takes seconds to import
+    from refine.digits.judge import print_judgment  # torch takes seconds to import
     from refine.runs.start import run
 
     config = RunConfig.from_preset("digits", gan="digits", teacher="edm-digits", outdir=outdir, seed=seed)
-    print_judgement(run(config).parent)
+    print_judgment(run(config).parent)

@@ -114,7 +114,7 @@ def judge(folder: Path, count: int = 5000) -> Run:
     """
     paths = sorted(folder.glob("network-snapshot-*.pkl"))
     if not paths:
-        raise UserError(f"{folder} holds no network-snapshot-*.pkl: give the folder of a run.")
+        raise UserError(f"{folder} contains no network-snapshot-*.pkl: give the folder of a run.")
     measures = [digits_measure("test", count)]
     if missing := missing_metrics(read_run(folder), count):
         measures.append(_suite(_digits_generator(paths[0]), missing))
@@ -306,10 +306,10 @@ def main(rundir: Path | None, samples: int, yardsticks: Path | None) -> None:
         return
     if rundir is None:
         raise UserError("Give RUNDIR, the folder of a run, such as training-runs/latest.")
-    print_judgement(run_folder(rundir), samples)
+    print_judgment(run_folder(rundir), samples)
 
 
-def print_judgement(rundir: Path, samples: int = 5000) -> None:
+def print_judgment(rundir: Path, samples: int = 5000) -> None:
     """Judges a run as `judge` does, and prints its table of before and after."""
     run = judge(rundir, samples)
     click.echo(summary(run))

@@ -158,7 +158,7 @@ def _under_lock(url: str, expected: _Expected) -> Path:
         return found
     if not found:
         return _download(url, expected)
-    logger.warning(f"The file {found} in the cache {_first_part(defect)}: downloading it anew")
+    logger.warning(f"The file {found} in the cache {_first_part(defect)}: downloading it again")
     try:
         path = _download(url, expected)
     except DownloadError as error:
@@ -254,8 +254,8 @@ def _download(url: str, expected: _Expected) -> Path:
     if defect := expected.defect(part.path, _safe_name(name)):
         part.discard()
         raise UserError(
-            f"The file that {without_secrets(url)} gave was removed, since it {_first_part(defect)}: run again to "
-            "download it anew, or check the address."
+            f"The file from {without_secrets(url)} was removed because it {_first_part(defect)}: run again to get "
+            "another copy, or check the address."
         )
     target = cache_directory() / f"{_key(url)}_{_safe_name(name)}"
     os.replace(part.path, target)

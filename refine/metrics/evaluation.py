@@ -98,7 +98,7 @@ def snapshots_of(folder: Path) -> list[Path]:
     """
     found = sorted(folder.glob("network-snapshot-*.pkl"))
     if not found:
-        raise UserError(f"{folder} holds no network-snapshot-*.pkl: give the folder of a run, or a pickle.")
+        raise UserError(f"{folder} contains no network-snapshot-*.pkl: give the folder of a run, or a pickle.")
     return found
 
 

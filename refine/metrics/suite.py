@@ -39,7 +39,7 @@ def make_measure(
     All processes call this with the same arguments.
 
     Args:
-        options: What to measure, and how.
+        options: Options of the measurement.
         generator: Any of the generators to come, to see whether the reference fits: a `contracts.Generator`, or a
             module or function that is called as it is.
         device: Device of generators, detectors and the teacher.
@@ -61,7 +61,7 @@ class Suite:
     """Everything ready for measuring.
 
     Attributes:
-        options: What to measure, and how.
+        options: Options of the measurement.
         metrics: The metrics.
         device: Device of all networks.
         detectors: Detector of each metric, by its name.

@@ -112,7 +112,7 @@ def _z_shape(function: Any) -> tuple[int, ...]:
 
 
 def _parameters(function: Callable[..., Any]) -> tuple[bool, tuple[str, ...]]:
-    """Whether a function takes labels, and which of the options."""
+    """True if a function takes labels, and the options that it takes."""
     called = function.forward if isinstance(function, nn.Module) else function
     try:
         parameters = inspect.signature(called).parameters

@@ -29,7 +29,7 @@ _ROSINALITY = (
 )
 _STATE = (
     "is a training state of Refine: continue its run with --resume, begin another with --init, or give the "
-    "network-snapshot-*.pkl beside it"
+    "network-snapshot-*.pkl next to it"
 )
 _CHECKPOINT = (
     "is a PyTorch checkpoint (torch.save) without a network that brings its source: it holds tensors, or objects by "

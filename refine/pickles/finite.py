@@ -34,7 +34,7 @@ def require_finite(tensors: Mapping[str, torch.Tensor | TensorRecord], what: str
     """
     found = non_finite(tensors)
     if found:
-        raise NonFiniteError(f"{what} {describe_non_finite(tensors, found)}: take an earlier snapshot or another file")
+        raise NonFiniteError(f"{what} {describe_non_finite(tensors, found)}: use an earlier snapshot or another file")
 
 
 def describe_non_finite(tensors: Mapping[str, torch.Tensor | TensorRecord], found: Mapping[str, int]) -> str:

@@ -80,7 +80,7 @@ def arrange(value: Any) -> Layout:
     if not places:
         if isinstance(value, dict) and any(isinstance(item, PersistentObject) for item in value.values()):
             return Layout(value)
-        raise PickleError("holds no network, but other pickled data: give the .pkl of a StyleGAN or EDM network")
+        raise PickleError("contains other pickled data, but no network: give the .pkl of a StyleGAN or EDM network")
     if len(places) > 1:
         where = ", ".join(_spelled(path) for path, _ in places[:5])
         raise PickleError(f"holds networks at several places ({where}): save one of them as a file of its own")

@@ -224,7 +224,9 @@ def find_state(spec: str, outdir: str | Path) -> Path:
             "run."
         )
     if not path.is_file():
-        raise UserError(f"There is no run or training state {spec}: give a folder, a training-state-*.pt or latest.")
+        raise UserError(
+            f"{spec} is neither a run nor a training state: give a folder, a training-state-*.pt or latest."
+        )
     if path.suffix != ".pt":
         raise UserError(
             f"{path} is not a training-state-*.pt: continue the run with --resume={path.parent}, or start a new run "

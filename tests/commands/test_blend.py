@@ -35,7 +35,7 @@ def pair(fixture_path, tmp_path):
 
 
 def rms(one, other):
-    """Grey levels, by NumPy."""
+    """Gray levels, by NumPy."""
     a, b = (np.concatenate([np.clip(image.numpy(), -1, 1) for image in images]) for images in (one, other))
     return np.sqrt(np.mean(np.square((a.astype(np.float64) - b) * 127.5)))
 

@@ -66,11 +66,11 @@ def test_same_seed_same_image(fixture_path, tmp_path, stylegan, noise_mode):
     for name in names:
         expected = scripts_image(G, int(name[4:8]), class_index=3, psi=0.7, noise_mode=noise_mode)
         difference = np.abs(pixels(tmp_path / "out" / name) - expected)
-        assert difference.max() <= 1 and (difference > 0).mean() < 0.01  # rounding at the edge of a grey level
+        assert difference.max() <= 1 and (difference > 0).mean() < 0.01  # rounding at the edge of a gray level
         assert expected.std() > 10
 
 
-def test_unconditional_and_grey(fixture_path, tmp_path, stylegan):
+def test_unconditional_and_gray(fixture_path, tmp_path, stylegan):
     path = fixture_path("sg2ada/d_gray16.pkl")
     done = run(f"--network={path}", "--seeds=12345", "--class=2", f"--outdir={tmp_path}")
     assert done.exit_code == 0 and "--class=2 is ignored" in done.stderr
@@ -107,7 +107,7 @@ def test_comparison(fixture_path, tmp_path, stylegan):
     path = fixture_path("sg2ada/b_cond16.pkl")
     original = pickles.load(path)
     state = {name: record.read() for name, record in pickles.named_tensors(original["G_ema"]).items()}
-    state["synthesis.b16.torgb.bias"] += 0.1  # 12.75 grey levels, where nothing is clamped
+    state["synthesis.b16.torgb.bias"] += 0.1  # 12.75 gray levels, where nothing is clamped
     pickles.save(original, tmp_path / "refined.pkl", {"G_ema": state})
     done = run(f"--network={tmp_path / 'refined.pkl'}", "--seeds=0-4", "--trunc=0.7", "--class=0",
                f"--outdir={tmp_path / 'out'}", f"--compare={path}")  # fmt: skip

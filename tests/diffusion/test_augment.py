@@ -65,7 +65,7 @@ def test_shift_by_whole_pixels():
 
 
 def test_rotation_by_a_right_angle():
-    """Positive angles turn anticlockwise as seen, as rot90 does; the wavelet's centre is some 0.05 pixels aside."""
+    """Positive angles turn counterclockwise as seen, as rot90 does; the wavelet's center is some 0.05 pixels aside."""
     image = waves(torch.eye(3).double(), 24)
     result = transform(image, parameters(rotation=math.pi / 2))
     assert (result - torch.rot90(image, 1, [2, 3])).abs().max() < 0.06
@@ -149,7 +149,7 @@ def test_part_of_a_batch_is_transformed_as_in_the_whole():
 @pytest.mark.parametrize("name", ["sg2ada/d_gray16", "sg2ada/a_uncond32"])
 def test_resampling_is_stylegan2_adas(name, fixture_path, golden):
     """Golden images that went through all of that pipe's geometry at a given percentile, and then through a change of
-    colour, linear and unknown here: fitted away.
+    color, linear and unknown here: fitted away.
     """
     arrays = golden(name)
     images = torch.tensor(arrays["aug_x"])

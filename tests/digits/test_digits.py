@@ -162,8 +162,8 @@ def test_references_are_the_moments_of_the_images(detector, splits):
         features = detector(images.pixels, return_features=True).double().numpy()
         with np.load(zoo.resolve(f"digits-{name}.npz").path) as reference:
             assert np.allclose(reference["mu"], features.mean(axis=0), atol=1e-4)
-            centred = features - features.mean(axis=0)
-            assert np.allclose(reference["sigma"], centred.T @ centred / (len(features) - 1), rtol=1e-4, atol=1e-3)
+            centered = features - features.mean(axis=0)
+            assert np.allclose(reference["sigma"], centered.T @ centered / (len(features) - 1), rtol=1e-4, atol=1e-3)
 
 
 def test_datasets_are_stylegans(splits):

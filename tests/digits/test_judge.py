@@ -1,4 +1,4 @@
-"""The judgement of a run on the digits pair."""
+"""The judgment of a run on the digits pair."""
 
 from __future__ import annotations
 

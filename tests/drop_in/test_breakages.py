@@ -1,4 +1,4 @@
-"""What broke in the repositories with newer versions of Python, PyTorch and NumPy, where ours is responsible."""
+"""Breakages of the repositories with newer versions of Python, PyTorch and NumPy, where ours is responsible."""
 
 from __future__ import annotations
 

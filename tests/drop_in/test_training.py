@@ -68,7 +68,7 @@ def test_golden_networks_compute(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_r1_regularisation(
+def test_r1_regularization(
     name: str, fixture_path: Callable[[str], Path], golden: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The squared norm of the gradient of D by its images (arXiv 1801.04406), and one step on it."""
@@ -98,7 +98,7 @@ def test_r1_regularisation(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_path_length_regularisation(
+def test_path_length_regularization(
     name: str, fixture_path: Callable[[str], Path], golden: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """How far the image moves with w (arXiv 1912.04958, section 3.2), through second derivatives; five steps."""

@@ -1,4 +1,4 @@
-"""Which files are a data set: links, hidden files, names twice, backslashes, and what cannot be read."""
+"""Files of a data set: links, hidden files, names twice, backslashes, and what cannot be read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many images at once: found by trial, halved where memory ends, and never a matter of values."""
+"""Images per pass: found by trial, halved when out of memory, without effect on values."""
 
 from __future__ import annotations
 

@@ -43,13 +43,13 @@ def test_several_specs_of_one_pass(inception: Detector, vgg: Detector) -> None:
     np.testing.assert_allclose(found[specs[3]], vgg.features(IMAGES[5:]).numpy(), rtol=2e-3, atol=2e-3)
 
 
-def test_grey_images_are_seen_as_rgb(inception: Detector) -> None:
+def test_gray_images_are_seen_as_rgb(inception: Detector) -> None:
     spec = FeatureSpec(inception, keep="rows")
     found = collect(
         lambda numbers, batch: (p[:, :1] for p in images(numbers, batch)), range(9), [spec], BatchSize(4), "test"
     )
-    grey = IMAGES[:9, :1].repeat(1, 3, 1, 1)
-    np.testing.assert_allclose(found[spec], inception.features(grey).numpy(), rtol=1e-5, atol=1e-5)
+    gray = IMAGES[:9, :1].repeat(1, 3, 1, 1)
+    np.testing.assert_allclose(found[spec], inception.features(gray).numpy(), rtol=1e-5, atol=1e-5)
 
 
 def test_features_that_are_not_finite_are_refused(inception: Detector) -> None:

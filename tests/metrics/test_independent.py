@@ -103,14 +103,14 @@ def test_kid_is_that_of_scikit_learns_kernel(count: int, dimension: int, smalles
 @pytest.mark.parametrize("nhood_size", [1, 3, 5])
 @pytest.mark.parametrize(("dimension", "smallest"), [(8, 1.0), (50, 1e-3)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_precision_and_recall_are_those_of_nearest_neighbours(
+def test_precision_and_recall_are_those_of_nearest_neighbors(
     nhood_size: int, dimension: int, smallest: float, dtype: torch.dtype
 ) -> None:
     real, generated = (random_features(n, dimension, s, smallest) for n, s in ((150, 1), (210, 2)))
 
     def share_inside(probes: np.ndarray, manifold: np.ndarray) -> float:
-        neighbours = NearestNeighbors(n_neighbors=nhood_size + 1).fit(manifold)
-        radii = neighbours.kneighbors(manifold)[0][:, -1]
+        neighbors = NearestNeighbors(n_neighbors=nhood_size + 1).fit(manifold)
+        radii = neighbors.kneighbors(manifold)[0][:, -1]
         distances = np.linalg.norm(probes[:, None] - manifold[None], axis=2)
         return float((distances <= radii).any(axis=1).mean())
 

@@ -1,4 +1,4 @@
-"""What is drawn for an image depends on the seed and its number alone."""
+"""Images of a generator depend only on the seed and their number."""
 
 from __future__ import annotations
 

@@ -145,12 +145,12 @@ def test_labels_of_the_data_that_do_not_fit(
     with pytest.raises(UserError, match="labels of width 6 and the generator 5") as caught:
         rows_of(conditional, metrics=("fid20_full",), data=more, **detectors)
     assert more in str(caught.value)
-    grey = tmp_path / "grey"
-    grey.mkdir()
-    Image.new("L", (16, 16)).save(grey / "0.png")
+    gray = tmp_path / "gray"
+    gray.mkdir()
+    Image.new("L", (16, 16)).save(gray / "0.png")
     with pytest.raises(UserError, match="1 channels and the generator draws 3") as caught:
-        rows_of(conditional, metrics=("fid20_full",), data=str(grey), **detectors)
-    assert str(grey) in str(caught.value)
+        rows_of(conditional, metrics=("fid20_full",), data=str(gray), **detectors)
+    assert str(gray) in str(caught.value)
     (row,) = rows_of(
         conditional, metrics=("fid20_full",), data=small_copy(data, tmp_path, lambda i: i % 5), **detectors
     )
@@ -568,10 +568,10 @@ def test_the_origin_of_labels_is_in_the_row_and_in_the_log(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    labelled = small_copy(data, tmp_path, lambda i: i % 5 if i < 10 else 0)
+    labeled = small_copy(data, tmp_path, lambda i: i % 5 if i < 10 else 0)
     with caplog.at_level(logging.INFO, logger="refine"):
-        rows = rows_of(conditional, metrics=("fid20_full", "is20"), data=labelled, **detectors)
-    assert [origin(row) for row in rows] == ["data", "data"] and labelled not in caplog.text
+        rows = rows_of(conditional, metrics=("fid20_full", "is20"), data=labeled, **detectors)
+    assert [origin(row) for row in rows] == ["data", "data"] and labeled not in caplog.text
     unlabelled = small_copy(data, tmp_path, None)
     with caplog.at_level(logging.INFO, logger="refine"):
         (row,) = rows_of(conditional, metrics=("fid20_full",), data=unlabelled, **detectors)

@@ -165,7 +165,7 @@ VARIANTS = {
     "fourier, wide sinusoids, labels": SONG
     | {"embedding_type": "fourier", "channel_mult_noise": 2, "label_dim": 3, "augment_dim": 4},
     "one level": SONG | {"channel_mult": [2]},
-    "two blocks, grey": SONG | {"num_blocks": 2, "img_channels": 1, "channel_mult_emb": 2},
+    "two blocks, gray": SONG | {"num_blocks": 2, "img_channels": 1, "channel_mult_emb": 2},
     "ADM with attention": ADM | {"label_dim": 3, "augment_dim": 4},
     "ADM with two heads": ADM | {"channel_mult": [2, 4]},
 }
@@ -200,7 +200,7 @@ def test_adm_has_attention_only_from_64_channels_and_one_head_for_every_64():
 
 
 def reference_block(block: UNetBlock, x: torch.Tensor, emb: torch.Tensor) -> np.ndarray:
-    """A residual block in float64, attention and normalisation written out (resampling filter [1, 1])."""
+    """A residual block in float64, attention and normalization written out (resampling filter [1, 1])."""
     weights = {key: value.double() for key, value in block.state_dict().items()}
 
     def norm(name: str, h: torch.Tensor, eps: float) -> torch.Tensor:
@@ -470,7 +470,7 @@ def test_iddpm_levels_are_those_of_the_cosine_schedule(load):
     net = load(NAMES[5])
     assert torch.equal(build("iDDPMPrecond", **ADM, M=200, C_1=0.002, C_2=0.01).u, net.u)
     unlimited = build("iDDPMPrecond", **ADM, M=50, C_1=0, C_2=0.008)
-    # Without the limit C_1, 1 / (u_j^2 + 1) is the schedule itself up to the normalisation at j = M.
+    # Without the limit C_1, 1 / (u_j^2 + 1) is the schedule itself up to the normalization at j = M.
     j = torch.arange(1, 51, dtype=torch.float64)
     a = (0.5 * math.pi * j / (50 * 1.008)).sin() ** 2
     torch.testing.assert_close(unlimited.u[1:].double().square() + 1, a[-1] / a, rtol=1e-4, atol=1e-6)

@@ -155,7 +155,7 @@ def test_gradients(G, data, tensor, fused):
 
 @pytest.mark.parametrize("fused", [True, False, "inference_only"])
 def test_second_order_gradients(G, data, tensor, fused):
-    """Of the sum of squares of dL/dws, as in path length regularisation."""
+    """Of the sum of squares of dL/dws, as in path length regularization."""
     fuse_convolutions(G, fused).requires_grad_(True)
     z = tensor("in.z").requires_grad_()
     ws = G.mapping(z, tensor("in.c"))

@@ -1,4 +1,4 @@
-"""Which kernels are chosen, in which mode, and what is said when there are none."""
+"""Choice of kernels by mode, and messages when there are none."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the doctor finds, says and returns: on this machine, and on machines that lack something."""
+"""Findings, messages and exit codes of the doctor, on this machine and on machines that lack something."""
 
 from __future__ import annotations
 

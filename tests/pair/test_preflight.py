@@ -21,7 +21,7 @@ R = 8
 
 
 def pair(spoil=lambda x: x, **kwargs):
-    """A teacher, and a generator of its own images that are then spoilt."""
+    """A teacher, and a generator of its own images that are then spoiled."""
     means, covariance = scenes(R, **kwargs)
     return SceneGenerator(means, covariance, spoil), SceneDenoiser(means, covariance)
 

@@ -29,7 +29,7 @@ ALL = [
 ]
 
 
-def normalised(value):
+def normalized(value):
     return json.loads(json.dumps(value))  # tuples and lists alike
 
 
@@ -38,11 +38,11 @@ def test_constructor_arguments_and_data_set(name, fixture_path):
     described = json.loads(fixture_path(name.replace(".oldstyle", "").replace(".pkl", ".json")).read_text())
     pkl = pickles.load(fixture_path(name))
     if described["kind"] == "gan":
-        assert normalised(pkl["G_ema"].init_kwargs) == described["G_init_kwargs"]
-        assert normalised(pkl["D"].init_kwargs) == described["D_init_kwargs"]
-        assert normalised(to_python(pkl["training_set_kwargs"])) == described["training_set_kwargs"]
+        assert normalized(pkl["G_ema"].init_kwargs) == described["G_init_kwargs"]
+        assert normalized(pkl["D"].init_kwargs) == described["D_init_kwargs"]
+        assert normalized(to_python(pkl["training_set_kwargs"])) == described["training_set_kwargs"]
     else:
-        assert normalised(pkl["ema"].init_kwargs) == described["init_kwargs"]
+        assert normalized(pkl["ema"].init_kwargs) == described["init_kwargs"]
         tensors = named_tensors(pkl["ema"], ["_parameters"]).values()
         assert sum(tensor.num_elements for tensor in tensors) == described["num_params"]
 

@@ -1,4 +1,4 @@
-"""What is written differs from its source in tensor bytes only."""
+"""Written pickles differ from their source only in the bytes of tensors."""
 
 from __future__ import annotations
 

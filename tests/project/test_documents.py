@@ -130,7 +130,7 @@ def test_python_examples_run(source: str, tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def ignored(folder: Path, known: set[str]) -> bool:
-    """Whether .gitignore covers all that an example left in a checkout's root."""
+    """True if .gitignore covers everything that an example left in a checkout's root."""
     patterns = [line.strip("/") for line in (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()]
     left = [path.name for path in folder.iterdir() if path.name not in known and path.name not in patterns]
     assert left == [], f".gitignore does not cover {left}"

@@ -20,10 +20,10 @@ FIELD = r'^REPOSITORY = "(.*)"  # @param {type:"string"}$'
 SHORT_DEMO = """
 import refine.config as config
 import refine.digits.judge as judge
-from_preset, of_run = config.RunConfig.from_preset, judge.print_judgement
+from_preset, of_run = config.RunConfig.from_preset, judge.print_judgment
 short = {"kimg": 0.064, "warmup_kimg": 0.032, "tick_kimg": 0.032, "metrics": "fid100_full"}
 config.RunConfig.from_preset = lambda name, **options: from_preset(name, **options, **short)
-judge.print_judgement = lambda folder: of_run(folder, 100)
+judge.print_judgment = lambda folder: of_run(folder, 100)
 from refine.digits.demo import main
 main()
 """

@@ -1,4 +1,4 @@
-"""What a run imports before its first step, and what it leaves until it is needed."""
+"""Imports of a run before its first step, and imports that wait until they are needed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LATER = {
     "scipy": "by a metric",
     "requests": "by a download",
-    "torch._dynamo": "by an optimiser",
+    "torch._dynamo": "by an optimizer",
     "torch.utils.data": "by a large data set",
     "torch.utils.tensorboard": "by a run's events",
     "matplotlib": "by nobody",

@@ -1,4 +1,4 @@
-"""What a run records of its making."""
+"""Records of a run's provenance."""
 
 from __future__ import annotations
 

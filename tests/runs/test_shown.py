@@ -1,4 +1,4 @@
-"""What a run shows of itself while it goes on: its report, and what TensorBoard and Weights & Biases are told."""
+"""Reports of a run in progress: its page, TensorBoard, and Weights & Biases."""
 
 from __future__ import annotations
 

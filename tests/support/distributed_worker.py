@@ -1,4 +1,4 @@
-"""What one of several processes does in tests/test_distributed.py."""
+"""One of several processes, for tests/runtime/test_distributed.py."""
 
 from __future__ import annotations
 

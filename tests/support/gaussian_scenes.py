@@ -65,8 +65,8 @@ def scenes(resolution: int, channels: int = 3, num_classes: int = 1, seed: int =
     means = nn.functional.interpolate(coarse, size=(resolution, resolution), mode="bilinear", align_corners=True)
     axis = torch.arange(resolution, dtype=torch.float64) / resolution
     near = torch.exp(-((axis[:, None] - axis[None]) ** 2) / (2 * 0.15**2))
-    colours = 0.7 * torch.eye(channels, dtype=torch.float64) + 0.3
+    colors = 0.7 * torch.eye(channels, dtype=torch.float64) + 0.3
     # More contrast at the top left: the covariance knows up from down as well.
     contrast = (0.15 + 0.25 * (1 - axis)[:, None] * (1 - 0.5 * axis)[None]).flatten().repeat(channels)
-    covariance = torch.kron(colours, torch.kron(near, near)) * contrast[:, None] * contrast[None]
+    covariance = torch.kron(colors, torch.kron(near, near)) * contrast[:, None] * contrast[None]
     return means, covariance + 1e-4 * torch.eye(len(covariance), dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""What Weights & Biases wrote offline, read without it: a log of blocks (LevelDB's format) that holds its records."""
+"""Reader of files that Weights & Biases wrote offline: a log of blocks (LevelDB's format) that holds its records."""
 
 from __future__ import annotations
 

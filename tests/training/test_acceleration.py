@@ -116,8 +116,8 @@ def test_dropout_has_its_probability_and_keeps_the_mean(shape):
     if y.numel() > 1000:
         n = y.numel()
         assert abs(kept.float().mean() - (1 - p)) < 5 * math.sqrt(p * (1 - p) / n)
-        neighbours = (kept[:, 1:] == kept[:, :-1]).float().mean()
-        assert abs(neighbours - (p**2 + (1 - p) ** 2)) < 5 / math.sqrt(n)
+        neighbors = (kept[:, 1:] == kept[:, :-1]).float().mean()
+        assert abs(neighbors - (p**2 + (1 - p) ** 2)) < 5 / math.sqrt(n)
     (gradient,) = torch.autograd.grad(y.sum(), x)
     torch.testing.assert_close(gradient, kept / (1 - p))
     torch.manual_seed(0)

@@ -80,7 +80,7 @@ def test_replays_give_what_the_network_gives(net):
             results.append(net(x, sigma))
             expected.append(plain(x, sigma))
             assert torch.equal(x, kept)
-            net.layer.weight.add_(0.1)  # as an optimiser does, in place
+            net.layer.weight.add_(0.1)  # as an optimizer does, in place
     assert cuda.captures == 1 and cuda.replays == 6 - CALLS_BEFORE
     # Earlier results are not those of the last replay.
     assert all(torch.equal(a, b) for a, b in zip(results, expected, strict=True))
@@ -257,7 +257,7 @@ def test_the_stream_is_the_runs_again_behind_a_capture(monkeypatch, fails):
 
 
 def test_casts_of_weights_are_not_kept(net):
-    """A graph that held a cast of another moment would not see what the optimiser does."""
+    """A graph that held a cast of another moment would not see what the optimizer does."""
     seen = []
     plain = net.forward
     net.forward = lambda x, sigma: (seen.append(torch.is_autocast_cache_enabled()), plain(x, sigma))[1]

@@ -1,4 +1,4 @@
-"""What a step draws: each kind of number by itself, and labels in turn."""
+"""Inputs of a step: each kind of number has its own stream, and labels cycle."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The optimiser's step against torch's own, its guard against what is not finite, and the learning rate."""
+"""The optimizer's step against torch's own, its guard against what is not finite, and the learning rate."""
 
 from __future__ import annotations
 

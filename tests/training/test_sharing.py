@@ -41,9 +41,9 @@ def gradients_by_hand(trainer):
             network.eval()
         lam = (sigma**2 + 0.25) / (0.5 * sigma) ** 2
         loss = (lam * (estimates[0] - x0) ** 2).sum() / config.batch
-        towards = (estimates[0] - estimates[1]).detach() / config.batch
+        toward = (estimates[0] - estimates[1]).detach() / config.batch
         parts = (
-            torch.autograd.grad(images, of_generator, towards, materialize_grads=True),
+            torch.autograd.grad(images, of_generator, toward, materialize_grads=True),
             torch.autograd.grad(loss, of_fake, allow_unused=True, materialize_grads=True),
         )
         for total, part in zip(totals, parts, strict=True):

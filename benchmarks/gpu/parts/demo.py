@@ -41,7 +41,7 @@ def only_run_in(outdir: Path) -> Path:
 
 
 def figures(snapshot: Path, count: int) -> dict[str, Any]:
-    """What the judge of the demo measures: on the CPU, of the moving average, against the test images."""
+    """Figures of the demo's judge: on the CPU, of the moving average, against the test images."""
     return asdict(figures_of(load_generator(str(snapshot)).network, "test", count))
 
 

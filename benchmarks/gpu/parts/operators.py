@@ -124,7 +124,7 @@ def processes(setting: Setting) -> None:
 
 
 def ceilings(setting: Setting) -> None:
-    """What the machine can do: matrix products by type, and a copy."""
+    """Peak rates of the machine: matrix products by type, and a copy."""
     n, size = (128, 1 << 20) if setting.rehearse else (8192, 1 << 31)
     kinds = {"fp32": (torch.float32, False), "TF32": (torch.float32, True), "bf16": (torch.bfloat16, False)}
     rates = {name: matmul_flops(setting.device, dtype, tf32, n) for name, (dtype, tf32) in kinds.items()}

@@ -77,7 +77,7 @@ FEW = ("bf16", "plain recipe, fp32", "bf16, --checkpoint")  # rehearsed with eve
 
 
 class Timed(NamedTuple):
-    """What was seen of a step.
+    """Measurements of a step.
 
     Attributes:
         seconds: Median of a step, until the device is done.
@@ -105,7 +105,7 @@ def time_step(step: Callable[[], object], setting: Setting, held: int) -> Timed:
 
 
 def memory_in_use(device: torch.device) -> int:
-    """Bytes of tensors on a GPU, from where the largest number is counted anew; 0 on a CPU."""
+    """Bytes of tensors on a GPU, from where the peak is counted again; 0 on a CPU."""
     if device.type != "cuda":
         return 0
     torch.cuda.reset_peak_memory_stats(device)
