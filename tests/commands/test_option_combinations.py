@@ -39,6 +39,7 @@ VALUES: dict[str, tuple[list[str], list[str]]] = {
     "ratio-samples": (["100"], ["0", "-5"]),
     "ratio-refresh": (["0", "1"], ["2"]),
     "rlr": (["1e-3"], ["0", "nan"]),
+    "backtrack": (["0", "2"], ["-1", "x"]),
     "wandb": (["0"], ["maybe"]),
     "fake-steps": (["1", "2"], ["0", "-3", "1e3"]),
     "compile": (["0"], ["maybe"]),
