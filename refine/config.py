@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from refine.diffusion.noise_levels import Schedule
     from refine.objectives import Objective
     from refine.pair.freeze import Layers
+    from refine.runtime.decay import Decays
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 FILTERS = ("lanczos", "bicubic", "box")
@@ -155,6 +156,10 @@ class TrainingOptions(SeedOptions, LengthOptions):
     ema_rampup: float | None = option(
         0.05, "Limit of that half-life, as a share of the images so far.", "Optimization", metavar="SHARE", above=0
     )
+    ema_more: Decays = option(
+        "none", "Further moving averages: half-lives or EDM2's profiles, such as 0.5,2,power:0.1.", "Optimization",
+        metavar="LIST", parse="refine.runtime.decay:parse_decays",
+    )  # fmt: skip
     anchor: float = option(
         0.0, "Weight of the penalty on changes in detail that the teacher cannot see.", "Networks",
         metavar="WEIGHT", minimum=0,

@@ -73,7 +73,7 @@ def estimate_memory(trainer: Trainer, num_processes: int = 1) -> Memory:
     """
     options = trainer.options
     trained = [network.module for network in trainer.networks]
-    averages = [network.average.network.module for network in trainer.networks if network.average is not None]
+    averages = [average.network.module for network in trainer.networks for average in network.averages().values()]
     start = [trainer.generator_start.module] if trainer.generator_start else []
     frozen = [trainer.teacher.module, *start, *(network.module for network in trainer.backtrack.networks)]
     kept = trainer.backtrack.count * _count(trainer.teacher.module.parameters())

@@ -24,6 +24,7 @@ from refine.pair import high_frequency
 from refine.pair.freeze import select_layers
 from refine.pair.pair import Pair
 from refine.runtime import distributed
+from refine.runtime.decay import HalfLife
 from refine.runtime.spans import span
 from refine.training.acceleration import checkpoint_blocks, compile_blocks
 from refine.training.backtrack import Backtrack, NoBacktrack
@@ -106,7 +107,8 @@ class Trainer:
             generator,
             self._optimizer(generator),
             self._generator_rate,
-            Average(average, options.ema_halflife_kimg, options.ema_rampup),
+            Average(average, HalfLife(options.ema_halflife_kimg, options.ema_rampup)),
+            [Average(frozen_copy(pair.generator, device), decay) for decay in options.ema_more.each],
         )
         self.networks: list[TrainedNetwork[Any]] = [self.generator]
         if self.objective.needs_fake:

@@ -66,6 +66,7 @@ VALUES: dict[str, tuple[list[str], list[str]]] = {
     "beta2": (["0.999"], ["1.5"]),
     "clip-grad": (["1", "none"], ["0", "-1"]),
     "ema-halflife-kimg": (["0", "0.01"], ["-1"]),
+    "ema-more": (["none", "0.01,power:0.1"], ["x", "power:1"]),
     "ema-rampup": (["0.05", "none"], ["0"]),
     "train-layers": (["auto", "all", "4,8", "16"], ["top", "3", "", "128"]),
     "anchor": (["0", "0.1"], ["-1", "x"]),
