@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from refine.diffusion.noise_levels import Schedule
     from refine.objectives import Objective
     from refine.pair.freeze import Layers
+    from refine.runtime.decay import Decays
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 FILTERS = ("lanczos", "bicubic", "box")
@@ -101,6 +102,10 @@ class TrainingOptions(SeedOptions, LengthOptions):
         metavar="N", minimum=2, maximum=2**24,
     )  # fmt: skip
     ratio_refresh: bool = option(False, "Draw new samples even if the cache has some.", "Method", metavar="0|1")
+    backtrack: int = option(
+        0, "Intermediate teachers, kept from the warm-up and followed in reverse at the start.", "Method",
+        metavar="N", minimum=0, maximum=1000,
+    )  # fmt: skip
     fake_steps: int = option(1, "Updates of the fake score per generator update.", "Method", metavar="N", minimum=1)
     share_forward: bool = option(False, "Use one generator pass for both updates.", "Method", metavar="0|1")
     share_unet: bool = option(False, "Use one pass of the fake score for both updates, too.", "Method", metavar="0|1")
@@ -151,6 +156,10 @@ class TrainingOptions(SeedOptions, LengthOptions):
     ema_rampup: float | None = option(
         0.05, "Limit of that half-life, as a share of the images so far.", "Optimization", metavar="SHARE", above=0
     )
+    ema_more: Decays = option(
+        "none", "Further moving averages: half-lives or EDM2's profiles, such as 0.5,2,power:0.1.", "Optimization",
+        metavar="LIST", parse="refine.runtime.decay:parse_decays",
+    )  # fmt: skip
     anchor: float = option(
         0.0, "Weight of the penalty on changes in detail that the teacher cannot see.", "Networks",
         metavar="WEIGHT", minimum=0,
@@ -180,6 +189,23 @@ class TrainingOptions(SeedOptions, LengthOptions):
             raise OptionError(f"{{batch_gpu}} must divide the batch of {self.batch}, and {self.batch_gpu} does not.")
         if self.share_unet:
             self._check_one_pass()
+        if self.backtrack:
+            self._check_backtrack()
+
+    def _check_backtrack(self) -> None:
+        """Refuses intermediate teachers that cannot be kept, and a ratio that knows only the teacher."""
+        if not self.objective.needs_fake or not self.warmup_kimg:
+            without = "warmup_kimg=0" if self.objective.needs_fake else f"objective={self.objective}"
+            raise OptionError(
+                f"{{backtrack={self.backtrack}}} keeps states of the fake score from the warm-up, and with "
+                f"{{{without}}} there are none: leave it out."
+            )
+        if self.objective.needs_ratio or self.gan_weight:
+            by = f"objective={self.objective}" if self.objective.needs_ratio else f"gan_weight={self.gan_weight:g}"
+            raise OptionError(
+                f"{{backtrack={self.backtrack}}} changes the teacher, and the density ratio of {{{by}}} is that of the "
+                "teacher itself: leave one of them out."
+            )
 
     def _check_one_pass(self) -> None:
         """Refuses options that are impossible with one fake-score pass for both updates."""

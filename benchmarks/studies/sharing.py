@@ -31,15 +31,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def costs(names: list[str], rounds: int) -> dict[str, tuple[float, float]]:
-    """CPU seconds of a warm-up step and of a step, by form: medians of steps that take turns."""
+def costs(forms: dict[str, dict[str, Any]], rounds: int) -> dict[str, tuple[float, float]]:
+    """CPU seconds of a warm-up step and of a step, by name: medians of steps that take turns."""
     cpu = torch.device("cpu")
     trainers = {}
-    for name in names:
-        trainers[name] = trainer_of_digits(cpu, **(COMMON | (FORMS | VARIANTS)[name]))
+    for name, changes in forms.items():
+        trainers[name] = trainer_of_digits(cpu, **(COMMON | changes))
         trainers[name].warm_up_step()
         trainers[name].step()
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in forms}
     for _ in range(rounds):
         for name, trainer in trainers.items():
             times[name].append((seconds(trainer.warm_up_step, cpu), seconds(trainer.step, cpu)))
@@ -69,7 +69,9 @@ def main() -> None:
     torch.set_num_threads(1)
     seeds = [int(seed) for seed in args.seeds.split(",")]
     kimg = {}
-    for name, (warm_up_cost, cost) in costs(args.names, args.rounds).items():
+    for name, (warm_up_cost, cost) in costs(
+        {name: (FORMS | VARIANTS)[name] for name in args.names}, args.rounds
+    ).items():
         kimg[name] = kimg_within(args.seconds, warm_up_cost, cost)
         print(f"{name}: {cost * 1e3:.0f} ms a step, {kimg[name]:g} kimg in {args.seconds:g} s", flush=True)
     print("\n| form | FID | precision | recall | coverage | agreement | variance | rarest class | CPU s |")

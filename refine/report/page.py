@@ -50,6 +50,13 @@ COURSE = (
         "generator. It falls as the two distributions approach each other.",
     ),
     Statistic(
+        "Divergence/nats",
+        "Divergence",
+        "nats",
+        "Estimate of KL(generator, teacher) over the run's noise levels. It is true as far as the fake score follows: "
+        "read it beside the loss of the fake score, and trust its course before its value.",
+    ),
+    Statistic(
         "Loss/fake",
         "Loss of the fake score",
         "denoising loss",
@@ -69,7 +76,15 @@ COURSE = (
         "Change of the images since the start at fixed latents: rises, and levels off as the generator converges.",
     ),
 )
-SHOWN_ELSEWHERE = ("Progress/", "Timing/", "timestamp", "Score/gap/", "Loss/fake/", *(s.key for s in COURSE))
+SHOWN_ELSEWHERE = (
+    "Progress/",
+    "Timing/",
+    "timestamp",
+    "Score/gap/",
+    "Loss/fake/",
+    "Divergence/",
+    *(s.key for s in COURSE),
+)
 
 
 @dataclass(frozen=True)

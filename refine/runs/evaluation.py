@@ -199,6 +199,25 @@ def record(folder: RunFolder, rows: Sequence[dict[str, Any]], patience: int | No
     return f"Ending the run: {name} has risen for {rises} in a row; the best snapshot is {best['snapshot_pkl']}"
 
 
+def record_average(folder: RunFolder, decay: str, rows: Sequence[dict[str, Any]]) -> None:
+    """Writes the metrics of a further moving average, and links `network-best.pkl` to it if its FID is the lowest.
+
+    Args:
+        folder: Folder of the run.
+        decay: Decay of the average.
+        rows: Rows of the metrics of its file.
+    """
+    for row in rows:
+        folder.add_average({"decay": decay, **row})
+    fid = next((row for row in rows if row["metric"].startswith(("fid", "fdd"))), None)
+    if fid is None:
+        return
+    others = [row for row in folder.average_rows() if row["metric"] == fid["metric"]]
+    values = map(value_of, [*folder.metric_rows(fid["metric"]), *others])
+    if value_of(fid) <= min(values):
+        folder.link_best(folder.path / fid["snapshot_pkl"])
+
+
 def link_best_by_divergence(folder: RunFolder, batch: int) -> None:
     """Links `network-best.pkl` to the snapshot with the least estimated divergence, if no FID is measured.
 

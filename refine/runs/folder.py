@@ -22,6 +22,7 @@ from refine.files.atomic import atomic_write, cannot_write
 from refine.files.jsonl import read_rows, to_json
 
 OPTIONS, STATS, LOG, BEST = "training_options.json", "stats.jsonl", "log.txt", "network-best.pkl"
+AVERAGES = "averages.jsonl"
 _SNAPSHOT = re.compile(r"network-snapshot-(\d{6,})(?:_(\d{3}))?\.pkl")
 _STATE = re.compile(r"training-state-(\d{6,})\.pt")
 NUM_STATES_KEPT = 2
@@ -147,6 +148,19 @@ class RunFolder:
     def snapshot_path(self, tag: str) -> Path:
         """Path of the snapshot with a tag."""
         return self.path / f"network-snapshot-{tag}.pkl"
+
+    def average_path(self, tag: str, decay: str) -> Path:
+        """Path of a further moving average at the end of a run, such as `network-average-000030-power_0.1.pkl`."""
+        return self.path / f"network-average-{tag}-{decay.replace(':', '_')}.pkl"
+
+    def add_average(self, row: Mapping[str, Any]) -> None:
+        """Appends a row to `averages.jsonl`."""
+        self._append(AVERAGES, to_json(row))
+
+    def average_rows(self) -> list[dict[str, Any]]:
+        """Rows of `averages.jsonl` whose files are there, oldest first."""
+        rows = read_rows(self.path / AVERAGES).rows
+        return [row for row in rows if (self.path / str(row["snapshot_pkl"])).is_file()]
 
     def last_snapshot(self) -> Path | None:
         """Path of the newest snapshot; None if there is none."""

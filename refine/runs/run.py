@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +14,12 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from refine.config import RunConfig
+from refine.contracts import Generator
 from refine.errors import OptionError
 from refine.pair.pair import Pair
 from refine.pair.preflight import Preflight, preflight
 from refine.report import REPORT, try_write_report
-from refine.runs.evaluation import Evaluate, flat, is_measured, link_best_by_divergence, record
+from refine.runs.evaluation import Evaluate, flat, is_measured, link_best_by_divergence, record, record_average
 from refine.runs.folder import RunFolder, snapshot_tag
 from refine.runs.grids import Grids
 from refine.runs.interrupts import StopRequest
@@ -241,6 +242,7 @@ class Run:
                 self.start_tick()
             if self.saved_nimg != progress.cur_nimg:
                 self.save()
+            self.save_averages()
             self.say(f"Report: {self.folder.path / REPORT}")
         self.writer.wait()
         self.should_stop()  # a signal may have come while the last snapshot was saved
@@ -250,6 +252,17 @@ class Run:
             distributed.barrier()  # if one process ends, the launcher ends all, and rank 0 is still saving
             self.say(f"Stopped by {self.stop.name}; resume with --resume={state}")
             raise KeyboardInterrupt
+
+    def save_averages(self) -> None:
+        """Saves the further moving averages at the end of the run, and measures each if snapshots are measured."""
+        generator = self.trainer.generator
+        for average in generator.more_averages:
+            path = self.folder.average_path(self.tag(), str(average.decay))
+            if distributed.is_rank0():
+                self.pair.write_snapshot(path, generator.module.state_dict(), average.network.module.state_dict())
+            rows = self.measured(average.network, path)
+            if distributed.is_rank0():
+                record_average(self.folder, str(average.decay), rows or ())
 
     def try_pair(self) -> None:
         """Runs the preflight, so that a pair that cannot work is noticed at once."""
@@ -444,29 +457,43 @@ class Run:
 
         Ctrl-C during the measurement loses only the measurement.
         """
-        evaluate = self.callbacks.evaluate
-        if evaluate is None or not self.evaluation_is_due() or self.should_stop():
+        if self.callbacks.evaluate is None or not self.evaluation_is_due() or self.should_stop():
             return
         self.writer.wait()  # the measured snapshot exists, even if the measurement fails
-        path = self.snapshot_path()
-        # With several processes, none can leave alone; everything is saved, so the launcher may end them.
-        self.stop.urgent = distributed.world_size() == 1
-        try:
-            with distributed.phase(f"metrics of {path.name}"):
-                rows = evaluate(self.averaged_generator().module, path.name)
-        except KeyboardInterrupt:
-            self.say(f"Interrupted the metrics of {path.name}; they are not recorded")
+        rows = self.measured(self.averaged_generator(), self.snapshot_path())
+        if rows is None:
             return
-        finally:
-            self.stop.urgent = False
         for row in rows if distributed.is_rank0() else ():
-            self.say(" ".join(f"{name} {value:.6g}" for name, value in row["results"].items()))
             results = {f"Metrics/{name}": value for name, value in row["results"].items()}
             self.trackers.add_numbers(results, self.trainer.progress.cur_nimg, time.time())
         worse = record(self.folder, rows, self.config.stop_if_worse) if distributed.is_rank0() else None
         if worse is not None:
             self.say(worse)
         self.ending |= distributed.broadcast(worse is not None)
+
+    def measured(self, generator: Generator, path: Path) -> Sequence[dict[str, Any]] | None:
+        """Rows of the metrics of a generator; None if they were interrupted or nothing is measured.
+
+        Args:
+            generator: Generator to measure.
+            path: Its file.
+        """
+        evaluate = self.callbacks.evaluate
+        if evaluate is None:
+            return None
+        # With several processes, none can leave alone; everything is saved, so the launcher may end them.
+        self.stop.urgent = distributed.world_size() == 1
+        try:
+            with distributed.phase(f"metrics of {path.name}"):
+                rows = evaluate(generator.module, path.name)
+        except KeyboardInterrupt:
+            self.say(f"Interrupted the metrics of {path.name}; they are not recorded")
+            return None
+        finally:
+            self.stop.urgent = False
+        for row in rows if distributed.is_rank0() else ():
+            self.say(" ".join(f"{name} {value:.6g}" for name, value in row["results"].items()))
+        return rows
 
     def start_is_measured(self) -> bool:
         """True if an earlier process has measured the unrefined generator."""

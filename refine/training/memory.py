@@ -73,8 +73,10 @@ def estimate_memory(trainer: Trainer, num_processes: int = 1) -> Memory:
     """
     options = trainer.options
     trained = [network.module for network in trainer.networks]
-    averages = [network.average.network.module for network in trainer.networks if network.average is not None]
-    frozen = [trainer.teacher.module, *([trainer.generator_start.module] if trainer.generator_start else [])]
+    averages = [average.network.module for network in trainer.networks for average in network.averages().values()]
+    start = [trainer.generator_start.module] if trainer.generator_start else []
+    frozen = [trainer.teacher.module, *start, *(network.module for network in trainer.backtrack.networks)]
+    kept = trainer.backtrack.count * _count(trainer.teacher.module.parameters())
     num_trained = _count(p for module in trained for p in module.parameters() if p.requires_grad)
     saved = _count(p for module in [*trained, *averages] for p in module.parameters())
     mode = dispatch.mode()
@@ -90,7 +92,7 @@ def estimate_memory(trainer: Trainer, num_processes: int = 1) -> Memory:
         adam=2 * FLOAT * num_trained,
         activations=per_image * min(images, options.batch),
         images=min(images, options.batch),
-        state=FLOAT * (saved + 2 * num_trained),
+        state=FLOAT * (saved + 2 * num_trained + kept),
     )
 
 

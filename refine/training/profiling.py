@@ -321,8 +321,8 @@ def saved_for_backward(trainer: Trainer, parts: Parts) -> Iterator[None]:
 def modules_of(trained: TrainedNetwork[Any]) -> dict[str, torch.nn.Module]:
     """Modules of a trained network and of its moving average, by title."""
     modules = {trained.title: trained.module}
-    if trained.average is not None:
-        modules[f"{trained.title}, average"] = trained.average.network.module
+    for name, average in trained.averages().items():
+        modules[f"{trained.title}, {name}"] = average.network.module
     return modules
 
 

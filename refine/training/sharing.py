@@ -40,7 +40,7 @@ class FreshBatches:
             x_t: The same images with noise, [N, C, R, R].
             inputs: Inputs of the micro-batch.
         """
-        teacher = trainer.estimate(trainer.teacher, x_t, inputs)
+        teacher = trainer.estimate(trainer.guide, x_t, inputs)
         fake = trainer.estimate(trainer.fake_score.network, x_t, inputs)
         return Scores(x0, inputs.sigma, teacher, fake)
 
@@ -60,7 +60,7 @@ class NoFakeScore(FreshBatches):
 
     def scores(self, trainer: Trainer, x0: Tensor, x_t: Tensor, inputs: StepInputs) -> Scores:
         """Estimate of the teacher, in place of both estimates."""
-        teacher = trainer.estimate(trainer.teacher, x_t, inputs)
+        teacher = trainer.estimate(trainer.guide, x_t, inputs)
         return Scores(x0, inputs.sigma, teacher, teacher)
 
 
@@ -97,7 +97,7 @@ class SharedPass(SharedImages):
     def scores(self, trainer: Trainer, x0: Tensor, x_t: Tensor, inputs: StepInputs) -> Scores:
         """Estimates of both denoisers; the fake score is trained first, and its graph is freed at once."""
         fake = trainer.fake_score_backward(x0, inputs)
-        teacher = trainer.estimate(trainer.teacher, x_t, inputs, purpose="dropout")
+        teacher = trainer.estimate(trainer.guide, x_t, inputs, purpose="dropout")
         return Scores(x0, inputs.sigma, teacher, fake)
 
     def after_backward(self, trainer: Trainer, x0: Tensor, inputs: StepInputs) -> None:

@@ -39,6 +39,7 @@ def state_of(trainer: Trainer, digests: Mapping[str, str], start: dict[str, Tens
         "statistics": trainer.statistics.merged(),
         "start": start,
         "networks": {trained.name: trained.state_dict() for trained in trainer.networks},
+        "backtrack": trainer.backtrack.state_dict(),
     }
 
 
@@ -60,6 +61,7 @@ def load_state(trainer: Trainer, state: dict[str, Any], digests: Mapping[str, st
     trainer.statistics = RunningMeans(state["statistics"] if distributed.is_rank0() else None)
     for trained in trainer.networks:
         trained.load_state_dict(state["networks"][trained.name])
+    trainer.backtrack.load_state_dict(state.get("backtrack", []))
 
 
 def read_state(path: Path) -> dict[str, Any]:

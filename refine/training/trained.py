@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from refine.errors import OptionError
+from refine.runtime.decay import HalfLife, Power
 from refine.runtime.spans import span
 from refine.training.optimizer import Optimizer
 from refine.training.statistics import RunningMeans
@@ -58,13 +59,12 @@ class Average(Generic[Network]):
 
     Args:
         network: Copy of the network, whose weights become the average.
-        halflife_kimg: Half-life in thousands of images.
-        rampup: Largest half-life as a share of the images so far; None for no ramp-up.
+        decay: Decay of the average.
     """
 
-    def __init__(self, network: Network, halflife_kimg: float, rampup: float | None) -> None:
+    def __init__(self, network: Network, decay: HalfLife | Power) -> None:
         self.network: Network = network
-        self.halflife_kimg, self.rampup = halflife_kimg, rampup
+        self.decay = decay
 
     @torch.no_grad()
     def update(self, live: torch.nn.Module, cur_nimg: int, batch: int) -> None:
@@ -75,10 +75,7 @@ class Average(Generic[Network]):
             cur_nimg: Images so far.
             batch: Images since the last update of the average.
         """
-        halflife = self.halflife_kimg * 1000
-        if self.rampup is not None:
-            halflife = min(halflife, cur_nimg * self.rampup)
-        beta = 0.5 ** (batch / max(halflife, 1e-8))
+        beta = self.decay.beta(cur_nimg, batch)
         average = self.network.module
         parameters: list[Tensor] = list(average.parameters())
         torch._foreach_lerp_(parameters, list[Tensor](live.parameters()), 1 - beta)
@@ -96,6 +93,7 @@ class TrainedNetwork(Generic[Network]):
         optimizer: Optimizer of these parameters.
         learning_rate: Function from the position of the run to the learning rate.
         average: Moving average of the weights; None for none.
+        more_averages: Further moving averages, which are kept beside the first.
     """
 
     def __init__(
@@ -105,10 +103,12 @@ class TrainedNetwork(Generic[Network]):
         optimizer: Optimizer,
         learning_rate: Callable[[Progress], float],
         average: Average[Network] | None = None,
+        more_averages: Sequence[Average[Network]] = (),
     ) -> None:
         self.name, self.optimizer, self.learning_rate = name, optimizer, learning_rate
         self.network: Network = network
         self.average: Average[Network] | None = average
+        self.more_averages: Sequence[Average[Network]] = more_averages
         self._nonfinite_in_a_row = 0
 
     @property
@@ -120,6 +120,11 @@ class TrainedNetwork(Generic[Network]):
     def module(self) -> torch.nn.Module:
         """Module of the network."""
         return self.network.module
+
+    def averages(self) -> dict[str, Average[Network]]:
+        """All moving averages by name: `average`, and `average 0.5` for a further one of that decay."""
+        first = {"average": self.average} if self.average is not None else {}
+        return first | {f"average {average.decay}": average for average in self.more_averages}
 
     def backward(self, loss: Tensor) -> None:
         """Accumulates the gradient of a scalar loss, which is this process's part of a sum over all processes."""
@@ -156,32 +161,30 @@ class TrainedNetwork(Generic[Network]):
         return False
 
     def update_average(self, progress: Progress, batch: int) -> None:
-        """Updates the moving average, if the network has one.
+        """Updates the moving averages, if the network has any.
 
         Args:
             progress: Position of the run.
-            batch: Images since the last update of the average.
+            batch: Images since the last update of the averages.
         """
-        if self.average is not None:
-            with span(UPDATE_SPAN):
-                self.average.update(self.module, progress.cur_nimg, batch)
+        with span(UPDATE_SPAN):
+            for average in self.averages().values():
+                average.update(self.module, progress.cur_nimg, batch)
 
     def weights(self) -> dict[str, dict[str, Tensor]]:
-        """State dicts of the network, under `module`, and of its moving average, under `average`."""
-        weights = {"module": self.module.state_dict()}
-        if self.average is not None:
-            weights["average"] = self.average.network.module.state_dict()
-        return weights
+        """State dicts of the network, under `module`, and of its moving averages, under the names of `averages`."""
+        averages = {name: average.network.module.state_dict() for name, average in self.averages().items()}
+        return {"module": self.module.state_dict(), **averages}
 
     def load_weights(self, weights: dict[str, dict[str, Tensor]]) -> None:
-        """Restores the result of `weights`.
+        """Restores the result of `weights`; further averages that it has not are taken from the first.
 
         Raises:
             RuntimeError: The weights belong to another architecture.
         """
         self.module.load_state_dict(weights["module"])
-        if self.average is not None:
-            self.average.network.module.load_state_dict(weights["average"])
+        for name, average in self.averages().items():
+            average.network.module.load_state_dict(weights.get(name, weights["average"]))
 
     def state_dict(self) -> dict[str, Any]:
         """State that a resumed run needs: weights and optimizer."""

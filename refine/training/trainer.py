@@ -24,8 +24,10 @@ from refine.pair import high_frequency
 from refine.pair.freeze import select_layers
 from refine.pair.pair import Pair
 from refine.runtime import distributed
+from refine.runtime.decay import HalfLife
 from refine.runtime.spans import span
 from refine.training.acceleration import checkpoint_blocks, compile_blocks
+from refine.training.backtrack import Backtrack, NoBacktrack
 from refine.training.cuda_graphs import CudaGraphs, graph_forward
 from refine.training.divergence import add_divergence
 from refine.training.frozen import frozen, frozen_copy, set_training
@@ -105,7 +107,8 @@ class Trainer:
             generator,
             self._optimizer(generator),
             self._generator_rate,
-            Average(average, options.ema_halflife_kimg, options.ema_rampup),
+            Average(average, HalfLife(options.ema_halflife_kimg, options.ema_rampup)),
+            [Average(frozen_copy(pair.generator, device), decay) for decay in options.ema_more.each],
         )
         self.networks: list[TrainedNetwork[Any]] = [self.generator]
         if self.objective.needs_fake:
@@ -115,6 +118,9 @@ class Trainer:
             self.networks.append(self.fake_score)
         self.ratio = make_ratio(self, pair.digests.get("teacher"), self._head_optimizer, self._ratio_rate)
         self.networks += self.ratio.trained
+        self.backtrack = NoBacktrack()
+        if options.backtrack:
+            self.backtrack = Backtrack(frozen_copy(pair.teacher, device), options.backtrack)
         self._accelerate()
         self.input_shape = InputShape(
             batch=options.batch,
@@ -124,6 +130,11 @@ class Trainer:
             img_resolution=self.bridge.img_resolution,
             augment_p=options.fake_augment,
         )
+
+    @property
+    def guide(self) -> Denoiser:
+        """Denoiser that the generator follows: the teacher, or an intermediate teacher early in the run."""
+        return self.backtrack.guide(self)
 
     @property
     def through_teacher(self) -> bool:
@@ -154,6 +165,7 @@ class Trainer:
                 self.fit_fake_score("warmup", step)
             self.ratio.fit(self, "warmup_ratio", step)
         self.progress.warmup_nimg += self.options.batch
+        self.backtrack.record(self, self.options.batch)
 
     def step(self) -> None:
         """Updates the fake score and the density ratio, then the generator."""
@@ -220,7 +232,8 @@ class Trainer:
         if self.objective.needs_fake:
             gap = (scores.teacher - scores.fake).detach().square().mean(dim=[1, 2, 3]).sqrt()
             self.statistics.add_by_band("Score/gap", gap, inputs.sigma)
-            add_divergence(self.statistics, scores, self.sigma.at(self._position()))
+            if self.guide is self.teacher:  # not the divergence from an intermediate teacher
+                add_divergence(self.statistics, scores, self.sigma.at(self.position()))
         return self.ratio.with_logit(self, scores, x_t, inputs)
 
     def noisy(self, x0: Tensor, inputs: StepInputs) -> Tensor:
@@ -242,7 +255,7 @@ class Trainer:
             inputs: Noise levels, labels and seeds.
             purpose: Purpose of the seeds; the same purpose gives the same dropout masks in both networks.
         """
-        through = self.through_teacher if denoiser is self.teacher else self.through_fake_score
+        through = self.through_fake_score if self._is_fake_score(denoiser) else self.through_teacher
         dropout = self.sharing.teacher_dropout(self.options)
         with torch.set_grad_enabled(through):
             return self._denoise(denoiser, x_t, inputs.sigma, inputs, None, dropout, purpose)
@@ -288,7 +301,7 @@ class Trainer:
             stream: Name of the random stream of the update.
             step: Index of the step.
         """
-        options, progress = self.options, self._position()
+        options, progress = self.options, self.position()
         moves_generator, fits_ratio = stream == "generator", stream in ("ratio", "warmup_ratio")
         shares_noise = moves_generator and self.sharing.shares_noise
         fits_fake = not (moves_generator or fits_ratio) or (
@@ -309,7 +322,7 @@ class Trainer:
                 part = replace(part, fake_sigma=part.sigma, fake_noise=part.noise)
             yield part
 
-    def _position(self) -> float:
+    def position(self) -> float:
         """Position of the run, from 0 (start) to 1 (end)."""
         return min(self.progress.cur_nimg / (self.options.kimg * 1000), 1.0)
 
@@ -334,13 +347,16 @@ class Trainer:
         dropout: bool,
         purpose: str,
     ) -> Tensor:
-        name = "teacher" if denoiser is self.teacher else self.fake_score.title
+        name = self.fake_score.title if self._is_fake_score(denoiser) else "teacher"
         set_training(denoiser.module, dropout)
         inputs.seeds.seed_torch(purpose)
         with span(f"{name}, forward"), autocast(self.precision, self.device):
             denoised = denoiser(x_t, sigma, self.bridge.labels(inputs.c), augment_labels)
         set_training(denoiser.module, False)
         return denoised
+
+    def _is_fake_score(self, denoiser: Denoiser) -> bool:
+        return self.objective.needs_fake and denoiser is self.fake_score.network
 
     def _known(self, sigma: Tensor) -> Tensor:
         """Nearest noise levels that the teacher supports."""
@@ -356,15 +372,16 @@ class Trainer:
         return w_sum / self.options.batch
 
     def _accelerate(self) -> None:
-        denoisers: list[Any] = [self.teacher, *([self.fake_score.network] if self.objective.needs_fake else [])]
+        frozen_ones = [self.teacher, *self.backtrack.networks]
+        denoisers: list[Any] = [*frozen_ones, *([self.fake_score.network] if self.objective.needs_fake else [])]
         trained = [network.network for network in self.networks]
         for denoiser in denoisers:
             denoiser.module.use_fp16 = False  # the precision is chosen here, not by the pickle
         if self.options.compile:  # before checkpointing, which then recomputes the compiled blocks
-            for network in [self.teacher, *trained]:
+            for network in [*frozen_ones, *trained]:
                 compile_blocks(network.blocks())
         if self.options.checkpoint:
-            for network in [*trained, *([self.teacher] if self.through_teacher else [])]:
+            for network in [*trained, *(frozen_ones if self.through_teacher else [])]:
                 checkpoint_blocks(network.blocks())
         if self.options.cuda_graphs:
             graphs = CudaGraphs()

@@ -100,6 +100,30 @@ def test_best_by_divergence_where_no_fid_is_measured(pair, tmp_path):
     assert all(row["Divergence/nats_stderr"] > 0 for row in folder.stats_rows())
 
 
+def test_further_averages_are_saved_measured_and_chosen_from(pair, tmp_path):
+    """The best file is that of the lowest FID, whichever average it is of."""
+    fids = {"network-snapshot-000000.pkl": 9.0, "network-average-000000_048-0.01.pkl": 3.0}
+
+    def evaluate(network, name):
+        return [{"metric": "fid5k_full", "results": {"fid5k_full": fids.get(name, 5.0)}, "snapshot_pkl": name}]
+
+    snapshot = start.run(config(pair, tmp_path, ema_more="0.01,power:0.1"), evaluate=evaluate)
+    folder = snapshot.parent
+    files = [folder / f"network-average-000000_048-{name}.pkl" for name in ("0.01", "power_0.1")]
+    tensors = [weights(path) for path in (snapshot, *files)]
+    name = "synthesis.b8.conv0.weight"
+    assert all(torch.equal(tensors[0]["G"][name], each["G"][name]) for each in tensors)
+    assert len({each["G_ema"][name].double().sum().item() for each in tensors}) == 3
+    assert (folder / "network-best.pkl").resolve() == files[0]
+    rows = RunFolder(folder).average_rows()
+    assert [(row["decay"], row["snapshot_pkl"]) for row in rows] == [
+        ("0.01", files[0].name),
+        ("power:0.1", files[1].name),
+    ]
+    measured = [row["snapshot_pkl"] for row in RunFolder(folder).metric_rows("fid5k_full")]
+    assert measured[-1] == snapshot.name and not any("average" in each for each in measured)
+
+
 def test_a_run_ends_when_it_is_flat(pair, tmp_path):
     """Rates of nearly nothing leave the divergence as it is."""
     snapshot = start.run(config(pair, tmp_path, kimg=1.6, stop_if_flat=3, glr=1e-9, flr=1e-9))

@@ -83,7 +83,7 @@ SLOW = [
 @pytest.mark.parametrize("problem", PROBLEMS)
 @pytest.mark.parametrize("objective", SLOW)
 def test_every_objective_reaches_the_teacher(objective, problem):
-    course = Course(problem, 200.0, objective=objective)
+    course = Course(problem, 120.0, objective=objective)
     assert course.after < course.before / 20, course
     assert (course.shares - course.right_shares).abs().max() < 0.08, course
     assert course.nats[-1] < course.nats[0], course
@@ -92,7 +92,7 @@ def test_every_objective_reaches_the_teacher(objective, problem):
 @pytest.mark.slow
 @pytest.mark.parametrize("problem", PROBLEMS)
 def test_adversarial_term_helps_and_does_no_harm(problem):
-    course = Course(problem, 200.0, objective="ikl:score", gan_weight=1.0)
+    course = Course(problem, 120.0, objective="ikl:score", gan_weight=1.0)
     assert course.after < course.before / 20, course
 
 

@@ -57,6 +57,9 @@ def test_affine_generator_reaches_a_gaussian_teacher(form):
 # -- golden networks -------------------------------------------------------------------------------------
 
 
+WEIGHT = "synthesis.b8.conv0.weight"
+
+
 def golden_trainer(gan="sg2ada/b_cond16.pkl", teacher="edm/s4_sid_ddpmpp_cond16.pkl", **changes):
     """Conditional 16-pixel networks."""
     options = {"batch": 8, "glr": 1e-3, "flr": 1e-3, "kimg": 1.0, "ema_halflife_kimg": 0.05}
@@ -146,6 +149,26 @@ def test_moving_averages():
     expected = w_beta * w_before + (1 - w_beta) * w_mean
     for network in (live, average):
         assert torch.allclose(network.state_dict()[w_avg], expected, atol=1e-6)
+
+
+def test_further_averages_are_kept_restored_and_started_from_the_first(tmp_path):
+    more = {"ema_more": "0.02,power:0.1"}
+    trainer, other = golden_trainer(**more), golden_trainer(**more)
+    run(trainer)
+    state = {n.name: n.state_dict() for n in trainer.networks}
+    assert list(state["generator"])[:4] == ["module", "average", "average 0.02", "average power:0.1"]
+    for name, average in trainer.generator.averages().items():
+        assert not torch.equal(average.network.module.state_dict()[WEIGHT], state["generator"]["module"][WEIGHT]), name
+    other.generator.load_state_dict(state["generator"])
+    pairs = zip(trainer.generator.averages().values(), other.generator.averages().values(), strict=True)
+    assert all(
+        torch.equal(a.network.module.state_dict()[WEIGHT], b.network.module.state_dict()[WEIGHT]) for a, b in pairs
+    )
+    without = golden_trainer()
+    run(without)
+    other.generator.load_weights(without.generator.weights())
+    for average in other.generator.averages().values():
+        assert torch.equal(average.network.module.state_dict()[WEIGHT], without.generator.weights()["average"][WEIGHT])
 
 
 def test_average_ramps_up():
