@@ -66,7 +66,8 @@ class Logger:
             file = open(file_name, file_mode, encoding="utf-8")  # noqa: SIM115
             self._targets.append(self._open.enter_context(file))
         self._open.callback(self._targets.clear)  # Whoever still holds this logger goes on writing to the terminal.
-        for redirect in (redirect_stdout(self), redirect_stderr(self)):
+        stream: Any = self
+        for redirect in (redirect_stdout(stream), redirect_stderr(stream)):
             self._open.enter_context(redirect)
 
     def __enter__(self) -> Logger:

@@ -138,7 +138,8 @@ def _copy(self: Any) -> Any:
 
 
 def _deepcopy(self: Any, memo: dict[int, Any]) -> Any:
-    twin = memo[id(self)] = type(self).__new__(type(self))
+    cls: Any = type(self)
+    twin = memo[id(self)] = cls.__new__(cls)
     _set_state(twin, copy.deepcopy(_state_of(self), memo))
     return twin
 
