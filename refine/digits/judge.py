@@ -22,6 +22,7 @@ from torch import Tensor
 from refine import pickles, zoo
 from refine.commands.base import Command
 from refine.commands.locate import run_folder
+from refine.commands.options import OutFile, Whole
 from refine.diffusion.sampler import heun_sample
 from refine.digits.digits import FOLDER, RESOLUTION, Images, shipped_detector, shipped_split
 from refine.digits.figures import Figures, figures, figures_of
@@ -286,10 +287,12 @@ def first_images(path: Path, zoom: int = 3) -> Image.Image:
 
 @click.command(cls=Command)
 @click.argument("rundir", required=False, type=click.Path(path_type=Path))
-@click.option("--samples", type=click.IntRange(min=100), default=5000, show_default=True, help="Images to draw.")
+@click.option(
+    "--samples", type=Whole(100, 1_000_000), metavar="N", default=5000, show_default=True, help="Images to draw."
+)
 @click.option(
     "--yardsticks",
-    type=click.Path(path_type=Path),
+    type=OutFile(),
     metavar="FILE",
     help="Measure the teacher and real images instead, which takes minutes, and write FILE.",
 )

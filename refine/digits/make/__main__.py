@@ -17,6 +17,7 @@ import torch
 
 import dnnlib
 from refine.commands.base import Command
+from refine.commands.options import Finite, Folder, Whole
 from refine.digits.digits import NUM_CLASSES, RESOLUTION, Images
 from refine.digits.figures import Figures, figures, generator_sampler, moments, sample, teacher_sampler
 from refine.digits.make.data import load_splits, write_dataset
@@ -109,14 +110,26 @@ def described(name: str, result: Figures) -> str:
 
 
 @click.command(cls=Command)
-@click.option("--outdir", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder to write.")
+@click.option("--outdir", type=Folder(), metavar="DIR", required=True, help="Folder to write.")
 @click.option(
-    "--teacher-kimg", type=float, default=TeacherOptions.kimg, show_default=True, help="Training length of the teacher."
+    "--teacher-kimg",
+    type=Finite(0),
+    default=TeacherOptions.kimg,
+    show_default=True,
+    help="Training length of the teacher.",
 )
-@click.option("--gan-kimg", type=float, default=GanOptions.kimg, show_default=True, help="Training length of the GAN.")
-@click.option("--detector-epochs", type=int, default=30, show_default=True, help="Training length of the detector.")
 @click.option(
-    "--samples", type=int, default=NUM_SAMPLES, show_default=True, help="Generated images to compute figures from."
+    "--gan-kimg", type=Finite(0), default=GanOptions.kimg, show_default=True, help="Training length of the GAN."
+)
+@click.option(
+    "--detector-epochs", type=Whole(0, 100_000), default=30, show_default=True, help="Training length of the detector."
+)
+@click.option(
+    "--samples",
+    type=Whole(2, 1_000_000),
+    default=NUM_SAMPLES,
+    show_default=True,
+    help="Generated images to compute figures from.",
 )
 def main(outdir: Path, teacher_kimg: float, gan_kimg: float, detector_epochs: int, samples: int) -> None:
     """Rebuild the built-in digits, detector, generator and teacher, and print their FID and other figures."""
