@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 
 from refine.errors import UserError
-from refine.networks import edm, stylegan2
+from refine.networks import edm, stylegan2, stylegan3, stylegan3_options
 from refine.networks.stylegan2_options import POSITIONAL_ARGUMENTS, Dialect
 from refine.pickles import PickleError
 from refine.pickles.finite import require_finite
@@ -125,8 +125,7 @@ def load_strictly(network: torch.nn.Module, tensors: Mapping[str, TensorRecord],
 def _identify_generator(synthesis: Any) -> Architecture:
     blocks = submodules(synthesis)
     if "input" in blocks and any(name.startswith("L0_") for name in blocks):
-        # StyleGAN3's place: refine/networks/stylegan3.py, built here as the others are.
-        return Architecture("StyleGAN3 generator", "generator")
+        return Architecture("StyleGAN3 generator", "generator", _build_stylegan3)
     if "b4" not in blocks:
         return Architecture("unknown generator", "generator")
     # Only the stylegan3 repository's blocks choose the form of the modulated convolution by a setting.
@@ -139,6 +138,10 @@ def _identify_generator(synthesis: Any) -> Architecture:
         return stylegan2.generator_from_init_kwargs(arguments, dialect)
 
     return Architecture(f"StyleGAN2 generator ({repository})", "generator", build)
+
+
+def _build_stylegan3(record: PersistentObject) -> torch.nn.Module:
+    return stylegan3.generator_from_init_kwargs(_arguments(record, stylegan3_options.POSITIONAL_ARGUMENTS))
 
 
 def _build_denoiser(record: PersistentObject) -> torch.nn.Module:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from refine.contracts import Generator, GeneratorOutput
 from refine.errors import UserError
+from refine.networks import stylegan3, stylegan3_layers
 from refine.networks.stylegan2 import SynthesisBlock, update_w_avg
 
 
@@ -40,18 +41,29 @@ class StyleBased:
         return GeneratorOutput(self.module.synthesis(ws, noise_mode=noise_mode, force_fp32=force_fp32), ws[:, 0])
 
     def resolution_of(self, parameter: str) -> int | None:
-        """Resolution of the synthesis block `b<resolution>`; None for the mapping network."""
+        """Resolution of the block, or the sampling rate of StyleGAN3's layer; None for the mapping network."""
         match = re.match(r"synthesis\.b(\d+)\.", parameter)
-        return int(match[1]) if match else None
+        if match:
+            return int(match[1])
+        part = self.module.get_submodule(".".join(parameter.split(".")[:2]))
+        if isinstance(part, stylegan3_layers.SynthesisLayer):
+            return int(part.options.out_sampling_rate)
+        return int(part.sampling_rate) if isinstance(part, stylegan3_layers.SynthesisInput) else None
 
     def blocks(self) -> Sequence[nn.Module]:
-        """The synthesis blocks."""
-        return [module for module in self.module.modules() if isinstance(module, SynthesisBlock)]
+        """The synthesis blocks, or StyleGAN3's layers."""
+        kinds = (SynthesisBlock, stylegan3_layers.SynthesisLayer)
+        return [module for module in self.module.modules() if isinstance(module, kinds)]
 
     def after_step(self, w_mean: Tensor | None) -> None:
-        """Moves `mapping.w_avg` toward the mean of w, if the mapping network keeps one and is trained."""
+        """Moves `mapping.w_avg` toward the mean of w, if the mapping network keeps one and is trained.
+
+        The magnitudes of StyleGAN3's trained layers move too.
+        """
         if w_mean is not None and any(p.requires_grad for p in self.module.mapping.parameters()):
             update_w_avg(self.module.mapping, w_mean)
+        if isinstance(self.module.synthesis, stylegan3.SynthesisNetwork):
+            stylegan3.update_magnitudes(self.module.synthesis)
 
 
 def as_generator(module: nn.Module, name: str = "The network") -> Generator:
