@@ -79,6 +79,6 @@ def as_generator(module: nn.Module, name: str = "The network") -> Generator:
     if not (hasattr(module, "mapping") and hasattr(module, "synthesis")):
         raise UserError(
             f"{name} is not made of a mapping and a synthesis network, as StyleGAN's generators are: "
-            "use a pickle of StyleGAN2 or StyleGAN2-ADA."
+            "use a pickle of StyleGAN2, StyleGAN2-ADA or StyleGAN3."
         )
     return StyleBased(module)

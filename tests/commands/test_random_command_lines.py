@@ -51,6 +51,7 @@ OPTIONS: dict[str, dict[str, Values]] = {
         "latents": (["z.npy", "z.npz"], ["labels.npy", "nowhere.npy", "text.npy", "pickled.npy", "", "in.pkl", "."]),
         "projected-w": (["w.npz"], ["z.npy", "nowhere.npz", "text.npy"]),
         "noise-mode": (["const", "none", "random"], ["loud", ""]),
+        "translate": (["0.1,-0.2"], ["0.1", "x,y", "1,2,3", "nan,0", ""]), "rotate": (["30", "-400"], ["x", "inf", ""]),
         "noise-seed": (["3"], ["-1", "x", "99999999999999999999999"]),
         "outdir": (["out", "out/deep", "there"], ["text.txt", "", "text.txt/x"]),
         "compare": NETWORK,
