@@ -159,13 +159,10 @@ def test_memory_is_what_was_estimated(objective):
     trainer = make(objective, double=False)
     estimated = estimate_memory(trainer).activations
     assert all(p.grad is None for n in trainer.networks for p in n.module.parameters())
-    assert "Loss/gan" not in trainer.statistics.means() and dispatch.mode() == "auto"
+    assert "Loss/gan" not in trainer.statistics.means() and dispatch._mode is None
     with_kernels = kept_for_backward(trainer)
-    dispatch.set_mode("off")
-    try:
+    with dispatch.temporary_mode("off"):
         assert kept_for_backward(trainer) == pytest.approx(estimated, rel=0.1)
-    finally:
-        dispatch.set_mode("auto")
     assert with_kernels <= 1.01 * estimated
     assert estimated > 3 * estimate_memory(make("sds", double=False)).activations
 
