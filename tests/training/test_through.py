@@ -196,7 +196,7 @@ def test_units_of_a_step(objective, changes, parts):
 
 
 def test_units_are_operations():
-    """What a step of SiD computes more than one of IKL is two gradients by the input: two units, within a tenth."""
+    """A step of SiD computes two gradients by the input more than one of IKL: two units, within a tenth."""
     counts = {name: flop_of_a_step(make(name, double=False)) for name in ("ikl", "sid", "f:js")}
     unit = counts["ikl"]["teacher, forward"]
     assert unit == counts["ikl"]["fake score, forward"] / 2 > 0
