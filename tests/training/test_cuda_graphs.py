@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -303,3 +304,62 @@ def test_on_a_gpu_a_replay_is_the_network(half):
             for parameter in network.parameters():
                 parameter.mul_(1.01)
     assert len(forward.graphs) == 1 and not forward.given_up
+
+
+class Stubborn(nn.Module):
+    """Looks at a value on the CPU, which cannot be captured."""
+
+    def forward(self, x):
+        return x * x.sum().item()
+
+
+@pytest.mark.cuda
+def test_on_a_gpu_a_failed_capture_leaves_everything_usable():
+    network = Stubborn().eval()
+    forward = graph_forward(network, CudaGraphs())
+    x = torch.ones(3, device="cuda")
+    with torch.no_grad():
+        for _ in range(cuda_graphs.CALLS_BEFORE + 3):
+            assert torch.equal(network(x), torch.full((3,), 3.0, device="cuda"))
+    assert forward.given_up
+    assert torch.rand(4, device="cuda").unique().numel() > 1
+    assert nn.functional.dropout(torch.ones(64, device="cuda"), 0.5).unique().numel() == 2
+
+
+def test_after_a_failed_capture_the_next_one_releases_the_generator(monkeypatch):
+    """With stand-ins for CUDA: the stream is the one before, and a small capture follows."""
+    events = []
+
+    class Graph:
+        def pool(self):
+            return "pool"
+
+        def replay(self):
+            pass
+
+    @contextmanager
+    def graph(graph, **options):
+        events.append("capture")
+        yield
+
+    for name, stand_in in {
+        "current_stream": lambda: SimpleNamespace(name="before", wait_stream=lambda other: None),
+        "Stream": lambda: SimpleNamespace(name="side", wait_stream=lambda other: None),
+        "stream": nullcontext,
+        "set_stream": lambda stream: events.append(stream.name),
+        "CUDAGraph": Graph,
+        "graph": graph,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    zeros = torch.zeros
+    monkeypatch.setattr(torch, "zeros", lambda *size, device: zeros(*size))
+    calls = iter([1, 2])
+
+    def run():
+        if next(calls, None) is None:
+            raise RuntimeError("cannot be captured")
+        return torch.ones(1)
+
+    with pytest.raises(RuntimeError, match="cannot be captured"):
+        CudaGraphs().capture(run)
+    assert events == ["capture", "before", "capture"]
