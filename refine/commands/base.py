@@ -17,7 +17,7 @@ import click
 
 from refine.errors import OptionError, UserError
 from refine.files.addresses import without_secrets
-from refine.runtime.logs import RankFilter, rank_from_environment
+from refine.runtime.logs import RankFilter, line_of, rank_from_environment
 
 MAX_CHARACTERS = 900
 
@@ -70,7 +70,7 @@ def printable(text: str) -> str:
 
 class _Formatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        return printable(record.getMessage())
+        return printable(line_of(record))
 
 
 def is_rank0() -> bool:

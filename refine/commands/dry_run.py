@@ -22,7 +22,7 @@ import torch
 from refine import zoo
 from refine.config import RunConfig, TrainingOptions
 from refine.contracts import Denoiser, Generator
-from refine.errors import OptionError, UserError
+from refine.errors import OptionError, UserError, template_of
 from refine.files.atomic import cannot_write
 from refine.files.dataset import ImageDataset
 from refine.metrics.resolve import dataset_path
@@ -89,8 +89,7 @@ def describe_run(
         tried(lambda: ImageDataset(dataset_path(data)))
     tried(lambda: evaluation_for(config, pair, on_device, trust_detector=trust_detector))  # detector and reference
     if found:
-        texts = (error.template if isinstance(error, OptionError) else str(error) for error in found)
-        raise OptionError(" ".join(dict.fromkeys(texts)))
+        raise OptionError(" ".join(dict.fromkeys(map(template_of, found))))
     memory = estimate_memory(trainer, num_processes)
     folder = resume.parent if resume else outdir / f"NNNNN-{run_name(config, pair)}"
     lines = [

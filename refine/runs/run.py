@@ -15,7 +15,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from refine.config import RunConfig
 from refine.contracts import Generator
-from refine.errors import OptionError
+from refine.errors import OptionError, literal
 from refine.pair.pair import Pair
 from refine.pair.preflight import Preflight, preflight
 from refine.report import REPORT, try_write_report
@@ -23,6 +23,7 @@ from refine.runs.evaluation import Evaluate, flat, is_measured, link_best_by_div
 from refine.runs.folder import RunFolder, snapshot_tag
 from refine.runs.grids import Grids
 from refine.runs.interrupts import StopRequest
+from refine.runs.log import IN_LOG
 from refine.runs.provenance import write_preflight
 from refine.runs.status import Tick, resources, tick_line, tick_row, warm_up_row
 from refine.runs.tensorboard import TensorBoard
@@ -30,6 +31,7 @@ from refine.runs.tracker import Tracker, Trackers
 from refine.runs.wandb import WeightsAndBiases
 from refine.runs.writer import Origin, Writer
 from refine.runtime import distributed
+from refine.runtime.logs import WARNING
 from refine.runtime.text import format_time
 from refine.training.drift import DriftProbe
 from refine.training.memory import memory_advice
@@ -142,7 +144,6 @@ class Run:
             UserError: A file cannot be written, or the run has diverged.
             KeyboardInterrupt: A signal stopped the run; its state is saved.
         """
-        self.say(f"Run directory: {self.folder.path}")
         with ExitStack() as stack:
             stack.enter_context(logging_redirect_tqdm([log]))
             stack.callback(self.trackers.close)
@@ -359,8 +360,8 @@ class Run:
         if good is None:
             raise OptionError(f"{problem}: start a new run with lower {{glr}} and {{flr}}, or {{precision=fp32}}.")
         raise OptionError(
-            f"{problem}, and the last good snapshot is {good}: start a new run from it with {{init}}, with lower "
-            "{glr} and {flr}, or {precision=fp32}."
+            f"{problem}, and the last good snapshot is {literal(good)}: start a new run from it with {{init}}, with "
+            "lower {glr} and {flr}, or {precision=fp32}."
         )
 
     def add_row(self, row: dict[str, Any]) -> None:
@@ -388,7 +389,8 @@ class Run:
 
     def say(self, line: str) -> None:
         """Logs a line, also to `log.txt`."""
-        log.info(line)
+        is_warning = line.startswith(WARNING)
+        log.log(logging.WARNING if is_warning else logging.INFO, line, extra=IN_LOG)
         if distributed.is_rank0():
             self.folder.log(line)
 

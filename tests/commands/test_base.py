@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 
 import refine
 from refine.commands.base import Command
-from refine.errors import OptionError, UserError
+from refine.errors import OptionError, UserError, literal
 
 OUTCOMES = {
     "nothing": None,
@@ -22,6 +22,7 @@ OUTCOMES = {
     "interrupt": KeyboardInterrupt(),
     "usage": click.UsageError("Two seeds are one too many."),
     "option": OptionError("{batch_gpu} must divide 8, and {share_unet=True} too: use {ema_rampup=None}."),
+    "braces": OptionError(f"{{data={literal('/{run}/{gan=1}.pkl')}}} and {literal('/{data}')}: use {{ref}}."),
     "disk": OSError(errno.ENOSPC, "No space left on device", "a.pkl"),
     "device": OSError(errno.EIO, "Input/output error"),
     "memory": MemoryError("Unable to allocate 7 TiB"),
@@ -67,6 +68,7 @@ def test_user_error_is_one_sentence_and_exit_code_2():
     ("outcome", "words"),
     [
         ("option", ["--batch-gpu", "--share-unet=1", "--ema-rampup=none"]),
+        ("braces", ["--data=/{run}/{gan=1}.pkl and /{data}: use --ref."]),
         ("disk", ["a.pkl", "No space left on device"]),
         ("device", ["Input/output error"]),
         ("memory", ["memory", "7 TiB"]),
