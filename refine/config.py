@@ -462,18 +462,13 @@ def _teacher_facts(gan: str, teacher: str, trust: bool) -> tuple[int, bool, Path
     """Resolution of the teacher's images, whether it has labels, and its file.
 
     Raises:
-        UserError: The teacher cannot be downloaded or read. If the same is true of the generator, both are named.
+        UserError: A file cannot be found or downloaded, or the teacher cannot be read.
     """
-    from refine.networks.loading import load_generator, load_teacher
+    from refine import zoo
+    from refine.networks.loading import load_teacher
 
-    try:
-        loaded = load_teacher(teacher, trust=trust)
-    except UserError as error:
-        try:
-            load_generator(gan, trust=trust)
-        except UserError as first:
-            raise UserError(f"{first} {error}") from error
-        raise
+    zoo.resolve_all((gan, teacher))
+    loaded = load_teacher(teacher, trust=trust)
     network: Any = loaded.network
     return int(network.img_resolution), bool(network.label_dim), loaded.pickle.path
 

@@ -33,7 +33,7 @@ from refine.runs.writer import Origin, Writer
 from refine.runtime import distributed
 from refine.runtime.logs import WARNING
 from refine.runtime.text import format_time
-from refine.training.drift import DriftProbe
+from refine.training.drift import IMAGE_RANGE, DriftProbe
 from refine.training.memory import memory_advice
 from refine.training.statistics import RunningMeans
 from refine.training.trainer import Trainer
@@ -130,7 +130,7 @@ class Run:
         finished = trainer.progress.cur_nimg >= config.kimg * 1000
         has_snapshot = finished and self.snapshot_path().exists()
         self.saved_nimg = trainer.progress.cur_nimg if has_snapshot else None
-        self.stopping = self.ending = False
+        self.stopping = self.ending = self.warned_of_drift = False
         self.trackers = Trackers(self._choose_trackers() if distributed.is_rank0() else [])
         self.grids = Grids(folder, self.trackers, self.averaged_generator(), config.seed)
 
@@ -324,6 +324,7 @@ class Run:
             values |= self.drift.measure(self.trainer.generator.network) | resources(self.trainer.device)
             row = tick_row(tick, values, progress.num_nonfinite)
             self.say(tick_line(tick, values, progress.num_nonfinite))
+            self.warn_of_drift(values["Drift/image"])
             self.add_row(row)
             if problem is None and self.callbacks.on_tick is not None:
                 end = bool(self.callbacks.on_tick(row))
@@ -335,6 +336,16 @@ class Run:
         self.raise_everywhere(problem)
         self.trainer.statistics = RunningMeans()
         self.tick_end_time = now
+
+    def warn_of_drift(self, change: float) -> None:
+        """Says once that the images are no longer images, though they are finite."""
+        if change > IMAGE_RANGE and not self.warned_of_drift:
+            self.warned_of_drift = True
+            self.say(
+                f"Warning: The images have changed by {change:.3g} (root mean square) since the start, more than their "
+                f"whole range of {IMAGE_RANGE:g}: the generator has diverged. Start a new run with lower --glr and "
+                "--flr."
+            )
 
     def gradient_problem(self, values: Mapping[str, float]) -> str | None:
         """Message if no gradient since the last tick was finite; None with an adaptive loss scale, which takes time."""
