@@ -33,6 +33,16 @@ def test_notes_on_classes_and_warnings_are_in_the_log_and_in_the_report(pair, tm
     assert sum("Run directory" in line for line in lines) == 1 and lines.index(found[0]) > 0
 
 
+def test_images_beyond_their_range_are_warned_of_once(pair, tmp_path):
+    """Finite ones, that is; the others end the run."""
+    folder = start.run(config(pair, tmp_path, kimg=0.024, warmup_kimg=0.008, glr=100.0)).parent
+    lines = (folder / "log.txt").read_text(encoding="utf-8").splitlines()
+    (warning,) = [line for line in lines if line.startswith("Warning: ") and "--glr" in line]
+    assert warning.removeprefix("Warning: ") in (folder / "report.html").read_text(encoding="utf-8")
+    ticks = [line.split()[3] for line in lines if line.startswith("tick ")]
+    assert ticks == ["0.008", "0.016", "0.024"]  # three digits, which tell them apart
+
+
 def test_an_error_that_ends_the_run_is_the_last_line(pair, tmp_path):
     def fail(row):
         raise UserError("on_tick failed with http://me:s3cret@x/y.pkl: mend it.")
