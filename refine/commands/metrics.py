@@ -157,12 +157,14 @@ def _check_data(path: str) -> None:
     """
     from refine.files.dataset import check_dataset
     from refine.metrics.resolve import dataset_path
+    from refine.runtime.text import counted
 
     found = check_dataset(dataset_path(path))
     for line in (*found.problems, *found.notes, found.summary):
         click.echo(line)
     if found.problems:
-        raise UserError(f"{path} has {len(found.problems):,} problems, listed above: fix or remove these files.")
+        problems = counted(len(found.problems), "problem")
+        raise UserError(f"{path} has {problems}, listed above: fix or remove these files.")
 
 
 def _backend() -> str:

@@ -228,7 +228,7 @@ class Run:
         self.tick_end_time = time.perf_counter()
         self.start_tick()
         kimg = self.trainer.progress.warmup_nimg / 1000
-        self.say(f"Warm-up done: fake score trained on {kimg:.1f} kimg of samples from the unrefined generator")
+        self.say(f"Warm-up done: fake score trained on {kimg:g} kimg of samples from the unrefined generator")
 
     def finish(self) -> None:
         """Saves and measures the last snapshot; for a stopped run, saves the state.
