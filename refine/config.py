@@ -12,7 +12,7 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from refine.errors import OptionError, UserError
+from refine.errors import OptionError, UserError, literal
 from refine.options import MAX_INT, Option, Section, named, option
 from refine.presets import PRESETS, choose_preset
 
@@ -331,7 +331,9 @@ class EvaluationOptions(BridgeOptions):
         if self.ref == "data" and self.data is None:
             raise OptionError("{ref=data} needs a data set: give one with {data}.")
         if self.data is not None and self.ref not in ("auto", "data"):
-            raise OptionError(f"{{data={self.data}}} and {{ref={self.ref}}} are two references: give one of them.")
+            raise OptionError(
+                f"{{data={literal(self.data)}}} and {{ref={literal(self.ref)}}} are two references: give one of them."
+            )
         watched = self.metrics.auto or any(name.startswith(("fid", "fdd")) for name in self.metrics.names)
         if self.stop_if_worse is not None and not watched:
             raise OptionError(
@@ -460,18 +462,13 @@ def _teacher_facts(gan: str, teacher: str, trust: bool) -> tuple[int, bool, Path
     """Resolution of the teacher's images, whether it has labels, and its file.
 
     Raises:
-        UserError: The teacher cannot be downloaded or read. If the same is true of the generator, both are named.
+        UserError: A file cannot be found or downloaded, or the teacher cannot be read.
     """
-    from refine.networks.loading import load_generator, load_teacher
+    from refine import zoo
+    from refine.networks.loading import load_teacher
 
-    try:
-        loaded = load_teacher(teacher, trust=trust)
-    except UserError as error:
-        try:
-            load_generator(gan, trust=trust)
-        except UserError as first:
-            raise UserError(f"{first} {error}") from error
-        raise
+    zoo.resolve_all((gan, teacher))
+    loaded = load_teacher(teacher, trust=trust)
     network: Any = loaded.network
     return int(network.img_resolution), bool(network.label_dim), loaded.pickle.path
 

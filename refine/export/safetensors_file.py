@@ -7,7 +7,6 @@ constructor, as JSON.
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from refine.errors import UserError
 from refine.export.agreement import Probe, images_of_network
+from refine.files.jsonl import to_json
 from refine.networks.loading import LoadedNetwork
 
 
@@ -29,8 +29,8 @@ def write(loaded: LoadedNetwork, file: BinaryIO) -> None:
         "format": "pt",
         "class_name": loaded.record.class_name,
         "architecture": loaded.architecture.name,
-        "init_args": json.dumps(loaded.record.init_args, default=str),
-        "init_kwargs": json.dumps(loaded.record.init_kwargs, default=str),
+        "init_args": to_json(loaded.record.init_args, default=str),
+        "init_kwargs": to_json(loaded.record.init_kwargs, default=str),
         "source": loaded.pickle.path.name,
     }
     file.write(safetensors.torch.save(tensors, metadata=about))

@@ -18,7 +18,7 @@ from refine.config import TrainingOptions
 from refine.contracts import Denoiser, Generator
 from refine.diffusion import augment
 from refine.diffusion.denoiser import usable_sigmas
-from refine.errors import OptionError
+from refine.errors import OptionError, literal
 from refine.objectives import Scores, ikl
 from refine.pair import high_frequency
 from refine.pair.freeze import select_layers
@@ -436,5 +436,5 @@ def check_options(pair: Pair, options: TrainingOptions) -> None:
         name = pair.teacher_file.pickle.path if pair.teacher_file else "this teacher"
         raise OptionError(
             f"{{fake_augment}} needs a teacher trained with EDM's {augment.NUM_LABELS} augmentation labels, and "
-            f"{name} was not: use {{fake_augment=0}}."
+            f"{literal(name)} was not: use {{fake_augment=0}}."
         )
