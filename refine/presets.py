@@ -147,7 +147,7 @@ PRESETS: dict[str, Preset] = {
 }
 
 
-def choose_preset(img_resolution: int, teacher: Path | None = None) -> str:
+def choose_preset(img_resolution: int, teacher: Path | None = None, *, distills: bool = False) -> str:
     """The name of the preset for a teacher; the built-in teacher has one of its own, under whatever name it lies.
 
     Args:

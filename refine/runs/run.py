@@ -259,14 +259,19 @@ class Run:
         for average in generator.more_averages:
             path = self.folder.average_path(self.tag(), str(average.decay))
             if distributed.is_rank0():
-                self.pair.write_snapshot(path, generator.module.state_dict(), average.network.module.state_dict())
+                self.pair.write_snapshot(
+                    path,
+                    generator.module.state_dict(),
+                    average.network.module.state_dict(),
+                    str(self.trainer.objective),
+                )
             rows = self.measured(average.network, path)
             if distributed.is_rank0():
                 record_average(self.folder, str(average.decay), rows or ())
 
     def try_pair(self) -> None:
-        """Runs the preflight, so that a pair that cannot work is noticed at once."""
-        if self.config.preflight and distributed.is_rank0():
+        """Runs the preflight, so that a pair that cannot work is noticed at once; a copy of the teacher fits it."""
+        if self.config.preflight and distributed.is_rank0() and not self.pair.distills:
             found = preflight_of(self.pair, self.trainer)
             write_preflight(self.folder.path, found)
             for line in found.lines():

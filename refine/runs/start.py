@@ -114,7 +114,14 @@ def _log_shown() -> Iterator[None]:
 
 def pair_for(config: RunConfig, *, trust: bool = False) -> Pair:
     """Loads the pair that the options name."""
-    return load_pair(config.gan, config.teacher, resample=config.resample, class_map=config.class_map, trust=trust)
+    return load_pair(
+        config.gan,
+        config.teacher,
+        resample=config.resample,
+        class_map=config.class_map,
+        sigma_init=config.sigma_init,
+        trust=trust,
+    )
 
 
 def _new_run(config: RunConfig, pair: Pair, trainer: Trainer, callbacks: Callbacks, *, trust: bool) -> Run:
@@ -127,7 +134,7 @@ def _new_run(config: RunConfig, pair: Pair, trainer: Trainer, callbacks: Callbac
     drift = DriftProbe(trainer.generator.network, trainer.bridge, config.seed)
     if not drift.start_images.isfinite().all():
         raise UserError(
-            f"The generator in {config.init or config.gan} makes images that are not finite: use an earlier snapshot."
+            f"The generator in {config.init or config.gan or config.teacher} makes images that are not finite: use an earlier snapshot."
         )
     config = replace(config, precision=trainer.precision)
     folder = RunFolder(distributed.broadcast(_new_folder(config, pair)))
