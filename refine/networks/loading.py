@@ -92,9 +92,8 @@ def load_teacher(spec: str, *, trust: bool = False) -> LoadedNetwork:
     about = one_step.recorded(network_pickle)
     if about is not None:
         raise PickleError(
-            f"{network_pickle.path}: it holds a one-step generator (sigma_init {about['sigma_init']:g}), which denoises "
-            "at no other noise level: give the diffusion model that it was distilled from as --teacher, and this file "
-            "as --gan"
+            f"{network_pickle.path}: it holds a one-step generator (sigma_init {about['sigma_init']:g}), which is no "
+            "teacher: give the diffusion model that it was distilled from as --teacher, and this file as --gan"
         )
     return denoiser_of(network_pickle)
 
@@ -138,8 +137,8 @@ def generator_of(
     loaded = _load(network_pickle, keys, "generator", _GENERATOR_ATTRIBUTES)
     if sigma_init is not None:
         raise OptionError(
-            f"{{sigma_init={sigma_init:g}}} is the noise level of a one-step generator, and {network_pickle.path} holds "
-            f"a {loaded.architecture.name}: leave it out."
+            f"{{sigma_init={sigma_init:g}}} is the noise level of a one-step generator, and {network_pickle.path} "
+            f"holds a {loaded.architecture.name}: leave it out."
         )
     return loaded
 

@@ -56,10 +56,10 @@ class OneStep(nn.Module):
         super().__init__()
         contract = as_denoiser(denoiser)
         self.denoiser = denoiser
-        self.sigma_init = known_sigma(contract, sigma_init)
+        self.sigma_init: float = known_sigma(contract, sigma_init)
         self.c_dim, self.img_channels = contract.label_dim, contract.img_channels
         self.img_resolution = contract.img_resolution
-        self.z_shape = (self.img_channels, self.img_resolution, self.img_resolution)
+        self.z_shape: tuple[int, ...] = (self.img_channels, self.img_resolution, self.img_resolution)
 
     def forward(
         self,

@@ -102,7 +102,9 @@ def load_pair(
     """
     if gan is None:
         if class_map is not None:
-            raise OptionError("{class_map} joins two networks, and a distillation has one: leave it out, or give {gan}.")
+            raise OptionError(
+                "{class_map} joins two networks, and a distillation has one: leave it out, or give {gan}."
+            )
         return distillation_of(load_teacher(teacher, trust=trust), sigma_init)
     zoo.resolve_all((gan, teacher))  # so that all that has to be fetched by hand is named at once
     gan_file = load_generator(gan, trust=trust, sigma_init=sigma_init)

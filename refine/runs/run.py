@@ -168,7 +168,8 @@ class Run:
         if progress.step == 0 and progress.warmup_nimg == 0:
             self.trackers.add_options(self.config.to_dict())
             self.try_pair()
-            self.grids.save_fakes("fakes_init.png", self.grids.draw(), "before refinement", 0)
+            title = "one step of the teacher" if self.pair.distills else "before refinement"
+            self.grids.save_fakes("fakes_init.png", self.grids.draw(), title, 0)
             self.grids.save_reals(self.config.data)
             self.writer.save(snapshot=True)
             self.evaluate()

@@ -85,7 +85,10 @@ def run(
         trainer = Trainer(pair, config.section(TrainingOptions), device)
         for note in pair.notes if resume is None else ():
             log.info(note)
-        caution = trainer.objective.caution()
+        if pair.distills and distributed.is_rank0() and resume is None:
+            log.info(f"No --gan: {distillation_line(pair)}")
+        # A copy of the teacher varies hardly more than the teacher in any direction, which the cautions are about.
+        caution = None if pair.distills else trainer.objective.caution()
         if caution is not None and distributed.is_rank0():
             log.warning(caution)
         if evaluate is None:
@@ -124,6 +127,15 @@ def pair_for(config: RunConfig, *, trust: bool = False) -> Pair:
     )
 
 
+def distillation_line(pair: Pair) -> str:
+    """What becomes of the teacher in a distillation, with the noise level of the one evaluation."""
+    sigma: Any = pair.generator.module.sigma_init
+    return (
+        "the teacher is distilled into a one-step generator, which starts as the teacher's own network at sigma_init "
+        f"{sigma:g}"
+    )
+
+
 def _new_run(config: RunConfig, pair: Pair, trainer: Trainer, callbacks: Callbacks, *, trust: bool) -> Run:
     start = None
     if config.init is not None:
@@ -134,7 +146,8 @@ def _new_run(config: RunConfig, pair: Pair, trainer: Trainer, callbacks: Callbac
     drift = DriftProbe(trainer.generator.network, trainer.bridge, config.seed)
     if not drift.start_images.isfinite().all():
         raise UserError(
-            f"The generator in {config.init or config.gan or config.teacher} makes images that are not finite: use an earlier snapshot."
+            f"The generator in {config.init or config.gan or config.teacher} makes images that are not finite: use an "
+            "earlier snapshot."
         )
     config = replace(config, precision=trainer.precision)
     folder = RunFolder(distributed.broadcast(_new_folder(config, pair)))
