@@ -32,6 +32,8 @@ GROUPS = (
     "Pair", "Run", "Length", "Method", "Noise levels", "Optimization", "Networks", "Metrics", "Machine",
 )  # fmt: skip
 
+FIRST = ("gan", "teacher")  # to give first, and listed first
+
 _NETWORK = "PKL|URL|NAME"
 _MODULE = "PATH|URL|NAME"
 _SCHEDULE = "refine.diffusion.noise_levels:parse_schedule"
@@ -77,11 +79,11 @@ class BridgeOptions(Section):
 class PairOptions(BridgeOptions):
     """Generator, teacher, and the bridge between them."""
 
-    teacher: str = option(help="EDM pickle to learn from.", group="Pair", metavar=_NETWORK, path=True)
     gan: str | None = option(
         None, "StyleGAN pickle to refine. Without it, the teacher is distilled into a one-step generator.", "Pair",
         metavar=_NETWORK, path=True,
     )  # fmt: skip
+    teacher: str = option(help="EDM pickle to learn from.", group="Pair", metavar=_NETWORK, path=True)
     sigma_init: float | None = option(
         None, "Noise level of a one-step generator. Default: as its file tells, else 2.5.", "Pair",
         metavar="SIGMA", above=0,
@@ -363,7 +365,7 @@ class RunConfig(EvaluationOptions, RunOptions, TrainingOptions, PairOptions):
     def options(cls) -> tuple[Option, ...]:
         """All options, in the order of `--help`: those to give first, then by group."""
         return tuple(
-            sorted(super().options(), key=lambda each: (each.default is not MISSING, GROUPS.index(each.group)))
+            sorted(super().options(), key=lambda each: (each.name not in FIRST, GROUPS.index(each.group)))
         )
 
     def check(self) -> None:

@@ -62,7 +62,7 @@ def test_gradients_are_those_of_sid(sid, golden, fixture_path):
     network = load_generator(sid).network.requires_grad_(True)
     z = torch.from_numpy(arrays["in.z"]).requires_grad_(True)
     loss = (network(z) * torch.from_numpy(arrays["in.r"])).sum()
-    assert float(loss) == pytest.approx(float(arrays["loss"]), rel=2e-4)
+    assert float(loss.detach()) == pytest.approx(float(arrays["loss"]), rel=2e-4)
     loss.backward()
     assert close(z.grad, arrays["grad_z"], 3e-4)
     gradients = {name.removeprefix("denoiser."): p.grad for name, p in network.named_parameters()}
@@ -119,11 +119,15 @@ def test_discrete_levels(fixture_path):
     assert level == float(teacher.network.round_sigma(torch.tensor(2.5))) and 2.3 < level < 2.7
 
 
+def times(factor, name):
+    return factor if name.endswith("bias") else 1
+
+
 def snapshot(tmp_path, teacher, sigma_init=1.5, objective="sid:alpha=1.2"):
-    """A snapshot whose moving average is twice, and whose live weights are three times the start's."""
+    """A snapshot whose moving average has twice, and whose live network three times the start's biases."""
     pair = distillation_of(load_teacher(teacher), sigma_init)
     start = pair.generator.module.state_dict()
-    average, live = ({name: n * value for name, value in start.items()} for n in (2, 3))
+    average, live = ({name: times(n, name) * value for name, value in start.items()} for n in (2, 3))
     path = tmp_path / "network-snapshot-000001.pkl"
     pair.write_snapshot(path, live, average, objective)
     return path, start
@@ -138,7 +142,7 @@ def test_a_snapshot_tells_everything(fixture_path, tmp_path):
     for key, factor in (("ema", 2), ("net", 3)):
         found = pickles.named_tensors(written[key])
         assert found.keys() == start.keys()
-        assert all(torch.equal(found[name].read(), factor * value) for name, value in start.items())
+        assert all(torch.equal(found[name].read(), times(factor, name) * value) for name, value in start.items())
     loaded = load_generator(str(path))
     assert loaded.key == "ema" and loaded.network.sigma_init == 1.5 and "one-step" in loaded.architecture.name
     with pytest.raises(PickleError, match=r"000001\.pkl.*--gan"):
@@ -174,7 +178,7 @@ def test_other_code_opens_a_snapshot(tmp_path):
         data = pickle.load(file)
     network, z = data["ema"], torch.randn(2, 1, 16, 16)
     assert type(network).__module__ not in sys.modules or not type(network).__module__.startswith("refine.networks")
-    assert all(torch.equal(value, 2 * start[name]) for name, value in network.state_dict().items())
+    assert all(torch.equal(value, times(2, name) * start[name]) for name, value in network.state_dict().items())
     labels = torch.eye(10)[:2]
     theirs = network(2.5 * z, torch.full([2], 2.5), labels)
     assert torch.allclose(theirs, load_generator(str(path)).network(z, labels), atol=1e-5 * float(theirs.abs().max()))
