@@ -19,10 +19,10 @@ class StepCost:
     """U-Net units of a step.
 
     Attributes:
-        generator: Of the generator's update: estimates of teacher and fake score, and gradients through them.
-        fake_score: Of all updates of the fake score.
-        ratio: Of the density ratio's update: features of generated images and of the teacher's samples.
-        drawing: Of a one-step generator itself, in all updates.
+        generator: Units of the generator's update: estimates of teacher and fake score, and gradients through them.
+        fake_score: Units of all updates of the fake score.
+        ratio: Units of the density ratio's update: features of generated images and of the teacher's samples.
+        drawing: Units of a one-step generator itself, in all updates.
     """
 
     generator: int
