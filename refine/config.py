@@ -364,9 +364,7 @@ class RunConfig(EvaluationOptions, RunOptions, TrainingOptions, PairOptions):
     @classmethod
     def options(cls) -> tuple[Option, ...]:
         """All options, in the order of `--help`: those to give first, then by group."""
-        return tuple(
-            sorted(super().options(), key=lambda each: (each.name not in FIRST, GROUPS.index(each.group)))
-        )
+        return tuple(sorted(super().options(), key=lambda each: (each.name not in FIRST, GROUPS.index(each.group))))
 
     def check(self) -> None:
         """Refuses a watch over a divergence that is not estimated, and what needs a generator of its own."""
