@@ -23,6 +23,7 @@ from refine.commands.options import (
     check_output,
     field_options,
     force_option,
+    sigma_init_option,
     trust_option,
 )
 from refine.errors import UserError
@@ -49,6 +50,7 @@ _NAMED_ALIKE = ("data", "ref", "detector", "vgg", "trust_detector", "fid_seeds",
     metrics={"default": "fid50k_full", "help": "Metrics such as fid50k_full,pr50k3_full; any count."},
     teacher={"required": False, "help": "EDM pickle, for --ref=teacher and the zoo's statistics."},
 )  # fmt: skip
+@sigma_init_option
 @click.option("--trust-detector", is_flag=True, help="Load a downloaded detector whose digest is not known.")
 @click.option(
     "--batch",
@@ -189,7 +191,9 @@ def _measure(given: dict[str, Any], options: Any, device: Any) -> None:
 
     def get() -> tuple[Suite, list[tuple[Any, Path]]]:
         """The suite, and what it is to measure with its file; `network-best.pkl` is a link to a snapshot."""
-        networks = [load_generator(spec, trust=trust) for spec in snapshots(given["network"])] if not images else []
+        sigma_init = given["sigma_init"]
+        specs = snapshots(given["network"]) if not images else []
+        networks = [load_generator(spec, trust=trust, sigma_init=sigma_init) for spec in specs]
         measured = [(each.network, each.pickle.path.resolve()) for each in networks]
         if images:
             stored = StoredImages(dataset_path(images))
@@ -249,7 +253,8 @@ def _pictures(given: dict[str, Any], suite: Any, generator: Any, device: Any) ->
     if given["contact_sheet"]:
         contact_sheet.write_sheet(given["contact_sheet"], suite, generator)
     if given["grid"] and distributed.is_rank0():
-        before = (
-            load_generator(given["before"], trust=given["trust_pickle"]).network.to(device) if given["before"] else None
-        )
+        before = None
+        if given["before"]:
+            sigma_init, trust = given["sigma_init"], given["trust_pickle"]
+            before = load_generator(given["before"], trust=trust, sigma_init=sigma_init).network.to(device)
         contact_sheet.write_grid(given["grid"], suite, generator, before)

@@ -20,6 +20,7 @@ from refine.errors import UserError
 from refine.export.agreement import Probe, images_of_network
 from refine.files.jsonl import to_json
 from refine.networks.loading import LoadedNetwork
+from refine.networks.one_step import OneStep
 
 
 def write(loaded: LoadedNetwork, file: BinaryIO) -> None:
@@ -33,6 +34,8 @@ def write(loaded: LoadedNetwork, file: BinaryIO) -> None:
         "init_kwargs": to_json(loaded.record.init_kwargs, default=str),
         "source": loaded.pickle.path.name,
     }
+    if isinstance(loaded.network, OneStep):
+        about["sigma_init"] = repr(loaded.network.sigma_init)
     file.write(safetensors.torch.save(tensors, metadata=about))
 
 
