@@ -18,6 +18,7 @@ from refine.presets import PRESETS, choose_preset
 
 if TYPE_CHECKING:
     from refine.diffusion.noise_levels import Schedule
+    from refine.networks.adm_settings import ADMSettings
     from refine.objectives import Objective
     from refine.pair.freeze import Layers
     from refine.runtime.decay import Decays
@@ -74,11 +75,41 @@ class BridgeOptions(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PairOptions(BridgeOptions):
+class TeacherOptions(Section):
+    """Teacher, and what its file does not tell."""
+
+    teacher: str = option(help="EDM pickle or ADM state dict to learn from.", group="Pair", metavar=_NETWORK, path=True)
+    teacher_settings: ADMSettings = option(
+        "none", "What an ADM state dict does not tell, such as num_head_channels=64,attention_order=old.", "Pair",
+        metavar="NAME=V,..", parse="refine.networks.adm_settings:parse_settings",
+    )  # fmt: skip
+    guidance: float = option(
+        1.0, "Weight W of the teacher's guidance by --guide: guide + W (teacher - guide).", "Pair",
+        metavar="W", minimum=0, maximum=1000,
+    )  # fmt: skip
+    guide: str | None = option(
+        None, "Smaller, less trained or unconditional denoiser that the teacher is guided away from.", "Pair",
+        metavar=_NETWORK, path=True,
+    )  # fmt: skip
+
+    def check(self) -> None:
+        """Refuses a guidance without a guide, and a guide without a guidance."""
+        super().check()
+        if self.guidance != 1 and self.guide is None:
+            raise OptionError(
+                f"{{guidance={self.guidance:g}}} guides the teacher away from another denoiser: name it with {{guide}}."
+            )
+        if self.guidance == 1 and self.guide is not None:
+            raise OptionError(
+                f"{{guide={self.guide}}} has no effect with {{guidance=1}}: give a weight such as {{guidance=1.7}}."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairOptions(TeacherOptions, BridgeOptions):
     """Generator, teacher, and the bridge between them."""
 
     gan: str = option(help="StyleGAN pickle to refine.", group="Pair", metavar=_NETWORK, path=True)
-    teacher: str = option(help="EDM pickle to learn from.", group="Pair", metavar=_NETWORK, path=True)
     init: str | None = option(
         None, "Start from the weights in this pickle or training state.", "Pair", metavar="PKL|PT", path=True
     )
@@ -109,6 +140,7 @@ class TrainingOptions(SeedOptions, LengthOptions):
     fake_steps: int = option(1, "Updates of the fake score per generator update.", "Method", metavar="N", minimum=1)
     share_forward: bool = option(False, "Use one generator pass for both updates.", "Method", metavar="0|1")
     share_unet: bool = option(False, "Use one pass of the fake score for both updates, too.", "Method", metavar="0|1")
+    guide_fake: bool = option(False, "Guide the fake score as the teacher is guided.", "Method", metavar="0|1")
     fake_dropout: bool = option(True, "Train the fake score with dropout.", "Method", metavar="0|1")
     fake_augment: float = option(
         0.0, "Probability of each augmentation of the fake score's training images.", "Method",
@@ -359,8 +391,17 @@ class RunConfig(EvaluationOptions, RunOptions, TrainingOptions, PairOptions):
         )
 
     def check(self) -> None:
-        """Refuses a watch over a divergence that is not estimated."""
+        """Refuses a watch over a divergence that is not estimated, and a guided fake score without a guide."""
         super().check()
+        if self.guide_fake and self.guide is None:
+            raise OptionError(
+                "{guide_fake=True} guides the fake score as the teacher is guided, which it is not: give {guide} and "
+                "{guidance}, or leave it out."
+            )
+        if self.guide_fake and not self.objective.needs_fake:
+            raise OptionError(
+                f"{{guide_fake=True}} guides the fake score, and {{objective={self.objective}}} has none: leave it out."
+            )
         if self.stop_if_flat is not None and not self.objective.needs_fake:
             raise OptionError(
                 f"{{stop_if_flat={self.stop_if_flat}}} watches the divergence that the fake score tells of, and "
@@ -401,7 +442,9 @@ class RunConfig(EvaluationOptions, RunOptions, TrainingOptions, PairOptions):
         given = {each_name: known[each_name].checked(value) for each_name, value in given.items()}
         name = known["preset"].checked(given.pop("preset", None) if name is None else name)
         cls._check_alone(name, given)
-        resolution, conditional, path = _teacher_facts(given["gan"], given["teacher"], trust)
+        resolution, conditional, path = _teacher_facts(
+            given["gan"], given["teacher"], given.get("teacher_settings"), trust
+        )
         chosen = name or choose_preset(resolution, path)
         return cls(**(_preset_options(chosen, conditional, given) | given | {"preset": chosen}))
 
@@ -456,7 +499,7 @@ def _preset_options(name: str, conditional: bool, given: Mapping[str, Any]) -> d
     return options
 
 
-def _teacher_facts(gan: str, teacher: str, trust: bool) -> tuple[int, bool, Path]:
+def _teacher_facts(gan: str, teacher: str, settings: Any, trust: bool) -> tuple[int, bool, Path]:
     """Resolution of the teacher's images, whether it has labels, and its file.
 
     Raises:
@@ -465,7 +508,7 @@ def _teacher_facts(gan: str, teacher: str, trust: bool) -> tuple[int, bool, Path
     from refine.networks.loading import load_generator, load_teacher
 
     try:
-        loaded = load_teacher(teacher, trust=trust)
+        loaded = load_teacher(teacher, trust=trust, settings=settings)
     except UserError as error:
         try:
             load_generator(gan, trust=trust)
@@ -479,5 +522,5 @@ def _teacher_facts(gan: str, teacher: str, trust: bool) -> tuple[int, bool, Path
 __all__ = [
     "DEVICES", "FILTERS", "GROUPS", "LR_DECAYS", "MAX_INT", "NOISE_MODES", "PRECISIONS",
     "BridgeOptions", "EvaluationOptions", "LengthOptions", "MetricNames", "PairOptions", "RunConfig", "RunOptions",
-    "SeedOptions", "TrainingOptions", "migrated",
+    "SeedOptions", "TeacherOptions", "TrainingOptions", "migrated",
 ]  # fmt: skip

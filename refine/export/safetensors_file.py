@@ -10,7 +10,7 @@ import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import safetensors
 import safetensors.torch
@@ -24,13 +24,14 @@ from refine.networks.loading import LoadedNetwork
 
 def write(loaded: LoadedNetwork, file: BinaryIO) -> None:
     """Writes the generator's state dict."""
+    record: Any = loaded.record
     tensors = {name: tensor.contiguous().clone() for name, tensor in loaded.network.state_dict().items()}
     about = {
         "format": "pt",
-        "class_name": loaded.record.class_name,
+        "class_name": record.class_name,
         "architecture": loaded.architecture.name,
-        "init_args": json.dumps(loaded.record.init_args, default=str),
-        "init_kwargs": json.dumps(loaded.record.init_kwargs, default=str),
+        "init_args": json.dumps(record.init_args, default=str),
+        "init_kwargs": json.dumps(record.init_kwargs, default=str),
         "source": loaded.pickle.path.name,
     }
     file.write(safetensors.torch.save(tensors, metadata=about))

@@ -15,11 +15,12 @@ from typing import Any, Literal
 import torch
 
 from refine.errors import UserError
-from refine.networks import edm, stylegan2
+from refine.networks import adm, edm, stylegan2
 from refine.networks.stylegan2_options import POSITIONAL_ARGUMENTS, Dialect
 from refine.pickles import PickleError
 from refine.pickles.finite import require_finite
 from refine.pickles.records import PersistentObject
+from refine.pickles.state_dict import StateDict
 from refine.pickles.tensor_records import TensorRecord
 from refine.pickles.tree import module_state, named_tensors, submodules
 
@@ -48,8 +49,13 @@ class Architecture:
     build: Build | None = None
 
 
-def identify(record: PersistentObject) -> Architecture:
-    """The architecture of a record, recognized without its source."""
+def identify(record: PersistentObject | StateDict) -> Architecture:
+    """The architecture of a record, recognized without its source; of a state dict, by its tensors."""
+    if isinstance(record, StateDict):
+        try:
+            return Architecture(adm.shape_of(record.tensors).description, "denoiser")
+        except PickleError:
+            return Architecture("ADM network of another form", "unknown")
     name = record.class_name
     if name.endswith("Discriminator"):
         return Architecture("discriminator", "discriminator")

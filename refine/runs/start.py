@@ -32,9 +32,9 @@ log = logging.getLogger("refine")
 RESUMABLE_CHANGES = (
     *("kimg", "tick_kimg", "snap_ticks", "batch_gpu"),
     *("metrics", "data", "ref", "detector", "vgg", "metric_every"),
-    *("gan", "teacher"),  # a new place of the same file, which the state recognizes by its digest
+    *("gan", "teacher", "guide"),  # a new place of the same file, which the state recognizes by its digest
 )
-FILES = ("gan", "teacher", "data", "ref", "detector", "vgg")  # options that may name a file
+FILES = ("gan", "teacher", "guide", "data", "ref", "detector", "vgg")  # options that may name a file
 
 
 def run(
@@ -114,7 +114,16 @@ def _log_shown() -> Iterator[None]:
 
 def pair_for(config: RunConfig, *, trust: bool = False) -> Pair:
     """Loads the pair that the options name."""
-    return load_pair(config.gan, config.teacher, resample=config.resample, class_map=config.class_map, trust=trust)
+    return load_pair(
+        config.gan,
+        config.teacher,
+        resample=config.resample,
+        class_map=config.class_map,
+        trust=trust,
+        settings=config.teacher_settings,
+        guide=config.guide,
+        guidance=config.guidance,
+    )
 
 
 def _new_run(config: RunConfig, pair: Pair, trainer: Trainer, callbacks: Callbacks, *, trust: bool) -> Run:
