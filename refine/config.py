@@ -75,13 +75,14 @@ class BridgeOptions(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TeacherOptions(Section):
-    """Teacher, and what its file does not tell."""
+class PairOptions(BridgeOptions):
+    """Generator, teacher, and the bridge between them."""
 
+    gan: str = option(help="StyleGAN pickle to refine.", group="Pair", metavar=_NETWORK, path=True)
     teacher: str = option(help="EDM pickle or ADM state dict to learn from.", group="Pair", metavar=_NETWORK, path=True)
     teacher_settings: ADMSettings = option(
         "none", "What an ADM state dict does not tell, such as num_head_channels=64,attention_order=old.", "Pair",
-        metavar="NAME=V,..", parse="refine.networks.adm_settings:parse_settings",
+        metavar="N=V,..", parse="refine.networks.adm_settings:parse_settings",
     )  # fmt: skip
     guidance: float = option(
         1.0, "Weight W of the teacher's guidance by --guide: guide + W (teacher - guide).", "Pair",
@@ -91,6 +92,10 @@ class TeacherOptions(Section):
         None, "Smaller, less trained or unconditional denoiser that the teacher is guided away from.", "Pair",
         metavar=_NETWORK, path=True,
     )  # fmt: skip
+    init: str | None = option(
+        None, "Start from the weights in this pickle or training state.", "Pair", metavar="PKL|PT", path=True
+    )
+    preflight: bool = option(True, "Test the pair before the first step.", "Pair", metavar="0|1")
 
     def check(self) -> None:
         """Refuses a guidance without a guide, and a guide without a guidance."""
@@ -103,17 +108,6 @@ class TeacherOptions(Section):
             raise OptionError(
                 f"{{guide={self.guide}}} has no effect with {{guidance=1}}: give a weight such as {{guidance=1.7}}."
             )
-
-
-@dataclass(frozen=True, kw_only=True)
-class PairOptions(TeacherOptions, BridgeOptions):
-    """Generator, teacher, and the bridge between them."""
-
-    gan: str = option(help="StyleGAN pickle to refine.", group="Pair", metavar=_NETWORK, path=True)
-    init: str | None = option(
-        None, "Start from the weights in this pickle or training state.", "Pair", metavar="PKL|PT", path=True
-    )
-    preflight: bool = option(True, "Test the pair before the first step.", "Pair", metavar="0|1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -522,5 +516,5 @@ def _teacher_facts(gan: str, teacher: str, settings: Any, trust: bool) -> tuple[
 __all__ = [
     "DEVICES", "FILTERS", "GROUPS", "LR_DECAYS", "MAX_INT", "NOISE_MODES", "PRECISIONS",
     "BridgeOptions", "EvaluationOptions", "LengthOptions", "MetricNames", "PairOptions", "RunConfig", "RunOptions",
-    "SeedOptions", "TeacherOptions", "TrainingOptions", "migrated",
+    "SeedOptions", "TrainingOptions", "migrated",
 ]  # fmt: skip

@@ -29,7 +29,7 @@ _SUPPORT = {
     "adm": "yes",
     "stylegan3": "trust",
     "stylegan-xl": "no",
-    "edm2": "no",
+    "edm2": "yes",
 }
 
 
@@ -133,6 +133,7 @@ _OPENAI = "https://openaipublic.blob.core.windows.net"
 _GUIDED, _GUIDED_PAGE = f"{_OPENAI}/diffusion/jul-2021", "https://github.com/openai/guided-diffusion"
 _CONSISTENCY, _CONSISTENCY_PAGE = f"{_OPENAI}/consistency", "https://github.com/openai/consistency_models"
 _P2_PAGE = "https://github.com/jychoi118/P2-weighting"
+_EDM2_PAGE = "https://github.com/NVlabs/edm2"
 _DDO_PAGE = "https://huggingface.co/nvidia/DirectDiscriminativeOptimization"
 _ADA = f"{_CDN}/stylegan2-ada-pytorch/pretrained"
 _XL = "https://s3.eu-central-1.amazonaws.com/avg-projects/stylegan_xl/models"
@@ -323,12 +324,13 @@ ENTRIES: tuple[ZooEntry, ...] = (
     ),
     # EDM2 in pixel space.
     *_networks(
-        "denoiser", "edm2", None, f"{_CDN}/edm2/posthoc-reconstructions/",
+        "denoiser", "edm2", CC_BY_NC_SA, f"{_CDN}/edm2/posthoc-reconstructions/",
         {
             "edm2-img64-s-1073741-0.075": 64, "edm2-img64-m-2147483-0.060": 64,
             "edm2-img64-l-1073741-0.040": 64, "edm2-img64-xl-0671088-0.040": 64,
             "edm2-img64-s-1073741-0.045": 64, "edm2-img64-xs-0134217-0.110": 64,
         },
+        page=_EDM2_PAGE, untried=True,
     ),
     *(
         ZooEntry(name, "fid-reference", "inception", resolution, CC_BY_NC_SA, url=f"{_CDN}/edm/fid-refs/{name}")
@@ -336,6 +338,14 @@ ENTRIES: tuple[ZooEntry, ...] = (
             "cifar10-32x32.npz": 32, "ffhq-64x64.npz": 64, "afhqv2-64x64.npz": 64, "imagenet-64x64.npz": 64,
             "imagenet-64x64-baseline.npz": 64,
         }.items()
+    ),
+    # Statistics of EDM2, for Inception and DINOv2.
+    *(
+        ZooEntry(
+            f"{name}.pkl", "fid-reference", "inception", resolution, CC_BY_NC_SA,
+            url=f"{_CDN}/edm2/dataset-refs/{name}.pkl", page=_EDM2_PAGE, untried=True,
+        )
+        for name, resolution in {"img64": 64, "img512": 512}.items()
     ),
     ZooEntry(
         "inception-2015-12-05.pt", "detector", "inception", None, None,
@@ -470,7 +480,7 @@ def _unknown(spec: str) -> UserError:
             f"{spec!r} is a folder of the diffusers library, whose networks Refine does not read: give an EDM pickle "
             "or a guided-diffusion state dict."
         )
-    what = f"{spec!r} is a folder" if os.path.isdir(folder) else f"There is no file {spec!r}"
+    what = f"{spec!r} is a folder" if os.path.isdir(os.path.expanduser(spec)) else f"There is no file {spec!r}"
     base = os.path.basename(spec)
     entry = find(base)
     if entry:

@@ -293,7 +293,7 @@ def test_list(cache: Path):
     assert row["stylegan3-t-ffhq-1024x1024"].split()[1] == "trust" and "--trust-pickle" in lines[-1]
     assert row["adm-imagenet-64x64-cond"].split()[1:4] == ["untried", "adm", "64"]
     assert any(line.startswith("untried: ") for line in lines)
-    assert row["edm2-img64-s-1073741-0.075"].split()[1] == "no"
+    assert row["edm2-img64-s-1073741-0.075"].split()[1] == "untried"
     assert row["inception-2015-12-05.pt"].split()[1:] == ["-", "inception", "-", "95.6", "MB", "no", "-"]
 
 
@@ -305,6 +305,7 @@ def test_column_of_what_is_refined_is_true(fixture_path: Callable[[str], Path]):
     for family, load, name in (
         ("stylegan2", load_generator, "sg2ada/d_gray16.pkl"),
         ("edm", load_teacher, "edm/s6_iddpm_adm_uncond16.pkl"),
+        ("edm2", load_teacher, "edm2/s1_edm2_cond16.pkl"),
         ("adm", functools.partial(load_teacher, settings=ADM_SETTINGS), "adm/s2_adm_cond16_new.pt"),
         ("stylegan3", load_generator, "sg3/s2_stylegan3t_uncond32.pkl"),
     ):
@@ -328,7 +329,7 @@ def test_list_of_one_kind(kind: str):
 
 def test_list_of_names_with_a_word(cache: Path):
     found = json.loads(call("--json", "CIFAR10-cond", "--kind=denoiser").stdout)  # an alias
-    assert [row["name"] for row in found] == ["edm-cifar10-32x32-cond-vp"]
+    assert [row["name"] for row in found] == ["edm-cifar10-32x32-cond-vp", "edm-cifar10-cond-vp-ddo"]
     nothing = call("nosuchname")
     assert nothing.exit_code == 2 and "nosuchname" in nothing.stderr
 

@@ -85,7 +85,7 @@ def table(entries: Sequence[ZooEntry], width: int | None = None) -> str:
             lines += [line for entry in chosen for line in _lines(rows[entry.name][:columns], widths)]
     notes = ["-: unknown; see the publisher's page."]
     if any(entry.refines == "untried" for entry in entries):
-        notes.append("untried: listed after its publisher's page, never opened with Refine; its format is read.")
+        notes.append("untried: format known, but no such file was opened here.")
     if any(entry.refines == "trust" for entry in entries):
         notes.append("trust: with --trust-pickle, which runs the file's source.")
     if columns < len(HEADER):

@@ -38,7 +38,7 @@ def resampling_kernel(taps: Sequence[float]) -> Tensor:
     return (row.outer(row) / row.sum().square())[None, None]
 
 
-def _filter_by_2(x: Tensor, kernel: Tensor, resampling: Resampling, padding: int) -> Tensor:
+def filter_by_2(x: Tensor, kernel: Tensor, resampling: Resampling, padding: int) -> Tensor:
     """Filters every channel of x [N, C, H, W] and changes its resolution by two."""
     f, taps = kernel[0, 0], kernel.shape[3]
     if resampling == "up":
@@ -70,7 +70,7 @@ class Resample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] -> [N, C, 2H, 2W] or [N, C, H/2, W/2]."""
-        return _filter_by_2(x, self.resample_filter, self.resampling, self.filter_padding)
+        return filter_by_2(x, self.resample_filter, self.resampling, self.filter_padding)
 
 
 class Conv2d(nn.Conv2d):
@@ -112,8 +112,8 @@ class Conv2d(nn.Conv2d):
         if self.convolve_first:
             # The filter sees convolved values outside of the image: its padding moves into the convolution.
             x = functional.conv2d(x, weight, bias, padding=self.kernel_size[0] // 2 + self.filter_padding)
-            return _filter_by_2(x, self.resample_filter, self.resampling, padding=0)
-        return _convolve(_filter_by_2(x, self.resample_filter, self.resampling, self.filter_padding), weight, bias)
+            return filter_by_2(x, self.resample_filter, self.resampling, padding=0)
+        return _convolve(filter_by_2(x, self.resample_filter, self.resampling, self.filter_padding), weight, bias)
 
 
 def dropout(x: Tensor, p: float, training: bool) -> Tensor:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 
 from refine.errors import UserError
-from refine.networks import adm, edm, stylegan2
+from refine.networks import adm, edm, edm2, stylegan2
 from refine.networks.stylegan2_options import POSITIONAL_ARGUMENTS, Dialect
 from refine.pickles import PickleError
 from refine.pickles.finite import require_finite
@@ -70,7 +70,7 @@ def identify(record: PersistentObject | StateDict) -> Architecture:
         unet = getattr(parts["model"], "class_name", "?")
         return Architecture(f"EDM denoiser ({name} over {unet})", "denoiser", _build_denoiser)
     if name == "Precond" and "unet" in parts:
-        return Architecture("EDM2 denoiser", "denoiser")
+        return Architecture("EDM2 denoiser", "denoiser", _build_edm2)
     return Architecture("unknown architecture", "unknown")
 
 
@@ -151,6 +151,10 @@ def _build_denoiser(record: PersistentObject) -> torch.nn.Module:
     parameters = inspect.signature(edm.PRECONDITIONERS[record.class_name]).parameters
     order = tuple(name for name in parameters if name != "model_kwargs")
     return edm.denoiser_from_init_kwargs(record.class_name, _arguments(record, order))
+
+
+def _build_edm2(record: PersistentObject) -> torch.nn.Module:
+    return edm2.denoiser_from_init_kwargs(_arguments(record, ("img_resolution", "img_channels", "label_dim")))
 
 
 def _arguments(record: PersistentObject, order: tuple[str, ...]) -> dict[str, Any]:

@@ -103,10 +103,8 @@ def _count(parameters: Iterable[Tensor]) -> int:
 def _activations(trainer: Trainer) -> int:
     """Bytes saved for the backward pass of one image, at the fullest moment of a step."""
     inputs = next(trainer.inputs("generator", 0)).part(slice(0, 1))
-    modules = [
-        *(denoiser.module for denoiser in trainer.frozen_denoisers()),
-        *(trained.module for trained in trainer.networks),
-    ]
+    frozen_ones = [denoiser.module for denoiser in trainer.frozen_denoisers()]
+    modules = [*frozen_ones, *(trained.module for trained in trainer.networks)]
     statistics, trainer.statistics = trainer.statistics, RunningMeans()
     with frozen(trainer.passed_modules()):
         of_move, _ = saved_bytes(lambda: trainer.generator_loss(inputs).loss, *modules)

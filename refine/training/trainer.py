@@ -281,9 +281,17 @@ class Trainer:
         with torch.enable_grad():
             denoised = self._denoise(network, x_t, sigma, inputs, augment_labels, self.options.fake_dropout, "dropout")
             loss = ikl.fake_score_loss(denoised, x0, sigma, self.teacher.sigma_data)
-            self.fake_score.backward(loss.sum() / self.options.batch)
+            self.fake_score.backward(self._balanced(loss, sigma, x0[0].numel()).sum() / self.options.batch)
         self.statistics.add_by_band("Loss/fake", loss.detach(), sigma)
         return denoised.detach()
+
+    def _balanced(self, loss: Tensor, sigma: Tensor, num_values: int) -> Tensor:
+        """Loss [N] of the fake score, balanced over noise levels if the network estimates it (EDM2, eq. 21)."""
+        module: Any = self.fake_score.module
+        if not hasattr(module, "log_variance"):
+            return loss
+        log_variance = module.log_variance(sigma)
+        return loss / log_variance.exp() + num_values * log_variance
 
     def anchor(self, images: Tensor, inputs: StepInputs) -> Tensor | float:
         """Penalty on changes of the detail that the teacher cannot see, summed over images; 0 without `--anchor`."""

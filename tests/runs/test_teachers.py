@@ -7,12 +7,19 @@ import json
 import pytest
 import torch
 from adm_reference import Form, random_state_dict
+from gaussian_denoiser import GaussianDenoiser
 
-from refine import load_generator
-from refine.config import RunConfig
+from refine import load_generator, load_teacher
+from refine.config import RunConfig, TrainingOptions
+from refine.diffusion.guidance import Guided
 from refine.errors import UserError
+from refine.networks.preconditioned import as_denoiser
+from refine.networks.style_based import as_generator
+from refine.pair.bridge import make_bridge
+from refine.pair.preflight import preflight
 from refine.runs import start
 from refine.runs.folder import find_state
+from refine.training.trainer import Trainer
 
 ADM = "image_size=16,num_heads=2,attention_order=old,noise_schedule=linear,dropout=0.1"
 
@@ -73,3 +80,116 @@ def test_settings_do_not_change_in_a_resumed_run(fixture_path, tmp_path, adm):
     state = find_state(str(snapshot.parent), "")
     with pytest.raises(UserError, match="teacher_settings"):
         start.resumed_config(state, {"teacher_settings": ADM.replace("old", "new")})
+
+
+# -- EDM2 ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def edm2(fixture_path):
+    return {"teacher": str(fixture_path("edm2/s1_edm2_cond16.pkl"))}
+
+
+def trainer_of(config):
+    return Trainer(start.pair_for(config), config.section(TrainingOptions), torch.device("cpu"))
+
+
+def test_edm2(fixture_path, tmp_path, edm2):
+    run_and_resume(fixture_path, tmp_path, **edm2)
+
+
+def test_forced_normalization_of_the_fake_score(fixture_path, tmp_path, edm2):
+    trainer = trainer_of(config(fixture_path, tmp_path, "run", **edm2, flr=1e-2))
+    before = {name: p.clone() for name, p in trainer.teacher.module.named_parameters()}
+    trainer.warm_up_step()
+    moved = 0
+    for name, weight in trainer.fake_score.module.named_parameters():
+        moved += not torch.equal(weight, before[name])
+        if name.endswith("weight"):
+            rows = weight.detach().flatten(1).square().mean(1)
+            assert float((rows - 1).abs().max()) < 1e-3, name
+    assert moved == len(before)  # the estimate of the loss is trained, too
+    after = dict(trainer.teacher.module.named_parameters())
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("objective", ["sid", "sim", "f:js", "sds"])
+def test_edm2_with_other_objectives(fixture_path, tmp_path, edm2, objective):
+    options = {"kimg": 0.008, "objective": objective, "ratio_samples": 8}
+    assert start.run(config(fixture_path, tmp_path, "run", **edm2, **options)).is_file()
+
+
+# -- guidance -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def guided(fixture_path, edm2):
+    return {**edm2, "guide": str(fixture_path("edm2/s2_edm2_uncond16.pkl")), "guidance": 1.7}
+
+
+@pytest.mark.parametrize("guide_fake", [False, True])
+def test_guidance(fixture_path, tmp_path, guided, guide_fake):
+    run_and_resume(fixture_path, tmp_path, **guided, guide_fake=guide_fake)
+
+
+def test_guided_networks_of_a_trainer(fixture_path, tmp_path, guided):
+    options = {"backtrack": 1, "warmup_kimg": 0.016}
+    trainer = trainer_of(config(fixture_path, tmp_path, "run", **guided, **options))
+    x, sigma, labels = torch.randn(2, 3, 16, 16), torch.tensor([0.5, 5.0]), torch.eye(5)[:2]
+    teacher, fake = trainer.teacher, trainer.fake_score.network
+    assert isinstance(teacher, Guided) and not isinstance(fake, Guided)
+    assert torch.equal(fake(x, sigma, labels), teacher.denoiser(x, sigma, labels))
+    reference = teacher.guide(x, sigma)
+    expected = reference + 1.7 * (teacher.denoiser(x, sigma, labels) - reference)
+    assert torch.allclose(teacher(x, sigma, labels), expected, atol=1e-5)
+    for _ in range(2):
+        trainer.warm_up_step()
+    trainer.step()
+    both = trainer_of(config(fixture_path, tmp_path, "run", **guided, guide_fake=True))
+    fake = both.fake_score.network
+    assert isinstance(fake, Guided) and torch.equal(fake(x, sigma, labels), both.teacher(x, sigma, labels))
+    assert fake.module is not both.teacher.module and fake.guide is both.teacher.guide
+    guide = {name: p.clone() for name, p in fake.guide.module.named_parameters()}
+    both.warm_up_step()
+    assert all(torch.equal(p, guide[name]) for name, p in fake.guide.module.named_parameters())
+    assert not any("guide" in name for name in both.fake_score.state_dict()["module"])
+
+
+def test_guidance_with_graphs_of_every_option(fixture_path, tmp_path, guided):
+    options = {"kimg": 0.008, "gan_weight": 0.01, "ratio_samples": 8, "checkpoint": True, "objective": "sid"}
+    assert start.run(config(fixture_path, tmp_path, "run", **guided, **options)).is_file()
+
+
+def test_contradicting_options(fixture_path, tmp_path, edm2, guided):
+    for options, part in (
+        ({**edm2, "guidance": 2.0}, "guide"),
+        ({**guided, "guidance": 1.0}, "guidance=1"),
+        ({**edm2, "guide_fake": True}, "guide_fake"),
+        ({**guided, "guide_fake": True, "objective": "sds"}, "objective=sds"),
+    ):
+        with pytest.raises(UserError, match=part):
+            config(fixture_path, tmp_path, "run", **options)
+    wrong = {**edm2, "guidance": 2.0, "guide": str(fixture_path("sg2ada/b_cond16.pkl"))}
+    with pytest.raises(UserError, match=r"b_cond16\.pkl"):
+        start.run(config(fixture_path, tmp_path, "run", **wrong))
+
+
+def test_images_of_the_teacher_are_known_by_file_settings_and_guidance(fixture_path, tmp_path, guided, adm):
+    def key(options):
+        return start.pair_for(config(fixture_path, tmp_path, "run", **options)).teacher_key
+
+    plain = {"teacher": guided["teacher"]}
+    keys = [key(plain), key(guided), key(guided | {"guidance": 2.0}), key(adm)]
+    keys.append(key(adm | {"teacher_settings": ADM.replace("linear", "cosine")}))
+    assert len(set(keys)) == len(keys)
+    assert keys[0] == start.pair_for(config(fixture_path, tmp_path, "run", **plain)).digests["teacher"]
+
+
+def test_preflight_warns_of_a_guide_that_varies_less():
+    generator = as_generator(load_generator("digits").network)
+    teacher = as_denoiser(load_teacher("edm-digits").network)
+    narrow = GaussianDenoiser(-0.5, 0.1, img_resolution=16, img_channels=teacher.img_channels)
+    bridge = make_bridge(generator, teacher)
+    for weight, warned in ((1.02, False), (3.0, True)):
+        found = preflight(generator, Guided(teacher, narrow, weight), bridge, num_images=2)
+        assert any("--guidance=3" in sentence for sentence in found.warnings) == warned
