@@ -31,6 +31,7 @@ class Pair:
         bridge: Conversion of the generator's images and labels to the teacher's.
         gan_file: File of the generator; None for a network that was made in Python.
         teacher_file: File of the teacher; None for a network that was made in Python.
+        guide_file: File of the guide; None without a guide, or for a network that was made in Python.
         digests: SHA-256 of each file, keyed by the option that names the file: `gan`, `teacher`, `guide`.
         notes: Notes on the classes of the two networks, one sentence each.
     """
@@ -42,6 +43,7 @@ class Pair:
     teacher_file: LoadedNetwork | None = None
     digests: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    guide_file: LoadedNetwork | None = None
 
     @property
     def teacher_key(self) -> str | None:
@@ -129,7 +131,7 @@ def pair_of(
     notes = class_notes(gan_file.pickle, teacher_file.pickle, generator.c_dim, denoiser.label_dim, class_map)
     files = {"gan": gan_file, "teacher": teacher_file, **({"guide": guide_file} if guide_file else {})}
     digests = {name: pickles.file_sha256(file.pickle.path) for name, file in files.items()}
-    return Pair(generator, denoiser, bridge, gan_file, teacher_file, digests, tuple(notes))
+    return Pair(generator, denoiser, bridge, gan_file, teacher_file, digests, tuple(notes), guide_file)
 
 
 def guided_denoiser(
