@@ -20,7 +20,8 @@ from refine.contracts import Denoiser
 from refine.diffusion.denoiser import usable_sigmas
 from refine.errors import UserError
 
-FAR = 80.0  # noise level at which images no longer show in the input, only their mean and spread in the estimate
+SIGMAS = (0.1, 0.4, 1.5, 6.0)  # noise levels at which the guided score is tested
+STEP = 0.1  # of the difference quotient, in sigma
 
 
 class Guided:
@@ -94,51 +95,60 @@ def parts_of(denoiser: Denoiser) -> tuple[Denoiser, ...]:
 
 
 @torch.no_grad()
-def spread(denoiser: Denoiser, noise: Tensor, class_labels: Tensor | None = None) -> float:
-    """Standard deviation of a denoiser's images, seen from its answer to noise alone.
+def precision(denoiser: Denoiser, x: Tensor, sigma: float, noise: Tensor, class_labels: Tensor | None = None) -> float:
+    """Mean precision of a denoiser's density around noisy images, the strength by which its score points back.
 
-    Far above the data, D(sigma n) = mean + s^2 / (s^2 + sigma^2) sigma n for images of variance s^2; the mean cancels
-    in the difference of the answers to n and -n. Exact for Gaussian data with equal variances of all pixels.
+    With D(x) = x + sigma^2 score(x), it is (1 - J) / sigma^2, where J is the mean of n . dD/dx n over noise n. For
+    Gaussian data it is exactly 1 / (s^2 + sigma^2).
 
     Args:
         denoiser: Denoiser D.
-        noise: Standard normal noise n, [N, C, R, R], on its device.
+        x: Noisy images, [N, C, R, R].
+        sigma: Noise level > 0.
+        noise: Standard normal noise n that is independent of x, [N, C, R, R].
         class_labels: [N, label_dim]; None for none.
     """
-    low, high = usable_sigmas(denoiser)
-    sigma = float(denoiser.round_sigma(torch.tensor(min(max(FAR, low), high))))
-    answers = [denoiser(sign * sigma * noise, sigma, class_labels).double() for sign in (1, -1)]
-    share = float(((answers[0] - answers[1]) * noise).sum() / (2 * sigma * noise.double().square().sum()))
-    return sigma * math.sqrt(max(share, 0) / max(1 - share, 1e-12))
+    h = STEP * sigma
+    ends = [denoiser(x + sign * h * noise, sigma, class_labels).double() for sign in (1, -1)]
+    response = float(((ends[0] - ends[1]) * noise).sum() / (2 * h * noise.double().square().sum()))
+    return (1 - response) / sigma**2
 
 
-def largest_weight(spread: float, guide_spread: float) -> float:
-    """Largest weight below which the guided density exists at every noise level; infinite for a broader guide.
+def largest_weight(precision: float, guide_precision: float) -> float:
+    """Weight below which the guided precision w P + (1 - w) P_guide is positive; infinite if all weights are.
 
     Args:
-        spread: Standard deviation s of the guided network's images.
-        guide_spread: Standard deviation s_guide of the guide's.
+        precision: Precision P of the guided network, > 0.
+        guide_precision: Precision P_guide of the guide.
     """
-    return math.inf if guide_spread >= spread else spread**2 / (spread**2 - guide_spread**2)
+    return math.inf if guide_precision <= precision else guide_precision / (guide_precision - precision)
 
 
-def caution(guided: Guided, noise: Tensor, class_labels: Tensor | None = None) -> str | None:
-    """A warning if the weight is beyond `largest_weight`; None if it is not.
+def caution(guided: Guided, images: Tensor, noise: Tensor, class_labels: Tensor | None = None) -> str | None:
+    """A warning if the guided score points outward at one of a few noise levels, so that no density has it.
 
     Args:
         guided: Guided denoiser.
-        noise: Standard normal noise, [N, C, R, R], on its device.
+        images: Samples of its guided network, [N, C, R, R], N at least 2.
+        noise: Standard normal noise, [N, C, R, R], on the device of the images.
         class_labels: [N, label_dim]; None for none.
     """
     if guided.weight <= 1:
         return None
     theirs = class_labels if guided.guide.label_dim else None
-    ours, reference = spread(guided.denoiser, noise, class_labels), spread(guided.guide, noise, theirs)
-    limit = largest_weight(ours, reference)
+    limits = {}
+    for wanted in SIGMAS:
+        low, high = usable_sigmas(guided)
+        sigma = float(guided.round_sigma(torch.tensor(min(max(wanted, low), high))))
+        x = images + sigma * noise
+        ours = precision(guided.denoiser, x, sigma, noise.roll(1, 0), class_labels)
+        reference = precision(guided.guide, x, sigma, noise.roll(1, 0), theirs)
+        limits[largest_weight(ours, reference)] = sigma
+    limit = min(limits)
     if guided.weight < limit:
         return None
     return (
-        f"Warning: With --guidance={guided.weight:g} there is no proper density: the guide's images vary less than the "
-        f"teacher's (standard deviation {reference:.3g} instead of {ours:.3g}), so the guided teacher pushes images "
-        f"outward without end. Use a guidance below {limit:.3g}, or a guide whose images vary more than the teacher's."
+        f"Warning: With --guidance={guided.weight:g} there is no proper density: at sigma {limits[limit]:g} the guide "
+        "holds images so much closer together than the teacher does that the guided teacher pushes them apart without "
+        f"end. Use a guidance below {limit:.3g}, or a guide whose images vary more."
     )

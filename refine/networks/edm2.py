@@ -279,7 +279,7 @@ class EDM2UNet(nn.Module):
         if self.emb_label is not None:
             assert class_labels is not None
             labels = self.emb_label(class_labels * math.sqrt(self.label_dim))
-            emb = mp_sum(*torch.broadcast_tensors(emb, labels), self.label_balance)
+            emb = mp_sum(emb, labels, self.label_balance)
         emb = mp_silu(emb)
         h = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
         skips = []

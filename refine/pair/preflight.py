@@ -234,7 +234,8 @@ def preflight(
             "the teacher denoise. Map the classes with --class-map."
         )
     if isinstance(teacher, Guided):
-        sentences += [sentence for sentence in [caution(teacher, noise[0].to(device), labels)] if sentence]
+        sentence = caution(teacher, samples, noise[0].to(device), labels)
+        sentences += [] if sentence is None else [sentence]
     return Preflight(
         sigmas=sigmas,
         generator_loss=tuple(as_drawn.mean(1).tolist()),

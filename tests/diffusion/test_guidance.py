@@ -8,7 +8,8 @@ import pytest
 import torch
 from gaussian_denoiser import GaussianDenoiser
 
-from refine.diffusion.guidance import Guided, caution, largest_weight, parts_of, spread
+from refine.diffusion.guidance import SIGMAS, Guided, caution, largest_weight, parts_of
+from refine.diffusion.guidance import precision as precision_of
 from refine.diffusion.sampler import HeunOptions, heun_sample
 from refine.errors import UserError
 from refine.training.frozen import frozen_copy
@@ -61,23 +62,27 @@ def test_weight_of_one_spares_the_guide():
 
 
 @pytest.mark.parametrize("s", [0.1, 0.5, 1.3])
-def test_spread_of_a_gaussian_is_found(s):
-    assert spread(GaussianDenoiser(0.7, s), NOISE) == pytest.approx(s, rel=1e-6)
-    assert spread(GaussianDenoiser(0.7, s, sigma_max=20.0), NOISE) == pytest.approx(s, rel=1e-6)
+@pytest.mark.parametrize("sigma", [0.1, 3.0])
+def test_precision_of_a_gaussian_is_found(s, sigma):
+    found = precision_of(GaussianDenoiser(0.7, s), 0.2 * NOISE, sigma, NOISE.roll(1, 0))
+    assert found == pytest.approx(1 / (s**2 + sigma**2), rel=1e-6)
 
 
 @pytest.mark.parametrize(
-    ("s", "s_guide", "weight"), [(0.5, 0.8, 50), (0.5, 0.4, 2.7), (0.5, 0.4, 2.8), (0.5, 0.1, 1.05)]
+    ("s", "s_guide", "weight"), [(0.5, 0.8, 50), (0.5, 0.4, 2.7), (0.5, 0.4, 3.0), (0.5, 0.1, 1.05), (0.5, 0.1, 1.1)]
 )
 def test_caution_where_no_density_exists(s, s_guide, weight):
     """The precision at every noise level decides; it is least at the lowest."""
     net = guided(s, s_guide, weight)
-    exists = all(precision(net, sigma) > 0 for sigma in (1e-6, 0.1, 1.0, 10.0, 80.0))
-    assert exists == (weight < largest_weight(s, s_guide))
-    sentence = caution(net, NOISE)
-    assert (sentence is None) == exists
+    least = min(precision(net, sigma) for sigma in SIGMAS)
+    assert largest_weight(1 / s**2, 1 / s_guide**2) == (
+        math.inf if s_guide > s else pytest.approx(s**2 / (s**2 - s_guide**2))
+    )
+    sentence = caution(net, NOISE, NOISE)
+    assert (sentence is None) == (least > 0)
     if sentence:
-        assert f"{weight:g}" in sentence and f"{largest_weight(s, s_guide):.3g}" in sentence
+        limit = largest_weight(1 / (s**2 + 0.01), 1 / (s_guide**2 + 0.01))
+        assert f"{weight:g}" in sentence and f"{limit:.3g}" in sentence
 
 
 def test_gradient_passes_through_both():

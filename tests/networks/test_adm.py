@@ -6,6 +6,8 @@ import collections
 import dataclasses
 import io
 import json
+import pathlib
+import struct
 
 import numpy as np
 import pytest
@@ -381,6 +383,28 @@ def test_wrong_files_get_their_sentence(kind, tmp_path):
     with pytest.raises(UserError) as caught:
         load_teacher(str(path), settings=SMALL)
     assert str(path) in str(caught.value) and part in str(caught.value) and "\n" not in str(caught.value)
+
+
+def lightning():
+    """A checkpoint with an object of a library in it, as training frameworks write them."""
+    return {"callbacks": pathlib.PurePosixPath("x"), "state_dict": {"first_stage_model.encoder.weight": torch.zeros(2)}}
+
+
+def test_checkpoint_with_other_objects(tmp_path):
+    path = saved(lightning(), tmp_path / "last.ckpt")
+    with pytest.raises(UserError, match=r"last\.ckpt.*latent diffusion"):
+        load_teacher(str(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "part"), [("lora_unet.lora_up.weight", "LoRA"), ("down_blocks.0.weight", "diffusers")]
+)
+def test_safetensors(name, part, tmp_path):
+    header = json.dumps({name: {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}).encode()
+    path = tmp_path / "net.safetensors"
+    path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(8))
+    with pytest.raises(UserError, match=rf"net\.safetensors.*{part}"):
+        load_teacher(str(path))
 
 
 def test_folder_of_diffusers(tmp_path):
