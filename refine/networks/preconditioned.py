@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from refine.contracts import Denoiser
-from refine.networks.edm2 import EDM2Block
+from refine.networks.edm2_layers import EDM2Block
 from refine.networks.edm_layers import UNetBlock
 
 DEFAULT_SIGMA_DATA = 0.5  # of the EDM paper, for networks that name none

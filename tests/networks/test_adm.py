@@ -21,6 +21,7 @@ from refine.diffusion.sampler import heun_sample
 from refine.errors import UserError
 from refine.networks import adm
 from refine.networks.adm_settings import ADMSettings, parse_settings
+from refine.networks.adm_state_dict import as_is, sources
 from refine.networks.loading import denoiser_of
 
 GOLDEN = "adm/s2_adm_cond16_new"  # float16 training: views into two storages; cosine, new order, five classes
@@ -74,10 +75,10 @@ def gradients_under_their_names(net, order):
     """Gradients with the names, rows and shapes of the state dict."""
     ours = dict(net.model.named_parameters())
     found = {}
-    for name, theirs, convert in adm._sources(net, order):
+    for name, theirs, convert in sources(net.model, order):
         if convert is torch.t:
             found[theirs] = ours[name].grad.t()
-        elif convert is adm._as_is:
+        elif convert is as_is:
             found[theirs] = ours[name].grad
         else:  # the order of rows: where each came from
             rows = convert(torch.arange(len(ours[name])))

@@ -13,7 +13,7 @@ from refine import load_teacher, networks, pickles
 from refine.diffusion.guidance import Guided
 from refine.diffusion.sampler import HeunOptions, heun_sample
 from refine.errors import UserError
-from refine.networks import edm2
+from refine.networks import edm2, edm2_layers
 from refine.networks.preconditioned import as_denoiser
 
 NAMES = ["edm2/s1_edm2_cond16", "edm2/s2_edm2_uncond16"]
@@ -179,17 +179,17 @@ def test_layers_preserve_magnitude():
     def rms(t):
         return float(t.square().mean().sqrt())
 
-    assert rms(edm2.mp_silu(x)) == pytest.approx(1, abs=0.02)
-    assert rms(edm2.mp_sum(x[:, :32], y, 0.3)) == pytest.approx(1, abs=0.02)
+    assert rms(edm2_layers.mp_silu(x)) == pytest.approx(1, abs=0.02)
+    assert rms(edm2_layers.mp_sum(x[:, :32], y, 0.3)) == pytest.approx(1, abs=0.02)
     for t in (0.2, 0.5):
-        joined = edm2.mp_cat(x, y, t)
+        joined = edm2_layers.mp_cat(x, y, t)
         assert rms(joined) == pytest.approx(1, abs=0.02)
         shares = [rms(part) ** 2 * part.shape[1] for part in (joined[:, 64:], joined[:, :64])]
         assert shares[0] / shares[1] == pytest.approx((t / (1 - t)) ** 2, rel=0.05)
-    assert rms(edm2.MPConv(64, 48, 3)(x)) == pytest.approx(1, abs=0.1)
-    assert rms(edm2.normalized(5 * x, [1])) == pytest.approx(1, abs=1e-3)
-    assert rms(edm2.MPFourier(256)(torch.randn(64))) == pytest.approx(1, abs=0.03)
-    scaled = edm2.MPConv(64, 48, 3)
+    assert rms(edm2_layers.MPConv(64, 48, 3)(x)) == pytest.approx(1, abs=0.1)
+    assert rms(edm2_layers.normalized(5 * x, [1])) == pytest.approx(1, abs=1e-3)
+    assert rms(edm2_layers.MPFourier(256)(torch.randn(64))) == pytest.approx(1, abs=0.03)
+    scaled = edm2_layers.MPConv(64, 48, 3)
     plain = scaled(x)
     scaled.weight *= 7
     assert error(scaled(x), plain) < 1e-3

@@ -113,6 +113,7 @@ def test_forced_normalization_of_the_fake_score(fixture_path, tmp_path, edm2):
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["sid", "sim", "f:js", "sds"])
 def test_edm2_with_other_objectives(fixture_path, tmp_path, edm2, objective):
     options = {"kimg": 0.008, "objective": objective, "ratio_samples": 8}
@@ -127,7 +128,7 @@ def guided(fixture_path, edm2):
     return {**edm2, "guide": str(fixture_path("edm2/s2_edm2_uncond16.pkl")), "guidance": 1.7}
 
 
-@pytest.mark.parametrize("guide_fake", [False, True])
+@pytest.mark.parametrize("guide_fake", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_guidance(fixture_path, tmp_path, guided, guide_fake):
     run_and_resume(fixture_path, tmp_path, **guided, guide_fake=guide_fake)
 
