@@ -34,9 +34,9 @@ log = logging.getLogger("refine")
 RESUMABLE_CHANGES = (
     *("kimg", "tick_kimg", "snap_ticks", "batch_gpu"),
     *("metrics", "data", "ref", "detector", "vgg", "metric_every"),
-    *("gan", "teacher"),  # a new place of the same file, which the state recognizes by its digest
+    *("gan", "teacher", "guide"),  # a new place of the same file, which the state recognizes by its digest
 )
-FILES = ("gan", "teacher", "data", "ref", "detector", "vgg")  # options that may name a file
+FILES = ("gan", "teacher", "guide", "data", "ref", "detector", "vgg")  # options that may name a file
 
 
 def run(
@@ -131,6 +131,9 @@ def pair_for(config: RunConfig, *, trust: bool = False) -> Pair:
         class_map=config.class_map,
         sigma_init=config.sigma_init,
         trust=trust,
+        settings=config.teacher_settings,
+        guide=config.guide,
+        guidance=config.guidance,
     )
 
 
