@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from refine.contracts import Generator, GeneratorOutput
 from refine.errors import UserError
 from refine.networks import stylegan3, stylegan3_layers
+from refine.networks.one_step import OneStep, OneStepGenerator
 from refine.networks.stylegan2 import SynthesisBlock, update_w_avg
 
 
@@ -45,7 +46,8 @@ class StyleBased:
         match = re.match(r"synthesis\.b(\d+)\.", parameter)
         if match:
             return int(match[1])
-        part = self.module.get_submodule(".".join(parameter.split(".")[:2]))
+        match = re.match(r"synthesis\.(input|L\d+_\d+_\d+)\.", parameter)
+        part: Any = getattr(self.module.synthesis, match[1]) if match else None
         if isinstance(part, stylegan3_layers.SynthesisLayer):
             return int(part.options.out_sampling_rate)
         return int(part.sampling_rate) if isinstance(part, stylegan3_layers.SynthesisInput) else None
@@ -70,12 +72,14 @@ def as_generator(module: nn.Module, name: str = "The network") -> Generator:
     """A network behind the contract of a generator.
 
     Args:
-        module: A generator of the StyleGAN family.
+        module: A generator of the StyleGAN family, or a one-step generator.
         name: Beginning of the sentence of an error, such as the file and the class.
 
     Raises:
         UserError: The network is not made of a mapping and a synthesis network.
     """
+    if isinstance(module, OneStep):
+        return OneStepGenerator(module)
     if not (hasattr(module, "mapping") and hasattr(module, "synthesis")):
         raise UserError(
             f"{name} is not made of a mapping and a synthesis network, as StyleGAN's generators are: "

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from refine.contracts import Denoiser, Generator
 from refine.diffusion.denoiser import usable_sigmas
+from refine.diffusion.guidance import Guided, caution
 from refine.diffusion.sampler import HeunOptions, heun_sample
 from refine.networks.sampling import labels_in_turn
 from refine.pair.bridge import Bridge
@@ -256,6 +257,9 @@ def preflight(
         if name == "fid" or not has_problems:
             findings = [*findings, name]
             sentences.append(sentence)
+    if isinstance(teacher, Guided):
+        sentence = caution(teacher, samples, noise[0].to(device), labels)
+        sentences += [] if sentence is None else [sentence]
     return Preflight(
         sigmas=sigmas,
         generator_loss=tuple(as_drawn.mean(1).tolist()),
