@@ -11,8 +11,10 @@ from click.testing import CliRunner
 from refine import load_generator, pickles
 from refine.commands import export
 from refine.config import RunConfig
+from refine.networks.style_based import as_generator
 from refine.runs import start
 from refine.runs.folder import find_state
+from refine.training.acceleration import compile_blocks
 
 NAMES = ["s2_stylegan3t_uncond32", "s3_stylegan3r_uncond16", "s4_stylegan3t_cond16"]
 
@@ -95,3 +97,16 @@ def test_onnx(fixture_path, tmp_path):
     done = CliRunner().invoke(export.main, [f"--network={path}", "--format=onnx", f"--out={out}"])
     assert done.exit_code == 0, done.output
     assert "the same within" in done.stdout
+
+
+@pytest.mark.slow
+def test_compiled_layers(fixture_path):
+    G = load_generator(str(fixture_path(f"sg3/{NAMES[1]}.pkl"))).network.requires_grad_(True)
+    z = torch.randn(2, G.z_dim)
+    results = []
+    for _ in range(2):
+        image = G(z)
+        results.append([image.detach(), *torch.autograd.grad(image.square().sum(), list(G.synthesis.parameters()))])
+        compile_blocks(as_generator(G).blocks(), backend="aot_eager")
+    for plain, compiled in zip(*results, strict=True):
+        torch.testing.assert_close(compiled, plain, rtol=1e-3, atol=1e-4)
