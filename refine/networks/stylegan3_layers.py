@@ -63,8 +63,7 @@ class SynthesisInput(nn.Module):
         self.weight = nn.Parameter(normal(self.channels, self.channels))
         self.affine = FullyConnectedLayer(options.w_dim, 4)
         nn.init.zeros_(self.affine.weight)
-        assert self.affine.bias is not None
-        self.affine.bias.data = torch.tensor([1.0, 0.0, 0.0, 0.0], device=self.affine.bias.device)
+        self.affine.bias = nn.Parameter(torch.tensor([1.0, 0.0, 0.0, 0.0], device=self.weight.device))
         self.transform: Tensor
         self.freqs: Tensor
         self.phases: Tensor
