@@ -101,13 +101,13 @@ class SynthesisInput(nn.Module):
 
 
 def _frequencies(count: int, bandwidth: float) -> Tensor:
-    """Frequencies [count, 2], evenly distributed over the disk of a radius."""
+    """Frequencies [count, 2], evenly distributed over the disk of the radius `bandwidth`."""
     freqs = normal(count, 2)
     if freqs.is_meta:
         return freqs
-    radii = freqs.square().sum(1, keepdim=True).sqrt()
-    # sqrt(1 - exp(-r^2 / 2)) is even over the unit disk; exp(r^2 / 4) of the checkpoints is close to it.
-    return freqs / (radii * radii.square().exp().pow(0.25)) * bandwidth
+    # Of normal numbers, r^2 / 2 is exponentially distributed and exp(-r^2 / 2) uniformly: the square of the new radius.
+    squares = freqs.square().sum(1, keepdim=True)
+    return freqs * (squares.rsqrt() * (-squares / 4).exp() * bandwidth)
 
 
 class SynthesisLayer(nn.Module):
