@@ -463,7 +463,13 @@ def _teacher_facts(gan: str, teacher: str, trust: bool) -> tuple[int, bool, Path
         UserError: The teacher cannot be downloaded or read. If the same is true of the generator, both are named.
     """
     from refine.networks.loading import load_generator, load_teacher
+    from refine.networks.plain_denoiser import as_denoiser_contract
+    from refine.networks.python_file import make_network, parse_python_spec
 
+    spec = parse_python_spec(teacher)
+    if spec is not None:
+        own = as_denoiser_contract(make_network(spec, "teacher", trust=trust))
+        return int(own.img_resolution), bool(own.label_dim), spec.path
     try:
         loaded = load_teacher(teacher, trust=trust)
     except UserError as error:

@@ -171,7 +171,9 @@ def num_snapshots(config: RunConfig) -> int:
 
 
 def _size(pair: Pair) -> int:
-    return pair.gan_file.pickle.path.stat().st_size if pair.gan_file else 0
+    if pair.gan_file is not None:
+        return pair.gan_file.pickle.path.stat().st_size
+    return 2 * sum(tensor.nbytes for tensor in pair.generator.module.state_dict().values())  # live and average
 
 
 def _memory_warnings(memory: Memory, device: torch.device) -> list[str]:

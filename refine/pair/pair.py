@@ -10,6 +10,7 @@ from torch import Tensor
 
 from refine import pickles, zoo
 from refine.contracts import Denoiser, Generator
+from refine.networks import weights_file
 from refine.networks.loading import LoadedNetwork, load_generator, load_teacher
 from refine.networks.preconditioned import as_denoiser
 from refine.networks.style_based import as_generator
@@ -29,6 +30,8 @@ class Pair:
         teacher_file: File of the teacher; None for a network that was made in Python.
         digests: SHA-256 of each file, keyed by the option that names the file: `gan`, `teacher`.
         notes: Notes on the classes of the two networks, one sentence each.
+        titles: Names of networks without a file.
+        options: Options of the run as JSON, which a snapshot without a pickle records.
     """
 
     generator: Generator
@@ -38,18 +41,26 @@ class Pair:
     teacher_file: LoadedNetwork | None = None
     digests: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    titles: tuple[str, str] = ("generator", "teacher")
+    options: str = "{}"
+
+    @property
+    def snapshot_suffix(self) -> str:
+        """End of the names of snapshots: `.pkl`, and `.safetensors` for a generator without a pickle."""
+        return weights_file.SUFFIX if self.gan_file is None else ".pkl"
 
     @property
     def name(self) -> str:
         """`<gan>-<teacher>`, from the names of the files."""
         files = (self.gan_file, self.teacher_file)
         return "-".join(
-            file.pickle.path.stem if file else title
-            for file, title in zip(files, ("generator", "teacher"), strict=True)
+            file.pickle.path.stem if file else title for file, title in zip(files, self.titles, strict=True)
         )
 
     def write_snapshot(self, path: Path, live: Mapping[str, Tensor], average: Mapping[str, Tensor]) -> None:
         """Writes a copy of the generator's pickle with new weights; everything else stays unchanged.
+
+        The weights of a generator without a pickle are written with the options of the run.
 
         Args:
             path: File to write.
@@ -59,7 +70,9 @@ class Pair:
         Raises:
             UserError: The file cannot be written.
         """
-        assert self.gan_file is not None, "a network without a file has no pickle to write"
+        if self.gan_file is None:
+            weights_file.write_weights(path, live, average, self.options)
+            return
         pickle = self.gan_file.pickle
         weights = {"G": dict(live), "G_ema": dict(average)}
         pickles.save(pickle, path, {key: value for key, value in weights.items() if pickle.get(key) is not None})

@@ -9,6 +9,7 @@ import itertools
 import logging
 from collections.abc import Sequence
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from refine.networks.loading import load_generator, load_teacher
 from refine.networks.preconditioned import as_denoiser
 from refine.pair.pair import Pair
 from refine.runs.folder import RunFolder
+from refine.runtime import distributed
 from refine.runtime.device import choose_device
 from refine.runtime.text import counted
 from refine.training.divergence import best_snapshot, is_flat, readings
@@ -98,8 +100,10 @@ def evaluation_for(config: RunConfig, pair: Pair, trainer: Trainer, *, trust_det
     if options.data is None and options.ref == "auto" and pair.gan_file is not None:
         warn_of_recorded_data(pair.gan_file.pickle)
     assert trainer.generator.average is not None
-    generator = trainer.generator.average.network.module
-    yardstick = Teacher(trainer.teacher, config.teacher, pair.digests.get("teacher", ""), config.class_map)
+    generator = _drawn(trainer, trainer.generator.average.network.module)
+    # What a teacher without a file draws depends on code, too, so none of it is kept for other runs.
+    sha256 = pair.digests.get("teacher") or distributed.broadcast(uuid4().hex)
+    yardstick = Teacher(trainer.teacher, config.teacher, sha256, config.class_map)
     try:
         measure = make_measure(options, generator, trainer.device, yardstick)
     except UserError as error:
@@ -110,13 +114,21 @@ def evaluation_for(config: RunConfig, pair: Pair, trainer: Trainer, *, trust_det
 
     def guarded(network: torch.nn.Module, snapshot_pkl: str) -> Sequence[dict[str, Any]]:
         try:
-            return measure(network, snapshot_pkl)
+            return measure(_drawn(trainer, network), snapshot_pkl)
         except Exception as error:  # hours of training are worth more than a metric
             about = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
             log.warning(f"Could not measure {snapshot_pkl}: {about}")
             return []
 
     return guarded
+
+
+def _drawn(trainer: Trainer, module: torch.nn.Module) -> Any:
+    """What draws the images of a module: the module itself, unless its adapter is the user's own."""
+    for average in trainer.generator.averages().values():
+        if average.network.module is module and not type(average.network).__module__.startswith("refine."):
+            return average.network
+    return module
 
 
 def prefetch_for(config: RunConfig, *, trust: bool = False, trust_detector: bool = False) -> list[str]:

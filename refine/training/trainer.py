@@ -432,6 +432,11 @@ def check_options(pair: Pair, options: TrainingOptions) -> None:
             "{anchor} preserves detail that the teacher cannot see, and this teacher has the generator's resolution: "
             "leave it out."
         )
+    if options.objective.needs_fake and not any(True for _ in pair.teacher.module.parameters()):
+        raise OptionError(
+            f"{{objective={options.objective}}} trains a copy of the teacher as the fake score, and this teacher has "
+            "no parameters: give a torch.nn.Module with its weights, or use {objective=sds} or {objective=smart}."
+        )
     if options.fake_augment and pair.teacher.augment_dim != augment.NUM_LABELS:
         name = pair.teacher_file.pickle.path if pair.teacher_file else "this teacher"
         raise OptionError(
