@@ -15,7 +15,7 @@ from refine.export.agreement import Probe, agreement, images_of_network
 from refine.export.formats import FORMATS, module_of
 from refine.files.atomic import atomic_write
 from refine.networks.loading import load_generator
-from refine.pickles import PersistentObject, writer
+from refine.pickles import NetworkRecord, writer
 from refine.pickles.finite import require_finite
 
 
@@ -90,7 +90,7 @@ def bring_back(weights: Path, like: str, out: Path, *, trust: bool = False) -> E
     require_finite(state, str(weights))
     probe = Probe.of(loaded.network)
     expected = module.images(weights, loaded, probe)
-    entries = [key for key in ("G", "G_ema") if isinstance(loaded.pickle.get(key), PersistentObject)]
+    entries = [key for key in ("G", "G_ema") if isinstance(loaded.pickle.get(key), NetworkRecord)]
     with atomic_write(out) as file:
         writer.write(loaded.pickle, file, dict.fromkeys(entries, state))
         file.flush()

@@ -10,7 +10,7 @@ from typing import Any
 from refine import networks, pickles
 from refine.errors import UserError
 from refine.files.atomic import atomic_write, cannot_write
-from refine.pickles import NetworkPickle, PersistentObject, PickleError
+from refine.pickles import NetworkPickle, NetworkRecord, PersistentObject, PickleError
 from refine.pickles.finite import non_finite
 from refine.pickles.known_sources import KNOWN_SOURCES
 from refine.pickles.records import to_python
@@ -83,7 +83,7 @@ def _describe_entries(network_pickle: NetworkPickle) -> dict[Any, dict[str, Any]
 
 
 def _describe_entry(value: Any) -> dict[str, Any]:
-    if not isinstance(value, PersistentObject):
+    if not isinstance(value, NetworkRecord):
         try:
             return {"value": to_python(value)}
         except PickleError as error:
@@ -94,7 +94,7 @@ def _describe_entry(value: Any) -> dict[str, Any]:
         "architecture": architecture.name,
         "role": architecture.role,
         **_describe_rebuild(value, architecture),
-        "source_sha256": value.source_sha256,
+        **({"source_sha256": value.source_sha256} if isinstance(value, PersistentObject) else {}),
         "init_args": list(value.init_args),
         "init_kwargs": value.init_kwargs,
     }
@@ -110,7 +110,7 @@ _SHOWN_SETTINGS = {
 }
 
 
-def _settings(record: PersistentObject) -> dict[str, Any]:
+def _settings(record: NetworkRecord) -> dict[str, Any]:
     """Attributes of a record to show, as plain values."""
     plain = {}
     for name in sorted(_SHOWN_SETTINGS & record.attributes.keys()):
@@ -121,7 +121,7 @@ def _settings(record: PersistentObject) -> dict[str, Any]:
     return plain
 
 
-def _describe_rebuild(record: PersistentObject, architecture: networks.Architecture) -> dict[str, Any]:
+def _describe_rebuild(record: NetworkRecord, architecture: networks.Architecture) -> dict[str, Any]:
     """Result of rebuilding a record with Refine's own network."""
     if architecture.build is None:
         return {"rebuilt_by_refine": False}
@@ -132,7 +132,7 @@ def _describe_rebuild(record: PersistentObject, architecture: networks.Architect
     return {"rebuilt_by_refine": True}
 
 
-def _count(record: PersistentObject) -> dict[str, Any]:
+def _count(record: NetworkRecord) -> dict[str, Any]:
     parameters = pickles.named_tensors(record, ["_parameters"])
     tensors = pickles.named_tensors(record)
     not_finite = non_finite(tensors)

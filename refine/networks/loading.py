@@ -11,9 +11,10 @@ from pathlib import Path
 import torch
 
 from refine import networks, pickles, zoo
+from refine.networks import r3gan
 from refine.networks.rebuilding import unknown_sources
 from refine.networks.registry import Architecture
-from refine.pickles import NetworkPickle, PersistentObject, PickleError
+from refine.pickles import NetworkPickle, NetworkRecord, PickleError
 from refine.pickles.finite import require_finite
 
 log = logging.getLogger("refine")
@@ -45,7 +46,7 @@ class LoadedNetwork:
 
     network: torch.nn.Module
     architecture: Architecture
-    record: PersistentObject
+    record: NetworkRecord
     key: str
     pickle: NetworkPickle
 
@@ -124,7 +125,7 @@ def denoiser_of(network_pickle: NetworkPickle, keys: Sequence[str] = _DENOISER_K
 
 
 def _load(network_pickle: NetworkPickle, keys: Sequence[str], role: str, attributes: tuple[str, ...]) -> LoadedNetwork:
-    key = next((key for key in keys if isinstance(network_pickle.get(key), PersistentObject)), None)
+    key = next((key for key in keys if isinstance(network_pickle.get(key), NetworkRecord)), None)
     if key is None:
         raise _what_it_is_instead(network_pickle, role)
     with pickles.about(network_pickle.path):
@@ -134,13 +135,15 @@ def _load(network_pickle: NetworkPickle, keys: Sequence[str], role: str, attribu
             raise PickleError(f"it holds a {architecture.name} as {key!r}, where a {role} is expected")
         network = networks.rebuild(record, trust=network_pickle.trusted)
         missing = [name for name in attributes if not hasattr(network, name)]
+        if isinstance(network, r3gan.Generator):  # without w
+            missing = []
         if missing:
             raise PickleError(f"its {record.class_name} has no {', '.join(missing)}, so it cannot be used as a {role}")
     _note_unknown_source(network_pickle, record, architecture)
     return LoadedNetwork(network, architecture, record, key, network_pickle)
 
 
-def _note_unknown_source(network_pickle: NetworkPickle, record: PersistentObject, architecture: Architecture) -> None:
+def _note_unknown_source(network_pickle: NetworkPickle, record: NetworkRecord, architecture: Architecture) -> None:
     """Logs a line if a fork may have changed what the network computes, and the two have not been compared."""
     unknown = unknown_sources(record)
     if unknown and not network_pickle.trusted:
@@ -153,7 +156,7 @@ def _note_unknown_source(network_pickle: NetworkPickle, record: PersistentObject
 
 def _what_it_is_instead(network_pickle: NetworkPickle, wanted: str) -> PickleError:
     path = network_pickle.path
-    records = {key: record for key, record in network_pickle.items() if isinstance(record, PersistentObject)}
+    records = {key: record for key, record in network_pickle.items() if isinstance(record, NetworkRecord)}
     roles = {key: networks.identify(record).role for key, record in records.items()}
     same = [key for key, role in roles.items() if role == wanted]
     if same:
