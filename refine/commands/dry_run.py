@@ -39,7 +39,8 @@ from refine.training.state import load_weights, read_state
 from refine.training.trained import Progress
 from refine.training.trainer import Trainer
 
-TIMED_IMAGES = 4  # in the step that is timed
+TIMED_IMAGES = 4  # in the first step that is timed
+ENOUGH_SECONDS = 0.25  # a step that takes longer is told apart from what comes with every step
 MAX_CLASSES_SHOWN = 10
 
 
@@ -191,30 +192,46 @@ def _memory_warnings(memory: Memory, device: torch.device) -> list[str]:
 def _time_lines(
     config: RunConfig, pair: Pair, device: torch.device, progress: Progress, num_processes: int
 ) -> list[str]:
-    """Time of the rest of the run, from a step of a few images."""
+    """Time of the rest of the run, from steps on this machine."""
     seconds = seconds_per_image(config, pair, device)
     warm_up = max(config.warmup_kimg * 1000 - progress.warmup_nimg, 0) if not progress.step else 0
     rest = max(config.kimg * 1000 - progress.cur_nimg, 0)
     total = (seconds[0] * warm_up + seconds[1] * rest) / num_processes
     rate = 1000 * seconds[1] / num_processes
-    return [f"Time      about {format_time(total)} without metrics: {rate:.3g} sec/kimg in a step of a few images here"]
+    return [f"Time      about {format_time(total)} without metrics: {rate:.3g} sec/kimg in a few steps here"]
 
 
 def seconds_per_image(config: RunConfig, pair: Pair, device: torch.device) -> tuple[float, float]:
-    """Seconds per image of the warm-up and of the refinement, from one step each after one that is not timed."""
-    images = min(TIMED_IMAGES, config.batch_gpu or config.batch)
+    """Seconds per image of the warm-up and of the refinement, each from the faster of two steps after another one.
+
+    Steps are of a few images where these take a while, and otherwise of more, up to as many as a pass of the run has:
+    in steps of small networks, images cost less than what comes with every step.
+    """
+    full = config.batch_gpu or config.batch
+    images = min(TIMED_IMAGES, full)
+    while True:
+        seconds = _seconds_per_step(config, pair, device, images)
+        if images == full or seconds[-1] > ENOUGH_SECONDS:
+            return seconds[0] / images, seconds[-1] / images
+        images = min(4 * images, full)
+
+
+def _seconds_per_step(config: RunConfig, pair: Pair, device: torch.device, images: int) -> tuple[float, float]:
     options = config.section(TrainingOptions)
     options = replace(options, batch=images, batch_gpu=None, compile=False, ratio_samples=2)
     trainer = Trainer(replace(pair, digests={}), options, device)  # without digests no samples are kept
-    measured = []
+    measured = [0.0]
     for step in (trainer.warm_up_step, trainer.step) if trainer.needs_warm_up else (trainer.step,):
         step()
-        _synchronize(device)
-        start = time.perf_counter()
-        step()
-        _synchronize(device)
-        measured.append((time.perf_counter() - start) / images)
-    return (measured[0] if len(measured) > 1 else 0.0), measured[-1]
+        times = []
+        for _ in range(2):
+            _synchronize(device)
+            start = time.perf_counter()
+            step()
+            _synchronize(device)
+            times.append(time.perf_counter() - start)
+        measured.append(min(times))
+    return (measured[1] if len(measured) > 2 else 0.0), measured[-1]
 
 
 def _synchronize(device: torch.device) -> None:
