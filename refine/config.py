@@ -32,6 +32,8 @@ GROUPS = (
     "Pair", "Run", "Length", "Method", "Noise levels", "Optimization", "Networks", "Metrics", "Machine",
 )  # fmt: skip
 
+FIRST = ("gan", "teacher")  # to give first, and listed first
+
 _NETWORK = "PKL|URL|NAME"
 _MODULE = "PATH|URL|NAME"
 _SCHEDULE = "refine.diffusion.noise_levels:parse_schedule"
@@ -77,8 +79,15 @@ class BridgeOptions(Section):
 class PairOptions(BridgeOptions):
     """Generator, teacher, and the bridge between them."""
 
-    gan: str = option(help="StyleGAN pickle to refine.", group="Pair", metavar=_NETWORK, path=True)
+    gan: str | None = option(
+        None, "StyleGAN pickle to refine. Without it, the teacher is distilled into a one-step generator.", "Pair",
+        metavar=_NETWORK, path=True,
+    )  # fmt: skip
     teacher: str = option(help="EDM pickle to learn from.", group="Pair", metavar=_NETWORK, path=True)
+    sigma_init: float | None = option(
+        None, "Noise level of a one-step generator. Default: as its file tells, else 2.5.", "Pair",
+        metavar="SIGMA", above=0,
+    )  # fmt: skip
     init: str | None = option(
         None, "Start from the weights in this pickle or training state.", "Pair", metavar="PKL|PT", path=True
     )
@@ -114,6 +123,7 @@ class TrainingOptions(SeedOptions, LengthOptions):
         0.0, "Probability of each augmentation of the fake score's training images.", "Method",
         metavar="P", minimum=0, maximum=1,
     )  # fmt: skip
+    gan_dropout: bool = option(True, "Train a one-step generator with dropout.", "Method", metavar="0|1")
     paired_dropout: bool = option(
         False, "Use the same dropout masks in both U-Nets for the generator's update.", "Method", metavar="0|1"
     )
@@ -354,17 +364,35 @@ class RunConfig(EvaluationOptions, RunOptions, TrainingOptions, PairOptions):
     @classmethod
     def options(cls) -> tuple[Option, ...]:
         """All options, in the order of `--help`: those to give first, then by group."""
-        return tuple(
-            sorted(super().options(), key=lambda each: (each.default is not MISSING, GROUPS.index(each.group)))
-        )
+        return tuple(sorted(super().options(), key=lambda each: (each.name not in FIRST, GROUPS.index(each.group))))
 
     def check(self) -> None:
-        """Refuses a watch over a divergence that is not estimated."""
+        """Refuses a watch over a divergence that is not estimated, and what needs a generator of its own."""
         super().check()
+        if self.gan is None:
+            self._check_distillation()
         if self.stop_if_flat is not None and not self.objective.needs_fake:
             raise OptionError(
                 f"{{stop_if_flat={self.stop_if_flat}}} watches the divergence that the fake score tells of, and "
                 f"{{objective={self.objective}}} has no fake score: leave it out."
+            )
+
+    def _check_distillation(self) -> None:
+        """Refuses options that have no meaning for a copy of the teacher."""
+        if self.class_map is not None:
+            raise OptionError(
+                "{class_map} joins the classes of two networks, and without {gan} the generator is a copy of the "
+                "teacher: leave it out, or give {gan}."
+            )
+        if self.train_layers.resolutions:
+            raise OptionError(
+                f"{{train_layers={self.train_layers}}} chooses blocks of a StyleGAN, and without {{gan}} the generator "
+                "is a copy of the teacher's U-Net, whose blocks all work for the whole image: leave it out."
+            )
+        if self.anchor:
+            raise OptionError(
+                f"{{anchor={self.anchor:g}}} preserves detail that the teacher cannot see, and without {{gan}} there "
+                "is none: leave it out."
             )
 
     def __new__(cls, **given: Any) -> RunConfig:
@@ -401,8 +429,9 @@ class RunConfig(EvaluationOptions, RunOptions, TrainingOptions, PairOptions):
         given = {each_name: known[each_name].checked(value) for each_name, value in given.items()}
         name = known["preset"].checked(given.pop("preset", None) if name is None else name)
         cls._check_alone(name, given)
-        resolution, conditional, path = _teacher_facts(given["gan"], given["teacher"], trust)
-        chosen = name or choose_preset(resolution, path)
+        gan = given.get("gan")
+        resolution, conditional, path = _teacher_facts(gan, given["teacher"], trust)
+        chosen = name or choose_preset(resolution, path, distills=gan is None)
         return cls(**(_preset_options(chosen, conditional, given) | given | {"preset": chosen}))
 
     @classmethod
@@ -456,7 +485,7 @@ def _preset_options(name: str, conditional: bool, given: Mapping[str, Any]) -> d
     return options
 
 
-def _teacher_facts(gan: str, teacher: str, trust: bool) -> tuple[int, bool, Path]:
+def _teacher_facts(gan: str | None, teacher: str, trust: bool) -> tuple[int, bool, Path]:
     """Resolution of the teacher's images, whether it has labels, and its file.
 
     Raises:
@@ -473,6 +502,8 @@ def _teacher_facts(gan: str, teacher: str, trust: bool) -> tuple[int, bool, Path
     try:
         loaded = load_teacher(teacher, trust=trust)
     except UserError as error:
+        if gan is None:
+            raise
         try:
             load_generator(gan, trust=trust)
         except UserError as first:

@@ -27,10 +27,11 @@ from refine.files.atomic import cannot_write
 from refine.files.dataset import ImageDataset
 from refine.metrics.resolve import dataset_path
 from refine.networks.loading import LoadedNetwork
+from refine.networks.one_step import LIVE, OneStep
 from refine.pair.pair import Pair
 from refine.runs.evaluation import evaluation_for, metric_names
 from refine.runs.run import preflight_of
-from refine.runs.start import pair_for, run_name
+from refine.runs.start import distillation_line, pair_for, run_name
 from refine.runtime.device import choose_device
 from refine.runtime.text import format_bytes, format_time
 from refine.training.cost import step_cost
@@ -103,7 +104,7 @@ def describe_run(
         *_time_lines(config, pair, device, progress, num_processes),
         *_disk_lines(config, pair, memory, folder),
     ]
-    if with_preflight:
+    if with_preflight and not pair.distills:
         lines += preflight_of(pair, on_device).lines()
     return "\n".join([*lines, config.to_json()])
 
@@ -138,7 +139,8 @@ def _pair_lines(config: RunConfig, pair: Pair, trainer: Trainer) -> list[str]:
         _network_line("Teacher", pair.teacher_file, teacher, teacher.label_dim),
         f"Bridge    The teacher sees the generator's images {seen}, {classes} classes.",
         *pair.notes,
-        *([f"Warning: {caution}"] if (caution := config.objective.caution()) else []),
+        *([f"Distilled {distillation_line(pair)}"] if pair.distills else []),
+        *([f"Warning: {caution}"] if (caution := config.objective.caution()) and not pair.distills else []),
         f"Trained   {trained:,} of {sum(p.numel() for p in parameters):,} parameters ({config.train_layers})",
     ]
     unused = sorted(set(range(bridge.label_dim)) - set(config.class_map or range(bridge.label_dim)))
@@ -172,9 +174,12 @@ def num_snapshots(config: RunConfig) -> int:
 
 
 def _size(pair: Pair) -> int:
-    if pair.gan_file is not None:
-        return pair.gan_file.pickle.path.stat().st_size
-    return 2 * sum(tensor.nbytes for tensor in pair.generator.module.state_dict().values())  # live and average
+    if pair.gan_file is None:
+        return 2 * sum(tensor.nbytes for tensor in pair.generator.module.state_dict().values())  # live and average
+    size = pair.gan_file.pickle.path.stat().st_size
+    if not isinstance(pair.gan_file.network, OneStep) or LIVE in pair.gan_file.pickle:
+        return size
+    return size + 4 * sum(p.numel() for p in pair.gan_file.network.parameters())  # the live weights join
 
 
 def _memory_warnings(memory: Memory, device: torch.device) -> list[str]:

@@ -18,6 +18,7 @@ from refine.commands.options import (
     check_output,
     field_options,
     force_option,
+    sigma_init_option,
     trust_option,
 )
 from refine.errors import UserError
@@ -41,6 +42,7 @@ _NAMED_ALIKE = ("data", "ref", "detector", "vgg", "trust_detector", "fid_seeds",
     metrics={"default": "fid50k_full", "help": "Metrics such as fid50k_full,pr50k3_full; any count."},
     teacher={"required": False, "help": "EDM pickle, for --ref=teacher and the zoo's statistics."},
 )  # fmt: skip
+@sigma_init_option
 @click.option("--trust-detector", is_flag=True, help="Load a downloaded detector whose digest is not known.")
 @click.option(
     "--batch",
@@ -166,7 +168,8 @@ def _measure(given: dict[str, Any], options: Any, device: Any) -> None:
     trust = given["trust_pickle"]
 
     def get() -> tuple[Suite, list[Any]]:
-        networks = [load_generator(spec, trust=trust) for spec in snapshots(given["network"])]
+        sigma_init = given["sigma_init"]
+        networks = [load_generator(spec, trust=trust, sigma_init=sigma_init) for spec in snapshots(given["network"])]
         teacher = None
         if given["teacher"]:
             loaded = load_teacher(given["teacher"], trust=trust)
@@ -220,7 +223,8 @@ def _pictures(given: dict[str, Any], suite: Any, generator: Any, device: Any) ->
     if given["contact_sheet"]:
         contact_sheet.write_sheet(given["contact_sheet"], suite, generator)
     if given["grid"] and distributed.is_rank0():
-        before = (
-            load_generator(given["before"], trust=given["trust_pickle"]).network.to(device) if given["before"] else None
-        )
+        before = None
+        if given["before"]:
+            sigma_init, trust = given["sigma_init"], given["trust_pickle"]
+            before = load_generator(given["before"], trust=trust, sigma_init=sigma_init).network.to(device)
         contact_sheet.write_grid(given["grid"], suite, generator, before)

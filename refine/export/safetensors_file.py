@@ -20,6 +20,7 @@ from torch import Tensor
 from refine.errors import UserError
 from refine.export.agreement import Probe, images_of_network
 from refine.networks.loading import LoadedNetwork
+from refine.networks.one_step import OneStep
 
 
 def write(loaded: LoadedNetwork, file: BinaryIO) -> None:
@@ -33,6 +34,8 @@ def write(loaded: LoadedNetwork, file: BinaryIO) -> None:
         "init_kwargs": json.dumps(loaded.record.init_kwargs, default=str),
         "source": loaded.pickle.path.name,
     }
+    if isinstance(loaded.network, OneStep):
+        about["sigma_init"] = repr(loaded.network.sigma_init)
     file.write(safetensors.torch.save(tensors, metadata=about))
 
 

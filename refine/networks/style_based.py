@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from refine.contracts import Generator, GeneratorOutput
 from refine.errors import UserError
 from refine.networks import r3gan, stylegan3, stylegan3_layers, stylegan_xl
+from refine.networks.one_step import OneStep, OneStepGenerator
 from refine.networks.stylegan2 import SynthesisBlock, update_w_avg
 
 
@@ -74,7 +75,7 @@ def as_generator(module: nn.Module, name: str = "The network") -> Generator:
     """A network behind the contract of a generator.
 
     Args:
-        module: A generator of the StyleGAN family.
+        module: A generator of the StyleGAN family, or a one-step generator.
         name: Beginning of the sentence of an error, such as the file and the class.
 
     Raises:
@@ -82,6 +83,8 @@ def as_generator(module: nn.Module, name: str = "The network") -> Generator:
     """
     if isinstance(module, r3gan.Generator):
         return r3gan.R3GAN(module)
+    if isinstance(module, OneStep):
+        return OneStepGenerator(module)
     if not (hasattr(module, "mapping") and hasattr(module, "synthesis")):
         raise UserError(
             f"{name} is not made of a mapping and a synthesis network, as StyleGAN's generators are: "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import nn
 
 from refine import pickles
 from refine.contracts import Denoiser, Generator
-from refine.errors import UserError
+from refine.errors import OptionError, UserError
 from refine.networks.loading import LoadedNetwork, load_generator, load_teacher
 from refine.networks.plain_denoiser import as_denoiser_contract
 from refine.networks.plain_module import as_contract
@@ -33,6 +34,7 @@ def own_pair(
     names: tuple[str | None, str | None] = (None, None),
     resample: str = "lanczos",
     class_map: Sequence[int] | None = None,
+    sigma_init: float | None = None,
     trust: bool = False,
 ) -> Pair:
     """Joins two networks, of which one at least does not come from a pickle.
@@ -45,12 +47,15 @@ def own_pair(
         names: Names of the two for the run's folder; None: those of files or classes.
         resample: Key of `resize.FILTERS`.
         class_map: Teacher class of each generator class; None if both number their classes alike.
+        sigma_init: Noise level of a one-step generator; None: as its file tells, else 2.5.
         trust: Permission to execute Python files, and source code embedded in pickles.
 
     Raises:
         UserError: A file cannot be read or executed, a network lacks an attribute, or the two do not fit together.
     """
-    gan_file = _file(gan, load_generator, trust)
+    if gan is None:
+        raise OptionError("A teacher without a file cannot be distilled: give {gan}, or a generator in Python.")
+    gan_file = _file(gan, partial(load_generator, sigma_init=sigma_init), trust)
     teacher_file = _file(teacher, load_teacher, trust)
     digests = {
         name: pickles.file_sha256(file.pickle.path)

@@ -24,7 +24,7 @@ from refine.metrics.reference import Teacher
 from refine.metrics.resolve import dataset_path, warn_of_recorded_data
 from refine.metrics.suite import Measure as Evaluate
 from refine.metrics.suite import make_measure
-from refine.networks.loading import load_generator, load_teacher
+from refine.networks.loading import as_one_step, load_generator, load_teacher
 from refine.networks.preconditioned import as_denoiser
 from refine.pair.pair import Pair
 from refine.runs.folder import RunFolder
@@ -150,7 +150,8 @@ def prefetch_for(config: RunConfig, *, trust: bool = False, trust_detector: bool
     device = choose_device(config.device)
 
     def get() -> list[str]:
-        gan, teacher = load_generator(config.gan, trust=trust), load_teacher(config.teacher, trust=trust)
+        teacher = load_teacher(config.teacher, trust=trust)
+        gan = as_one_step(teacher) if config.gan is None else load_generator(config.gan, trust=trust)
         lines = [f"generator {gan.pickle.path}", f"teacher {teacher.pickle.path}"]
         options = metric_options(config, device, trust_detector=trust_detector)
         if options is not None:

@@ -91,12 +91,17 @@ def run(
                 f"{{batch={config.batch}}} is less than the {place.world_size} processes: use at least "
                 f"{{batch={place.world_size}}}."
             )
+        if generator is not None and config.gan is None:
+            config = replace(config, gan=type(getattr(generator, "module", generator)).__name__)
         pair = pair_for(config, generator=generator, teacher=teacher, trust=trust)
         config = with_lasting_paths(config)
         trainer = Trainer(pair, config.section(TrainingOptions), device)
         for note in pair.notes if resume is None else ():
             log.info(note)
-        caution = trainer.objective.caution()
+        if pair.distills and distributed.is_rank0() and resume is None:
+            log.info(f"No --gan: {distillation_line(pair)}")
+        # A copy of the teacher varies hardly more than the teacher in any direction, which the cautions are about.
+        caution = None if pair.distills else trainer.objective.caution()
         if caution is not None and distributed.is_rank0():
             log.warning(caution)
         if evaluate is None:
@@ -132,9 +137,26 @@ def pair_for(config: RunConfig, *, generator: Any = None, teacher: Any = None, t
             names=(_own_name(config.gan, generator), _own_name(config.teacher, teacher)),
             resample=config.resample,
             class_map=config.class_map,
+            sigma_init=config.sigma_init,
             trust=trust,
         )
-    return load_pair(config.gan, config.teacher, resample=config.resample, class_map=config.class_map, trust=trust)
+    return load_pair(
+        config.gan,
+        config.teacher,
+        resample=config.resample,
+        class_map=config.class_map,
+        sigma_init=config.sigma_init,
+        trust=trust,
+    )
+
+
+def distillation_line(pair: Pair) -> str:
+    """What becomes of the teacher in a distillation, with the noise level of the one evaluation."""
+    sigma: Any = pair.generator.module.sigma_init
+    return (
+        "the teacher is distilled into a one-step generator, which starts as the teacher's own network at sigma_init "
+        f"{sigma:g}"
+    )
 
 
 def _own_name(option: str | None, network: Any) -> str | None:
@@ -153,7 +175,8 @@ def _new_run(config: RunConfig, pair: Pair, trainer: Trainer, callbacks: Callbac
     drift = DriftProbe(trainer.generator.network, trainer.bridge, config.seed)
     if not drift.start_images.isfinite().all():
         raise UserError(
-            f"The generator in {config.init or config.gan} makes images that are not finite: use an earlier snapshot."
+            f"The generator in {config.init or config.gan or config.teacher} makes images that are not finite: use an "
+            "earlier snapshot."
         )
     config = replace(config, precision=trainer.precision)
     folder = RunFolder(distributed.broadcast(_new_folder(config, pair)), pair.snapshot_suffix)

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from refine import networks, pickles
 from refine.errors import OptionError, UserError
-from refine.networks import weights_file
-from refine.pickles import NetworkRecord
+from refine.networks import one_step, weights_file
+from refine.pickles import NetworkPickle, NetworkRecord
 from refine.runtime import distributed
 from refine.training.statistics import RunningMeans
 from refine.training.trained import Progress
@@ -114,7 +114,7 @@ def load_weights(trainer: Trainer, path: Path, *, trust: bool = False) -> None:
     """Loads weights, and nothing else, from a training state or a StyleGAN pickle.
 
     A state provides the live generator, its moving average and the fake score; a pickle, or a snapshot of a network
-    without a pickle, provides G and G_ema, or one of them for both.
+    without a pickle, provides G and G_ema, or one of them for both. For a one-step generator these are net and ema.
 
     Args:
         trainer: Trainer whose networks receive the weights.
@@ -124,7 +124,7 @@ def load_weights(trainer: Trainer, path: Path, *, trust: bool = False) -> None:
     Raises:
         UserError: The file cannot be read, or its networks have another architecture than the run's.
     """
-    stored = _stored_weights(path, trust)
+    stored = _stored_weights(trainer, path, trust)
     for trained in trainer.networks:
         if trained.name in stored:
             try:
@@ -136,7 +136,7 @@ def load_weights(trainer: Trainer, path: Path, *, trust: bool = False) -> None:
     remember_start(trainer, trainer.generator.module.state_dict())
 
 
-def _stored_weights(path: Path, trust: bool) -> dict[str, Any]:
+def _stored_weights(trainer: Trainer, path: Path, trust: bool) -> dict[str, Any]:
     """Weights in a file, as `TrainedNetwork.load_weights` takes them, by the name of the network."""
     if path.suffix == weights_file.SUFFIX:
         found: dict[str, Any] = weights_file.read_weights(path)
@@ -149,13 +149,28 @@ def _stored_weights(path: Path, trust: bool) -> dict[str, Any]:
             raise
         stored: dict[str, Any] = read_state(path)["networks"]
         return stored
+    generator: Any = trainer.generator.module
+    is_one_step = isinstance(generator, one_step.OneStep)
+    if is_one_step:
+        _require_sigma(pickle, generator.sigma_init)
     live, average = (
         networks.rebuild(pickle[key], trust=trust).state_dict() if isinstance(pickle.get(key), NetworkRecord) else None
-        for key in ("G", "G_ema")
+        for key in ((one_step.LIVE, one_step.AVERAGE) if is_one_step else ("G", "G_ema"))
     )
     if not (live or average):
-        raise UserError(f"{path} contains no generator to start from: give a StyleGAN pickle or a training state.")
+        kind = "the pickle of a one-step generator" if is_one_step else "a StyleGAN pickle"
+        raise UserError(f"{path} contains no generator to start from: give {kind} or a training state.")
     return {"generator": {"module": live or average, "average": average or live}}
+
+
+def _require_sigma(pickle: NetworkPickle, sigma_init: float) -> None:
+    """Refuses a one-step generator of another noise level."""
+    about = one_step.recorded(pickle)
+    if about is not None and about["sigma_init"] != sigma_init:
+        raise OptionError(
+            f"The one-step generator in {pickle.path} has sigma_init {about['sigma_init']:g}, and the run "
+            f"{{sigma_init={sigma_init:g}}}: use {{sigma_init={about['sigma_init']:g}}}."
+        )
 
 
 def remember_start(trainer: Trainer, weights: Mapping[str, Tensor]) -> None:
