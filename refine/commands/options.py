@@ -15,6 +15,7 @@ from click.shell_completion import CompletionItem
 from refine.commands.base import Command, UserFailure, failure, printable
 from refine.config import GROUPS, RunConfig
 from refine.errors import OptionError, UserError
+from refine.files.atomic import check_folder
 from refine.options import Option
 
 NETWORK = "PKL|URL|NAME"
@@ -93,6 +94,20 @@ class Finite(click.ParamType):
                 bounds = f" from {low:g} to {high:g}"
             raise refusal(param, f"must be a number{bounds}, not {value!r}.")
         return number
+
+
+class Point(click.ParamType):
+    """Two numbers with a comma between them."""
+
+    name = "point"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, float]:
+        """Converts what was typed; raises click's own error."""
+        parts = value.split(",") if isinstance(value, str) else value
+        if len(parts) != 2:
+            raise refusal(param, f"must be two numbers such as 0.3,-0.1, not {value!r}.")
+        x, y = (Finite().convert(part, param, ctx) for part in parts)
+        return x, y
 
 
 class Whole(click.ParamType):
@@ -184,8 +199,7 @@ def check_output(path: Path, force: bool, inputs: Iterable[str | os.PathLike[str
     folder = path.absolute().parent
     if not folder.is_dir():
         raise UserError(f"Cannot write {path} because there is no folder {path.parent}: create that folder first.")
-    if not os.access(folder, os.W_OK):
-        raise UserError(f"Cannot write {path} because {path.parent} is read-only: choose another folder.")
+    check_folder(folder, path)
 
 
 def field_option(field: Option, *, with_default: bool = False, **changes: Any) -> Callable[[Any], Any]:

@@ -46,7 +46,8 @@ class StyleBased:
         match = re.match(r"synthesis\.b(\d+)\.", parameter)
         if match:
             return int(match[1])
-        part = self.module.get_submodule(".".join(parameter.split(".")[:2]))
+        match = re.match(r"synthesis\.(input|L\d+_\d+_\d+)\.", parameter)
+        part: Any = getattr(self.module.synthesis, match[1]) if match else None
         if isinstance(part, stylegan3_layers.SynthesisLayer):
             return int(part.options.out_sampling_rate)
         return int(part.sampling_rate) if isinstance(part, stylegan3_layers.SynthesisInput) else None
@@ -88,6 +89,6 @@ def as_generator(module: nn.Module, name: str = "The network") -> Generator:
     if not (hasattr(module, "mapping") and hasattr(module, "synthesis")):
         raise UserError(
             f"{name} is not made of a mapping and a synthesis network, as StyleGAN's generators are: "
-            "use a pickle of StyleGAN2 or StyleGAN2-ADA."
+            "use a pickle of StyleGAN2, StyleGAN2-ADA or StyleGAN3."
         )
     return StyleBased(module)

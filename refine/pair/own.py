@@ -14,6 +14,7 @@ from torch import nn
 
 from refine import pickles
 from refine.contracts import Denoiser, Generator
+from refine.diffusion.guidance import Guided
 from refine.errors import OptionError, UserError
 from refine.networks.loading import LoadedNetwork, load_generator, load_teacher
 from refine.networks.plain_denoiser import as_denoiser_contract
@@ -23,7 +24,7 @@ from refine.networks.python_file import PythonSpec, make_network, parse_python_s
 from refine.networks.style_based import as_generator
 from refine.networks.weights_file import load_state
 from refine.pair.bridge import make_bridge
-from refine.pair.pair import Pair
+from refine.pair.pair import Pair, guided_denoiser
 from refine.runtime import distributed
 
 
@@ -36,6 +37,9 @@ def own_pair(
     class_map: Sequence[int] | None = None,
     sigma_init: float | None = None,
     trust: bool = False,
+    settings: Any = None,
+    guide: str | None = None,
+    guidance: float = 1.0,
 ) -> Pair:
     """Joins two networks, of which one at least does not come from a pickle.
 
@@ -49,6 +53,9 @@ def own_pair(
         class_map: Teacher class of each generator class; None if both number their classes alike.
         sigma_init: Noise level of a one-step generator; None: as its file tells, else 2.5.
         trust: Permission to execute Python files, and source code embedded in pickles.
+        settings: What a teacher's state dict does not tell; see `networks.loading.load_teacher`.
+        guide: Path, URL, or zoo name of a denoiser that the teacher is guided away from; None for none.
+        guidance: Weight of the guidance.
 
     Raises:
         UserError: A file cannot be read or executed, a network lacks an attribute, or the two do not fit together.
@@ -56,19 +63,19 @@ def own_pair(
     if gan is None:
         raise OptionError("A teacher without a file cannot be distilled: give {gan}, or a generator in Python.")
     gan_file = _file(gan, partial(load_generator, sigma_init=sigma_init), trust)
-    teacher_file = _file(teacher, load_teacher, trust)
-    digests = {
-        name: pickles.file_sha256(file.pickle.path)
-        for name, file in (("gan", gan_file), ("teacher", teacher_file))
-        if file is not None
-    }
+    teacher_file = _file(teacher, partial(load_teacher, settings=settings), trust)
+    guide_file = None if guide is None else load_teacher(guide, trust=trust, settings=settings)
+    files = {"gan": gan_file, "teacher": teacher_file, "guide": guide_file}
+    digests = {name: pickles.file_sha256(file.pickle.path) for name, file in files.items() if file is not None}
     generator = _generator(gan, trust) if gan_file is None else _of_file(gan_file)
     if teacher_file is None:
         denoiser = _denoiser(teacher, trust)
         if any(True for _ in denoiser.module.parameters()):
             digests["teacher weights"] = weights_sha256(denoiser.module)
+        if guide_file is not None:
+            denoiser = Guided(denoiser, as_denoiser(guide_file.network), guidance)
     else:
-        denoiser = as_denoiser(teacher_file.network)
+        denoiser = guided_denoiser(teacher_file, guide_file, guidance)
     return Pair(
         generator,
         denoiser,
@@ -76,6 +83,7 @@ def own_pair(
         gan_file,
         teacher_file,
         digests,
+        guide_file=guide_file,
         titles=(names[0] or _title(gan, generator), names[1] or _title(teacher, denoiser)),
     )
 

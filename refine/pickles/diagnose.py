@@ -11,6 +11,7 @@ from typing import Literal
 
 from refine.pickles.errors import DamagedFileError, PickleError
 from refine.pickles.scan import LEGACY_START
+from refine.pickles.state_dict import explain_names
 
 HEAD_BYTES = 1 << 20  # names of globals and of state dict entries stand near the start
 MAX_MEMBERS = 200_000  # of a ZIP archive
@@ -92,7 +93,8 @@ def kind_of(path: Path, size: int) -> Kind:
         if _OWN_SNAPSHOT in head:
             raise PickleError(_OWN_NETWORK)
         raise PickleError(
-            "is a safetensors file, weights without a network around them: bring them into a StyleGAN pickle of the "
+            explain_names(_safetensors_names(head))
+            or "is a safetensors file, weights without a network around them: bring them into a StyleGAN pickle of the "
             "same architecture with `python -m refine export --format=pkl --like=PKL`"
         )
     for start, what in _STARTS.items():
@@ -149,7 +151,9 @@ def explain_checkpoint(head: bytes) -> str:
     """
     if b"progress" in head and b"generator" in head and (b"digests" in head or b"hashes" in head):
         return _STATE
-    return _ROSINALITY if b"g_ema" in head else _CHECKPOINT
+    if b"g_ema" in head:
+        return _ROSINALITY
+    return explain_names([head.decode("latin-1")]) or _CHECKPOINT
 
 
 @contextmanager
@@ -190,6 +194,15 @@ def _is_json(head: bytes, size: int) -> bool:
         return isinstance(json.loads(head), (dict, list))
     except (ValueError, RecursionError):
         return False
+
+
+def _safetensors_names(head: bytes) -> list[str]:
+    """Names in the header of a safetensors file, as far as they are at hand."""
+    header = head[8 : 8 + int.from_bytes(head[:8], "little")]
+    try:
+        return list(json.loads(header))
+    except (ValueError, RecursionError):
+        return [header.decode("latin-1")]
 
 
 def _is_safetensors(head: bytes, size: int) -> bool:

@@ -158,10 +158,10 @@ def damage(path: str | Path) -> str | None:
 
 def _parse(path: Path, size: int, kind: diagnose.Kind, trust: bool) -> _Parsed:
     if kind == "torch-zip":
-        return _Parsed(*torch_file.read_zip(path, size, trust), TORCH_WRITE_PROTOCOL)
+        return _of_torch(torch_file.read_zip(path, size, trust))
     with path.open("rb") as file:
         if kind == "torch-legacy":
-            return _Parsed(*torch_file.read_legacy(file, size, trust), TORCH_WRITE_PROTOCOL)
+            return _of_torch(torch_file.read_legacy(file, size, trust))
         scan = _scan(file, size)
         diagnose.explain_globals(scan.globals)
         rest = _without_archives(file, scan)
@@ -193,6 +193,10 @@ def _without_archives(file: BinaryIO, scan: PickleScan) -> io.BytesIO:
 
 def _numbered(index: int) -> bytes:
     return pickle.BININT + index.to_bytes(4, "little") + pickle.BINPERSID
+
+
+def _of_torch(file: torch_file.TorchFile) -> _Parsed:
+    return _Parsed(file.value, file.globals, TORCH_WRITE_PROTOCOL)
 
 
 def _scan(file: BinaryIO, size: int) -> PickleScan:

@@ -23,6 +23,7 @@ from refine.pickles.layout import like_dict
 from refine.pickles.reader import NetworkPickle
 from refine.pickles.records import Inert, InertDict, InertType, Opaque, PersistentObject
 from refine.pickles.source import FileBytes
+from refine.pickles.storage import StorageBlob
 from refine.pickles.tensor_records import ParameterRecord, StorageRecord, TensorRecord
 from refine.pickles.tree import children, module_state, named_tensors, walk
 from refine.pickles.unpickler import inert
@@ -307,6 +308,7 @@ class _RecordPickler(_PythonPickler):
             )
         self.save(type(obj))
         if isinstance(obj, StorageRecord) and id(obj) in self.new_data:
+            assert isinstance(obj.blob, StorageBlob), "a file with networks is read whole"
             head, data = obj.blob.with_data(self.new_data[id(obj)])
             self._write_bytes(head, data)
             self._memoize_temporary()

@@ -16,6 +16,7 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
+from refine import pickles
 from refine.commands import run as cli
 
 
@@ -145,10 +146,14 @@ def test_networks_given_the_wrong_way_round(fixture_path):
     assert code == 2 and str(gan) in message and "holds a StyleGAN generator" in message and "as --gan" in message
 
 
-def test_generator_that_refine_does_not_rebuild(fixture_path):
-    gan = fixture_path("sg3/s2_stylegan3t_uncond32.pkl")
+def test_generator_that_refine_does_not_rebuild(fixture_path, tmp_path):
+    """One of a fork of StyleGAN3, with an argument that the original does not have."""
+    pkl = pickles.load(fixture_path("sg3/s2_stylegan3t_uncond32.pkl"))
+    pkl["G_ema"].attributes["_init_kwargs"]["novelty"] = 1
+    gan = tmp_path / "fork.pkl"
+    pickles.save(pkl, gan)
     code, message = run("--gan", gan, "--teacher", gan)
-    assert code == 2 and "StyleGAN3 generator" in message and "--trust-pickle" in message
+    assert code == 2 and "'novelty'" in message and "--trust-pickle" in message
 
 
 def test_folder_and_missing_file(tmp_path):
