@@ -49,8 +49,11 @@ class Measured:
         generated: Kept features of the generator's images (`FeatureSpec.keep`), for each range of latents.
         real: Kept features of the reference; None for a metric without one.
         ddof: Covariances are divided by the number of features minus this.
-        seed: Seed of random subsets.
+        seed: Seed of random subsets and of the bootstrap.
         device: Device for large distance matrices.
+        kid_subsets: Subsets that the KID is the mean of.
+        kid_subset_size: Images of a subset; None: 1000, or as many as there are.
+        bootstrap: Repetitions with resampled images, for an interval; 0: none.
     """
 
     generated: list[Any]
@@ -58,6 +61,9 @@ class Measured:
     ddof: int
     seed: int
     device: torch.device | str
+    kid_subsets: int = 100
+    kid_subset_size: int | None = None
+    bootstrap: int = 0
 
 
 @dataclass(frozen=True)
@@ -93,6 +99,8 @@ class Metric(ABC):
     examples: ClassVar[tuple[str, ...]]  # names to suggest
     needs_reference: ClassVar[bool] = True
     max_real_full: ClassVar[int | None] = None  # `max_real` of names with `_full`
+    role: ClassVar[str] = "inception"  # of its detector, a key of `detectors.OFFICIAL`
+    resamples: ClassVar[bool] = False  # whether a bootstrap needs every generated feature
     precision: ClassVar[str] = "generator as it is, detector float32, statistics float64"
 
     # -- name -----------------------------------------------------------------------------------------
@@ -133,7 +141,7 @@ class Metric(ABC):
         Raises:
             UserError: The metric needs a detector of the user's own.
         """
-        return choices["inception"]
+        return choices[self.role]
 
     def features(self, detector: Detector) -> FeatureSpec:
         """Features that it is computed from."""
@@ -219,19 +227,22 @@ def too_few(label: str, least: int, source: str, count: int) -> UserError:
 
 def metric_classes() -> tuple[type[Metric], ...]:
     """Every kind of metric. A new one is a file and an entry here."""
-    from refine.metrics.fid import FDD, FID
+    from refine.metrics.cmmd import CMMD
+    from refine.metrics.density_coverage import DC
+    from refine.metrics.fid import FDD, FID, ClipFID, DinoFD, SpatialFID
     from refine.metrics.inception_score import IS
     from refine.metrics.kid import KID
     from refine.metrics.ppl import PPL
     from refine.metrics.precision_recall import PR
 
-    return FID, FDD, KID, PR, IS, PPL
+    return FID, FDD, KID, PR, IS, PPL, DC, SpatialFID, DinoFD, ClipFID, CMMD
 
 
 def parse_metric(name: str) -> Metric:
     """The metric of a name such as `fid50k_full`, `kid50k_full`, `pr50k3_full`, `is50k` or `ppl2_wend`.
 
     Any count will do: `fid5k_full` takes 5000 images and `fid500_full` 500; `ppl2_wend` may be followed by a count.
+    `pr50k3_full` and `dc50k3_full` name the neighbor after the `k`; with another count, as in `pr512_full`, it is 3.
     Names without `_full` are the StyleGAN suite's legacy metrics: as many images of the data set as of the generator.
 
     Raises:

@@ -184,7 +184,8 @@ class Suite:
         reference = self._reference_of(metric)
         real = reference.get(metric.features(self.detectors[metric.name]), metric) if reference is not None else None
         ddof = reference.ddof if reference is not None else 0
-        measured = Measured(generated, real, ddof, self.options.seed, self.device)
+        o = self.options
+        measured = Measured(generated, real, ddof, o.seed, self.device, o.kid_subsets, o.kid_subset_size, o.bootstrap)
         label = self.name_of(metric)
         results = at_first(lambda: metric.results(label, measured))
         if (warning := results.notes.get("warning")) and label not in self._said:

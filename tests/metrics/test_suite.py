@@ -121,9 +121,48 @@ def test_several_ranges_of_latents(generator: Any, data: str, detectors: dict[st
     values = dict(row["results"])
     ranges = [values[f"fid80_full_seeds{first}-{first + 79}"] for first in (0, 80, 160)]
     assert next(iter(values)) == "fid80_full" and values["fid80_full"] == ranges[0]
-    assert values["fid80_full_min_of_3"] == min(ranges) and len(set(ranges)) == 3 and len(values) == 5
+    assert values["fid80_full_min_of_3"] == min(ranges) and len(set(ranges)) == 3 and len(values) == 7
+    assert values["fid80_full_mean_of_3"] == pytest.approx(np.mean(ranges))
+    assert values["fid80_full_std_of_3"] == pytest.approx(np.std(ranges, ddof=1))
     (single,) = rows_of(generator, metrics=("fid80_full",), data=data, **detectors)
     assert single["results"] == {"fid80_full": pytest.approx(ranges[0], rel=1e-9)}
+
+
+def test_other_distances_over_several_ranges(generator: Any, data: str, detectors: dict[str, str]) -> None:
+    (row,) = rows_of(generator, metrics=("kid80_full",), data=data, fid_seeds=2, **detectors)
+    first, second = (row["results"][f"kid80_full_seeds{name}"] for name in ("0-79", "80-159"))
+    assert row["results"]["kid80_full"] == first and row["results"]["kid80_full_min_of_2"] == min(first, second)
+
+
+def test_subsets_of_the_kid(generator: Any, data: str, detectors: dict[str, str]) -> None:
+    (row,) = rows_of(generator, metrics=("kid80_full",), data=data, **detectors)
+    assert row["provenance"]["subset_size"] == 80 and row["provenance"]["warning"].startswith("80 images, fewer than")
+    options = {"metrics": ("kid80_full",), "data": data, "kid_subsets": 3, "kid_subset_size": 50, **detectors}
+    (row,) = rows_of(generator, **options)
+    assert (row["provenance"]["subsets"], row["provenance"]["subset_size"]) == (3, 50)
+    assert "warning" not in row["provenance"]
+    with pytest.raises(UserError, match="kid_subset_size=80"):
+        rows_of(generator, **{**options, "kid_subset_size": 100})
+
+
+def test_intervals_of_a_bootstrap(generator: Any, data: str, detectors: dict[str, str]) -> None:
+    names = ("fid80_full", "kid80_full", "is80")
+    plain = rows_of(generator, metrics=names, data=data, **detectors)
+    rows = rows_of(generator, metrics=names, data=data, bootstrap=20, **detectors)
+    assert [row["results"] for row in rows] == [row["results"] for row in plain]
+    for row, name in zip(rows[:2], names, strict=False):
+        low, high = row["provenance"]["intervals"][name]
+        assert low < row["results"][name] < high and row["provenance"]["bootstrap"]["repetitions"] == 20
+    assert "intervals" not in rows[2]["provenance"]
+
+
+def test_density_coverage_and_spatial_features_in_rows(generator: Any, data: str, detectors: dict[str, str]) -> None:
+    (row,) = rows_of(generator, metrics=("dc100_full",), data=data, **detectors)
+    assert set(row["results"]) == {"dc100_full_density", "dc100_full_coverage"}
+    assert row["provenance"]["detector"]["name"] == "tiny_vgg_s.pt"
+    with pytest.raises(UserError, match="mixed_6/conv") as caught:
+        rows_of(generator, metrics=("sfid60_full",), data=data, **detectors)
+    assert detectors["detector"] in str(caught.value)
 
 
 def test_fewer_images_than_dimensions_are_said(generator: Any, data: str, detectors: dict[str, str]) -> None:
