@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from refine.commands.base import Command
 from refine.commands.locate import snapshots
@@ -26,20 +27,32 @@ if TYPE_CHECKING:
     from refine.config import MetricNames
 
 _NAMED_ALIKE = ("data", "ref", "detector", "vgg", "trust_detector", "fid_seeds", "batch", "workers", "mirror") + (
-    "noise_mode", "resample", "ref_images",
+    "noise_mode", "resample", "ref_images", "bootstrap", "kid_subsets", "kid_subset_size",
 )  # fmt: skip
 
 
 @click.command(cls=Command)
 @click.option(
     "--network", type=Spec(), metavar=f"{NETWORK}|DIR",
-    help="Generator to measure; DIR: all snapshots of a run.",
+    help="Generator to measure, or a teacher, by its sampler; DIR: all snapshots of a run.",
+)  # fmt: skip
+@click.option(
+    "--images", type=Spec(), metavar="DIR|ZIP|NPZ",
+    help="Images to measure in place of a network: files, or uint8 arr_0 [N, H, W, C].",
 )  # fmt: skip
 @field_options(
-    "metrics", "data", "ref", "teacher", "class_map", "detector", "vgg", "metric_seed", "fid_seeds", "resample",
-    "noise_mode", "device",
+    "metrics", "data", "ref", "teacher", "class_map", "detector", "vgg", "metric_seed", "fid_seeds", "bootstrap",
+    "resample", "noise_mode", "device",
     metrics={"default": "fid50k_full", "help": "Metrics such as fid50k_full,pr50k3_full; any count."},
     teacher={"required": False, "help": "EDM pickle, for --ref=teacher and the zoo's statistics."},
+)  # fmt: skip
+@click.option(
+    "--kid-subsets", type=Whole(1, 1_000_000), metavar="N", default=100, show_default=True,
+    help="Subsets that the KID is the mean of.",
+)  # fmt: skip
+@click.option(
+    "--kid-subset-size", type=Whole(2, 1_000_000), metavar="N",
+    help="Images of a subset. Default: 1000, or as many as there are.",
 )  # fmt: skip
 @click.option("--trust-detector", is_flag=True, help="Load a downloaded detector whose digest is not known.")
 @click.option(
@@ -81,6 +94,10 @@ _NAMED_ALIKE = ("data", "ref", "detector", "vgg", "trust_detector", "fid_seeds",
     "--contact-sheet", type=OutFile(".png"), metavar="PNG", help="Picture of the nearest and farthest samples."
 )
 @click.option(
+    "--neighbors", type=OutFile(".png"), metavar="PNG",
+    help="Picture of the samples nearest to an image of the data, each with its nearest images there.",
+)  # fmt: skip
+@click.option(
     "--grid", type=OutFile(".png"), metavar="PNG", help="Picture of samples; with --before, of both side by side."
 )
 @click.option(
@@ -97,9 +114,17 @@ def main(metrics: MetricNames, **given: Any) -> None:
     if given["check_data"]:
         _check_data(given["check_data"])
         return
-    if not given["network"]:
-        raise click.UsageError("Give --network, the generator to measure, or --check-data.")
-    if metrics.auto or not metrics.names:
+    if not given["network"] and not given["images"]:
+        raise click.UsageError("Give --network, the generator to measure, --images or --check-data.")
+    if given["network"] and given["images"]:
+        raise click.UsageError(f"--network={given['network']} and --images={given['images']}: give one of them.")
+    if given["images"] and (given["grid"] or given["before"]):
+        raise click.UsageError("--grid and --before draw images of a generator: give it with --network.")
+    source = click.get_current_context().get_parameter_source("metrics")
+    names = metrics.names
+    if given["images"] and source is ParameterSource.DEFAULT:
+        names = (f"fid{_number_of_images(given['images'])}_full",)
+    if metrics.auto or not names:
         raise click.UsageError(f"--metrics={metrics} measures nothing: name metrics, such as --metrics=fid5k_full.")
     if given["data"] is not None and given["ref"] not in ("auto", "data"):
         raise click.UsageError(f"--data and --ref={given['ref']} are two references: give one of them.")
@@ -109,25 +134,33 @@ def main(metrics: MetricNames, **given: Any) -> None:
         raise click.UsageError("--before is shown in --grid: name that picture, too.")
     if given["export_features"] and not given["export_ref"]:
         raise click.UsageError("--export-features adds to --export-ref: name that file, too.")
-    for name in ("export_ref", "contact_sheet", "grid"):
+    sources = [given[name] for name in ("network", "images", "data", "ref", "before")]
+    for name in ("export_ref", "contact_sheet", "neighbors", "grid"):
         if given[name] is not None:
-            check_output(given[name], given["force"], (given["network"], given["data"], given["ref"], given["before"]))
+            check_output(given[name], given["force"], sources)
 
     from refine.metrics.options import MetricOptions
     from refine.runtime import distributed
     from refine.runtime.device import choose_device
 
     options = MetricOptions(
-        metrics=metrics.names,
+        metrics=names,
         seed=given["metric_seed"],
         truncation_psi=given["trunc"],
-        contact_sheet=given["contact_sheet"] is not None,
+        contact_sheet=given["contact_sheet"] is not None or given["neighbors"] is not None,
         **{name: given[name] for name in _NAMED_ALIKE},
     )
     backend = "gloo" if given["device"] == "cpu" else None
     with distributed.processes(backend or _backend()) as place:
         device = choose_device(given["device"], place.local_rank if place.world_size > 1 else None)
         _measure(given, options, device)
+
+
+def _number_of_images(spec: str) -> int:
+    from refine.files.arrays import open_dataset
+    from refine.metrics.resolve import dataset_path
+
+    return len(open_dataset(dataset_path(spec)))
 
 
 def _check_data(path: str) -> None:
@@ -155,49 +188,57 @@ def _backend() -> str:
 def _measure(given: dict[str, Any], options: Any, device: Any) -> None:
     from refine.files.digest import file_sha256
     from refine.files.jsonl import to_json
+    from refine.metrics.evaluation import Measurable
+    from refine.metrics.given import GivenImages
     from refine.metrics.offline import prefetch
     from refine.metrics.reference import Teacher
-    from refine.metrics.resolve import warn_of_recorded_data
+    from refine.metrics.resolve import dataset_path, warn_of_recorded_data
     from refine.metrics.suite import Suite
-    from refine.networks.loading import load_generator, load_teacher
+    from refine.networks.loading import load_teacher
     from refine.runs.folder import RunFolder
     from refine.runtime import distributed
 
     trust = given["trust_pickle"]
 
-    def get() -> tuple[Suite, list[Any]]:
-        networks = [load_generator(spec, trust=trust) for spec in snapshots(given["network"])]
+    def get() -> tuple[Suite, list[Measurable]]:
+        if given["images"]:
+            images = GivenImages(dataset_path(given["images"]))
+            found = [Measurable(images, images.name)]
+        else:
+            found = [Measurable.open(spec, trust=trust) for spec in snapshots(given["network"])]
         teacher = None
         if given["teacher"]:
             loaded = load_teacher(given["teacher"], trust=trust)
             network: Any = loaded.network.to(device)
             sha256 = file_sha256(loaded.pickle.path)
             teacher = Teacher(network, given["teacher"], sha256, given["class_map"])
-        if options.data is None and options.ref == "auto":
-            warn_of_recorded_data(networks[0].pickle)
-        return Suite.build(options, networks[0].network.to(device), device, teacher), networks
+        if options.data is None and options.ref == "auto" and found[0].loaded is not None:
+            warn_of_recorded_data(found[0].loaded.pickle)
+        found[0].module.to(device)
+        return Suite.build(options, found[0].generator, device, teacher), found
 
     if given["prefetch"]:
         suite, _ = prefetch(get)
         files = sorted({str(detector.path) for detector in suite.detectors.values()})
         click.echo(f"Everything that is needed has been downloaded and tested with the network off: {', '.join(files)}")
         return
-    suite, networks = get()
+    suite, measured = get()
     if given["export_ref"]:
         _export(given, suite)
-    for loaded in networks:
-        generator = loaded.network.to(device)
-        path = loaded.pickle.path.resolve()  # network-best.pkl is a link to a snapshot
-        for row in suite.measure(generator, path.name):
+    for each in measured:
+        each.module.to(device)
+        for row in suite.measure(each.generator, each.name):
             if distributed.is_rank0():
                 click.echo(to_json(row))
                 results = " ".join(f"{name} {value:.6g}" for name, value in row["results"].items() if value is not None)
-                click.echo(f"{path.name}: {results}", err=True)
-                if (path.parent / "training_options.json").is_file() and re.fullmatch(r"network-.*\.pkl", path.name):
-                    RunFolder(path.parent).add_metric(row)
-        generator.to("cpu")
-    generator = networks[-1].network.to(device)
-    _pictures(given, suite, generator, device)
+                click.echo(f"{each.name}: {results}", err=True)
+                folder = each.loaded.pickle.path.resolve().parent if each.loaded is not None else None
+                is_snapshot = re.fullmatch(r"network-.*\.pkl", each.name)
+                if folder is not None and is_snapshot and (folder / "training_options.json").is_file():
+                    RunFolder(folder).add_metric(row)
+        each.module.to("cpu")
+    measured[-1].module.to(device)
+    _pictures(given, suite, measured[-1].generator, device)
 
 
 def _export(given: dict[str, Any], suite: Any) -> None:
@@ -219,6 +260,8 @@ def _pictures(given: dict[str, Any], suite: Any, generator: Any, device: Any) ->
 
     if given["contact_sheet"]:
         contact_sheet.write_sheet(given["contact_sheet"], suite, generator)
+    if given["neighbors"]:
+        contact_sheet.write_neighbors(given["neighbors"], suite, generator)
     if given["grid"] and distributed.is_rank0():
         before = (
             load_generator(given["before"], trust=given["trust_pickle"]).network.to(device) if given["before"] else None

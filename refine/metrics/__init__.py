@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 # At once, because these functions have the names of their modules, which importing the module would bind here instead.
 from refine.metrics.cmmd import cmmd
+from refine.metrics.copies import Copies, copies
 from refine.metrics.density_coverage import DensityCoverage, density_coverage
 from refine.metrics.fid import FrechetDistance, fid, fid_interval, frechet_distance
 from refine.metrics.inception_score import InceptionScore, inception_score
@@ -39,6 +40,7 @@ _HOME = {
     "parse_metrics": "metric",
 }
 __all__ = [
+    "Copies",
     "DensityCoverage",
     "FrechetDistance",
     "InceptionScore",
@@ -48,6 +50,7 @@ __all__ = [
     "PrecisionRecall",
     "Teacher",
     "cmmd",
+    "copies",
     "density_coverage",
     "evaluate",
     "fid",

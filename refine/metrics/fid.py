@@ -179,8 +179,14 @@ class FID(Seeded):
     def _interval(self, measured: Measured) -> Interval | None:
         if not measured.bootstrap:
             return None
-        settings = {"repetitions": measured.bootstrap, "seed": measured.seed, "device": measured.device}
-        return fid_interval(measured.real, measured.generated[0], measured.ddof, **settings)
+        return fid_interval(
+            measured.real,
+            measured.generated[0],
+            measured.ddof,
+            repetitions=measured.bootstrap,
+            seed=measured.seed,
+            device=measured.device,
+        )
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 OFFICIAL_COUNT = 50_000
 MIN_COUNT, MAX_COUNT = 2, 10_000_000
+# Beginnings of names of Fréchet distances, by the first of which a run judges its snapshots.
+FRECHET_DISTANCES = ("fid", "fdd", "fd_", "clip_fid", "sfid")
 COUNT = r"(?P<count>[0-9]{1,9})(?P<thousand>k?)"  # 50k, 500
 
 
@@ -126,6 +128,18 @@ class Metric(ABC):
         """Images of the generator and of the reference without which the value is not defined."""
         return 2
 
+    def with_count(self, count: int) -> str:
+        """Its name with another number of images."""
+        now = f"{self.num_gen // 1000}k" if self.num_gen % 1000 == 0 else str(self.num_gen)
+        if now not in self.name:
+            now = str(self.num_gen)
+        place = self.name.rfind(now)
+        is_neighbors = re.match(r"\d", self.name[place + len(now) :])
+        new = f"{count // 1000}k" if count % 1000 == 0 and count else str(count)
+        if is_neighbors and not new.endswith("k"):
+            return f"{self.name[:place]}{new}{'_full' if self.full else ''}"
+        return f"{self.name[:place]}{new}{self.name[place + len(now) :]}"
+
     @property
     def note(self) -> str | None:
         """Reason not to compare the value with published ones; None if the two are comparable."""
@@ -228,6 +242,7 @@ def too_few(label: str, least: int, source: str, count: int) -> UserError:
 def metric_classes() -> tuple[type[Metric], ...]:
     """Every kind of metric. A new one is a file and an entry here."""
     from refine.metrics.cmmd import CMMD
+    from refine.metrics.copies import CopiesMetric, DinoCopies
     from refine.metrics.density_coverage import DC
     from refine.metrics.fid import FDD, FID, ClipFID, DinoFD, SpatialFID
     from refine.metrics.inception_score import IS
@@ -235,7 +250,7 @@ def metric_classes() -> tuple[type[Metric], ...]:
     from refine.metrics.ppl import PPL
     from refine.metrics.precision_recall import PR
 
-    return FID, FDD, KID, PR, IS, PPL, DC, SpatialFID, DinoFD, ClipFID, CMMD
+    return FID, FDD, KID, PR, IS, PPL, DC, SpatialFID, DinoFD, ClipFID, CMMD, CopiesMetric, DinoCopies
 
 
 def parse_metric(name: str) -> Metric:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 MAX_BLOCK_BYTES = 256 << 20
 CHUNK = 1024  # rows converted at once
+SPARE = 4  # neighbors more than wanted, of which rounding may have changed the order
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ class Sets:
         sets = [torch.as_tensor(features) for features in (x, y)]
         # Distances do not depend on the origin, and their rounding is smallest when it lies in the middle.
         origin = sum(_float(part).sum(dim=0) for part in sets[0].split(CHUNK)) / len(sets[0])
-        return cls(*(_centered(features, origin, half, dtype, device) for features in sets), max_block_bytes)
+        centered = [_centered(features, origin, half, dtype, device) for features in sets]
+        return cls(centered[0], centered[1], max_block_bytes)
 
     def squared_distances(self) -> Iterator[tuple[slice, Tensor]]:
         """Squared distances of some elements of y, which the slice names, to all of x: [rows, N], block by block."""
@@ -69,12 +71,18 @@ class Sets:
         return _squared_radii(self.y, nhood_size, self.max_block_bytes)
 
     def nearest(self, count: int) -> tuple[Tensor, Tensor]:
-        """The nearest elements of x for each of y: distances, ascending, and numbers, [M, count] each."""
+        """The nearest elements of x for each of y: distances, ascending, and numbers, [M, count] each.
+
+        Those found by dot products are measured again by differences, so that copies are at distance 0.
+        """
         distances, numbers = [], []
-        for _, squared in self.squared_distances():
-            found = squared.topk(count, largest=False)
-            distances.append(found.values.clamp(min=0).sqrt())
-            numbers.append(found.indices)
+        for rows, squared in self.squared_distances():
+            candidates = squared.topk(min(count + SPARE, len(self.x)), largest=False).indices
+            for part, y in zip(candidates.split(CHUNK), self.y[rows].split(CHUNK), strict=True):
+                exact = torch.stack([(self.x[column] - y).norm(dim=1) for column in part.t()], dim=1)
+                found = exact.sort(dim=1, stable=True)
+                distances.append(found.values[:, :count])
+                numbers.append(part.gather(1, found.indices[:, :count]))
         return torch.cat(distances), torch.cat(numbers)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from refine.contracts import Denoiser
 from refine.diffusion.sampler import HeunOptions, heun_sample
+from refine.files.arrays import open_dataset
 from refine.files.dataset import ImageDataset
 from refine.files.decoding import read_batches
 from refine.files.images import require_finite, to_uint8
@@ -180,7 +181,10 @@ class _ImageReference(Reference):
 
 
 class DatasetReference(_ImageReference):
-    """A StyleGAN data set. Metrics with `_full` see all of it, others its first images, on request mirrored too."""
+    """A StyleGAN data set, or images of an .npz file.
+
+    Metrics with `_full` see all of it, others its first images, on request mirrored too.
+    """
 
     kind = "data"
 
@@ -190,7 +194,7 @@ class DatasetReference(_ImageReference):
         """Opens the data set.
 
         Args:
-            path: ZIP or folder.
+            path: ZIP or folder, or .npz.
             mirror: Show each image mirrored too, to legacy metrics.
             batch: Images read per pass.
             workers: Processes that decode; None: see `decoding.read_batches`.
@@ -199,9 +203,9 @@ class DatasetReference(_ImageReference):
             UserError: It is not a data set, or cannot be read.
         """
         super().__init__()
-        plain = ImageDataset(path)
+        plain = open_dataset(path)
         self.mirror, self.batch, self.workers = mirror, BatchSize(batch or USUAL), workers
-        self.plain, self.mirrored = plain, ImageDataset(path, xflip=True) if mirror else plain
+        self.plain, self.mirrored = plain, open_dataset(path, xflip=True) if mirror else plain
         self.path, self.name = plain.path, plain.name
         self.resolution, self.num_channels = plain.resolution, plain.num_channels
         self.labels = None if plain.raw_labels is None else Labels.of(plain.raw_labels)
@@ -212,6 +216,14 @@ class DatasetReference(_ImageReference):
         """See `Reference.provenance`."""
         count = len(self._numbers(metric))
         return {"kind": self.kind, "name": self.name, "sha256": self.sha256, "num_images": count}
+
+    def images_at(self, numbers: Sequence[int], metric: Metric) -> Tensor:
+        """Images by their numbers among those that a metric takes, uint8 [N, C, H, W].
+
+        Raises:
+            UserError: An image cannot be read.
+        """
+        return torch.from_numpy(np.stack([self._dataset(metric).image(number) for number in numbers]))
 
     def _dataset(self, metric: Metric) -> ImageDataset:
         return self.plain if metric.full else self.mirrored

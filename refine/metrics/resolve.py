@@ -12,6 +12,7 @@ import torch
 
 from refine import zoo
 from refine.errors import OptionError, UserError
+from refine.files.arrays import holds_images
 from refine.metrics.detectors import WEIGHTS, Detector, DetectorChoices, load_detector
 from refine.metrics.metric import Metric
 from refine.metrics.options import MetricOptions
@@ -79,6 +80,8 @@ def choose_reference(
         return _dataset(options.ref, options)
     resolved = zoo.resolve(options.ref)
     if resolved.path.suffix.lower() == ".zip":
+        return _dataset(str(resolved.path), options)
+    if resolved.path.suffix.lower() == ".npz" and holds_images(resolved.path):
         return _dataset(str(resolved.path), options)
     entry = resolved.entry
     name, resolution = (entry.name, entry.resolution) if entry is not None else (None, None)

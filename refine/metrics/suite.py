@@ -16,6 +16,7 @@ from refine.metrics.batch_size import BatchSize
 from refine.metrics.collect import at_all, at_first
 from refine.metrics.detectors import Detector
 from refine.metrics.drawn import DrawnImages
+from refine.metrics.given import GivenImages, GivenSampler
 from refine.metrics.metric import Measured, Metric, Results, parse_metric
 from refine.metrics.options import MetricOptions
 from refine.metrics.reference import Reference, Teacher
@@ -91,6 +92,8 @@ class Suite:
         """See `make_measure`."""
         generator = as_contract(generator)
         metrics = tuple(parse_metric(name) for name in options.metrics)
+        if isinstance(generator, GivenImages):
+            generator.require(metrics, options.fid_seeds)
         detectors = load_detectors(metrics, options, device)
         reference = resolution = labels = None
         if any(metric.needs_reference for metric in metrics) or options.data is not None:
@@ -146,7 +149,7 @@ class Suite:
             start, saved = time.time(), drawn.saved_seconds
             results = self._results(metric, drawn)
             seconds = time.time() - start + drawn.saved_seconds - saved
-            rows.append(self._row(metric, results, seconds, snapshot_pkl))
+            rows.append(self._row(metric, results, seconds, snapshot_pkl, generator))
         if self.options.contact_sheet:
             self.kept.update(drawn.kept)
         return rows
@@ -158,9 +161,11 @@ class Suite:
             return metric.name
         return f"{metric.name}{'' if self.resolution is None else f'_at{self.resolution}'}{reference.suffix}"
 
-    def sampler(self, generator: Any, resolution: int | None) -> Sampler:
+    def sampler(self, generator: Any, resolution: int | None) -> Sampler | GivenSampler:
         """Source of the images that are measured."""
         o = self.options
+        if isinstance(generator, GivenImages):
+            return GivenSampler(generator, self.device, resolution, o.resample)
         return Sampler(
             as_contract(generator),
             self.device,
@@ -196,9 +201,12 @@ class Suite:
                 raise UserError(f"{name} is {value}: check the generator's images, the reference and the detector.")
         return results
 
-    def _row(self, metric: Metric, results: Results, seconds: float, snapshot_pkl: str) -> dict[str, Any]:
+    def _row(
+        self, metric: Metric, results: Results, seconds: float, snapshot_pkl: str, generator: Any
+    ) -> dict[str, Any]:
         """A row as the StyleGAN suite writes it, and its provenance."""
         options, reference = self.options, self._reference_of(metric)
+        is_given = isinstance(generator, GivenImages)
         provenance: dict[str, Any] = {
             "detector": self.detectors[metric.name].provenance(),
             "reference": reference.provenance(metric) if reference is not None else None,
@@ -207,7 +215,8 @@ class Suite:
             "num_images": metric.num_gen,
             "batch": self.batch.now,
             "resize": f"{options.resample} to {self.resolution}" if self.resolution_for(metric) else None,
-            **metric.conditions(options.truncation_psi, options.noise_mode),
+            **({} if is_given else metric.conditions(options.truncation_psi, options.noise_mode)),
+            **({"images": generator.about} if is_given else getattr(generator, "about", {})),
             "precision": metric.precision,
             **results.notes,
         }
