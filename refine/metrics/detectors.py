@@ -17,8 +17,7 @@ import os
 import re
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -33,6 +32,7 @@ from refine.files.digest import file_sha256
 from refine.files.reading import reading
 from refine.metrics.batch_size import is_out_of_memory
 from refine.metrics.spatial import spatial_features, spatial_weight
+from refine.runtime.tf32 import exact_convolutions
 
 log = logging.getLogger("refine")
 
@@ -265,20 +265,6 @@ def _from_weights(
         if not is_out_of_memory(error):
             raise
         raise OptionError(f"Out of memory while loading the detector {_braced(path)}: use {{device=cpu}}.") from error
-
-
-@contextmanager
-def exact_convolutions() -> Iterator[None]:
-    """Context in which float32 on a GPU means float32, not TF32 with its mantissa of 10 bits."""
-    settings: Any = (torch.backends.cudnn, torch.backends.cuda.matmul)
-    previous = [setting.allow_tf32 for setting in settings]
-    for setting in settings:
-        setting.allow_tf32 = False
-    try:
-        yield
-    finally:
-        for setting, value in zip(settings, previous, strict=True):
-            setting.allow_tf32 = value
 
 
 def _what_it_is_instead(path: Path, error: BaseException) -> str:
