@@ -302,7 +302,7 @@ class EvaluationOptions(BridgeOptions):
         None,
         "TorchScript module in place of Inception; dinov2=FILE, clip=FILE: weights.",
         "Metrics",
-        metavar=f"[ROLE=]{_MODULE}",
+        metavar=_MODULE,
         path=True,
     )
     vgg: str | None = option(

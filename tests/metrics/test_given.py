@@ -233,9 +233,7 @@ def test_neighbors_in_the_picture(pictures: np.ndarray, data: str, detectors: di
     assert {np.ascontiguousarray(row[:, :32]).tobytes() for row in rows} == originals
 
 
-def test_neighbors_need_a_data_set(
-    generator: Any, detectors: dict[str, str], fixture_path: Any, tmp_path: Path
-) -> None:
+def test_neighbors_need_a_data_set(detectors: dict[str, str], fixture_path: Any, tmp_path: Path) -> None:
     network = f"--network={fixture_path('sg2ada/a_uncond32.pkl')}"
     arguments = [network, f"--detector={detectors['detector']}", f"--neighbors={tmp_path / 'n.png'}"]
     assert "--data" in run(*arguments, "--metrics=is20", code=2).stderr
