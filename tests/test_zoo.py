@@ -79,7 +79,17 @@ def test_entry_is_well_formed(entry: ZooEntry):
     assert "//" not in parts.path
     assert parts.path.endswith((".pkl", ".npz", ".pt", ".pth"))
     assert entry.kind in {"generator", "denoiser", "fid-reference", "detector"}
-    assert entry.family in {"stylegan2", "stylegan3", "stylegan-xl", "edm", "edm2", "inception", "vgg", "dinov2", "clip"}
+    assert entry.family in {
+        "stylegan2",
+        "stylegan3",
+        "stylegan-xl",
+        "edm",
+        "edm2",
+        "inception",
+        "vgg",
+        "dinov2",
+        "clip",
+    }
     assert entry.resolution is None or entry.resolution in {32, 64, 256, 512, 1024}
     assert entry.resolution or entry.kind == "detector"
     assert entry.sha256 is None or len(bytes.fromhex(entry.sha256)) == 32

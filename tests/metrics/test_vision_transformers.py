@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from vision_weights import clip_weights, dinov2_weights
 
+from benchmarks.studies.random_vision_transformers import clip_weights, dinov2_weights
 from refine.errors import UserError
 from refine.metrics import MetricOptions, make_measure
 from refine.metrics.detectors import Detector, DetectorChoices, load_detector
