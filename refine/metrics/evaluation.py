@@ -123,7 +123,8 @@ class Measurable:
     def of(cls, loaded: LoadedNetwork) -> Measurable:
         """A network; a denoiser draws by EDM's Heun sampler."""
         path = loaded.pickle.path.resolve()  # network-best.pkl is a link to a snapshot
-        if loaded.architecture.role == "denoiser":
+        draws = hasattr(loaded.network, "z_shape") or hasattr(loaded.network, "z_dim")  # as one-step generators do
+        if loaded.architecture.role == "denoiser" and not draws:
             return cls(TeacherSamples(as_denoiser(loaded.network)), path.name, loaded)
         return cls(loaded.network, path.name, loaded)
 

@@ -51,25 +51,27 @@ def kid(
     Raises:
         ValueError: A set has fewer than 2 elements.
     """
-    real, generated = np.asarray(real, np.float64), np.asarray(generated, np.float64)
-    pairs = subsets(len(real), len(generated), num_subsets, max_subset_size, seed)
-    return sum(squared_mmd(generated[x], real[y]) for x, y in pairs) / num_subsets
+    pairs = subsets(real, generated, num_subsets, max_subset_size, seed)
+    return sum(squared_mmd(x, y) for _, x, y in pairs) / num_subsets
 
 
 def subsets(
-    num_real: int, num_generated: int, num_subsets: int, max_subset_size: int, seed: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Numbers [m] of the generated and of the real images in each random subset.
+    real: np.ndarray, generated: np.ndarray, num_subsets: int, max_subset_size: int, seed: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """For each random subset, numbers [m] of the generated features, these [m, D], and real ones [m, D], in float64.
 
     Raises:
         ValueError: A set has fewer than 2 elements.
     """
-    size = min(num_real, num_generated, max_subset_size)
+    real, generated = np.asarray(real), np.asarray(generated)
+    size = min(len(real), len(generated), max_subset_size)
     if size < 2:
-        raise ValueError(f"KID needs at least 2 features in each set, not {num_real} and {num_generated}")
+        raise ValueError(f"KID needs at least 2 features in each set, not {len(real)} and {len(generated)}")
     draw = np.random.RandomState(seed)
     for _ in range(num_subsets):
-        yield draw.choice(num_generated, size, replace=False), draw.choice(num_real, size, replace=False)
+        drawn = draw.choice(len(generated), size, replace=False)
+        real_drawn = draw.choice(len(real), size, replace=False)
+        yield drawn, np.asarray(generated[drawn], np.float64), np.asarray(real[real_drawn], np.float64)
 
 
 def kid_interval(
@@ -97,16 +99,15 @@ def kid_interval(
     Raises:
         ValueError: A set has fewer than 2 elements.
     """
-    real, generated = np.asarray(real, np.float64), np.asarray(generated, np.float64)
-    counts = np.stack([*resampled_counts(len(generated), repetitions, seed)]).astype(np.float64)
-    counts = np.concatenate([np.ones((1, len(generated))), counts])  # the first row is the KID itself
+    drawn_often = resampled_counts(len(generated), repetitions, seed)
+    counts = np.stack([np.ones(len(generated)), *drawn_often])  # the first row is the KID itself
     total = np.zeros(len(counts))
-    for x, y in subsets(len(real), len(generated), num_subsets, max_subset_size, seed):
-        weights, size = counts[:, x], len(x)
-        within, across = polynomial_kernel(generated[x], generated[x]), polynomial_kernel(generated[x], real[y])
+    for drawn, x, y in subsets(real, generated, num_subsets, max_subset_size, seed):
+        weights, size = counts[:, drawn], len(drawn)
+        within, across = polynomial_kernel(x, x), polynomial_kernel(x, y)
         np.fill_diagonal(within, 0)
         pairs = weights.sum(axis=1) ** 2 - (weights**2).sum(axis=1)
-        usual = polynomial_kernel(real[y], real[y])
+        usual = polynomial_kernel(y, y)
         total += ((weights @ within) * weights).sum(axis=1) / np.maximum(pairs, 1)
         total += (usual.sum() - np.trace(usual)) / (size * (size - 1))
         total -= 2 * (weights @ across.mean(axis=1)) / np.maximum(weights.sum(axis=1), 1)

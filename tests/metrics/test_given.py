@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from refine.files.dataset import ImageDataset
 from refine.files.images import to_uint8
 from refine.metrics import Moments, copies, frechet_distance
 from refine.metrics.detectors import Detector
+from refine.metrics.evaluation import Measurable
 from refine.metrics.given import GivenImages, TeacherSamples
 from refine.metrics.sampler import draw_latents
 from refine.networks.preconditioned import as_denoiser
@@ -189,6 +191,21 @@ def test_a_teacher_with_classes(fixture_path: Any) -> None:
     with torch.no_grad():
         assert samples.c_dim == 5 and samples(z, c).images.shape == (2, 3, 16, 16)
         assert not torch.equal(samples(z, c).images, samples(z, c.flip(0)).images)
+
+
+def test_a_denoiser_that_draws_by_itself_is_a_generator(fixture_path: Any) -> None:
+    """A one-step generator is a denoiser in its file."""
+
+    class OneStep(torch.nn.Module):
+        z_shape, c_dim, img_channels, img_resolution = (3, 16, 16), 0, 3, 16
+
+        def forward(self, z: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+            return z
+
+    loaded = refine.load_teacher(str(fixture_path("edm/s1_edm_ddpmpp_uncond16.pkl")))
+    assert isinstance(Measurable.of(loaded).generator, TeacherSamples)
+    drawn = Measurable.of(dataclasses.replace(loaded, network=OneStep())).generator
+    assert isinstance(drawn, OneStep)
 
 
 # -- the command --------------------------------------------------------------------------------------------

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from PIL import Image
 from torch import Tensor, nn
 
 from benchmarks.studies.random_vision_transformers import clip_weights, dinov2_weights
+from refine.commands.metrics import main
 from refine.errors import UserError
 from refine.metrics import MetricOptions, make_measure
 from refine.metrics.detectors import Detector, DetectorChoices, load_detector
@@ -301,7 +303,7 @@ def test_rows_of_the_new_feature_spaces(
     assert all(row["results"][row["metric"]] > 0 for row in rows)
 
 
-def test_a_weights_file_from_the_internet_needs_trust(tmp_path: Path) -> None:
+def test_a_weights_file_from_the_internet_needs_trust_and_is_prefetched(fixture_path: Any, data: str) -> None:
     from refine import zoo
     from refine.files import download
 
@@ -313,3 +315,6 @@ def test_a_weights_file_from_the_internet_needs_trust(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="trust_detector"):
         load_detector(entry.name, role="dinov2")
     assert load_detector(entry.name, role="dinov2", trust=True).name == entry.name
+    arguments = [f"--network={fixture_path('sg2ada/a_uncond32.pkl')}", f"--data={data}", "--device=cpu", "--prefetch"]
+    result = CliRunner().invoke(main, [*arguments, "--metrics=fd_dinov2_20_full", "--trust-detector"])
+    assert result.exit_code == 0 and str(path) in result.stdout, result.output
