@@ -85,7 +85,7 @@ class DrawnImages:
         metrics = [metric for metric in self._suite.metrics if key in self._keys(metric)]
         specs = {self.spec_of(metric) for metric in metrics}
         if self.options.contact_sheet and first == 0:
-            specs |= {FeatureSpec(spec.detector, keep="rows") for spec in specs if spec.output == "features"}
+            specs |= {FeatureSpec(spec.detector, keep="rows") for spec in specs if spec.output != "probabilities"}
         sampler = self._suite.sampler(self.generator, resolution)
 
         def images(numbers: range, batch: BatchSize) -> Iterator[Tensor]:

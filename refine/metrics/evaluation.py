@@ -22,6 +22,7 @@ from refine.metrics.metric import parse_metric, parse_metrics
 from refine.metrics.options import MetricOptions
 from refine.metrics.reference import Teacher
 from refine.metrics.reference_file import holds_statistics
+from refine.metrics.resolve import dataset_path
 from refine.metrics.suite import Suite
 from refine.networks.loading import LoadedNetwork, load_generator, load_teacher
 from refine.networks.plain_module import as_contract
@@ -172,8 +173,8 @@ def _snapshots(generator: Any) -> list[Any]:
     if not isinstance(generator, (str, os.PathLike)):
         return [generator]
     path = Path(os.path.expanduser(os.fspath(generator)))
-    if path.suffix.lower() in (".zip", ".npz") and path.is_file():
-        return [GivenImages(path)]
+    if path.suffix.lower() in (".zip", ".npz"):
+        return [GivenImages(dataset_path(os.fspath(path)))]
     if not path.is_dir():
         return [os.fspath(generator)]
     if not any(path.glob("network-snapshot-*.pkl")) and open_files(path).listing.images:

@@ -82,6 +82,13 @@ def test_images_of_every_form_have_the_same_distance(
     assert form == "array" or len(about["images"]["sha256"]) == 64
 
 
+def test_images_of_the_zoo() -> None:
+    (row,) = refine.evaluate("digits-test.zip", "fid400_full", "digits-train.zip", detector="digits-detector.pt")
+    assert row["snapshot_pkl"] == "digits-test.zip" and row["results"]["fid400_full"] < 30
+    with pytest.raises(UserError, match=r"missing\.zip"):
+        refine.evaluate("missing.zip", "fid400_full", "digits-train.zip", detector="digits-detector.pt")
+
+
 def test_arrays_as_a_reference(
     pictures: np.ndarray, other: np.ndarray, generator: Any, detectors: dict[str, str], inception: Detector,
     tmp_path: Path,

@@ -11,8 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from refine.metrics import MetricOptions, frechet_distance, make_measure
+from refine.metrics.contact_sheet import write_neighbors, write_sheet
 from refine.metrics.detectors import load_detector
 from refine.metrics.moments import Moments
+from refine.metrics.suite import Suite
+
+CPU = torch.device("cpu")
 
 
 class Layer(nn.Module):
@@ -94,4 +98,11 @@ def test_a_row(tmp_path: Path, generator: Any, data: str) -> None:
     drawn = Sampler(as_contract(generator), torch.device("cpu")).images(range(12))
     expected = frechet_distance(Moments.of(detector.spatial(real)), Moments.of(detector.spatial(drawn)))
     assert rows[0]["results"]["sfid12_full"] == pytest.approx(expected.value, rel=1e-5)
+    suite = Suite.build(
+        MetricOptions(metrics=("sfid12_full",), data=data, detector=path, contact_sheet=True), generator, CPU, None
+    )
+    suite.measure(generator, "x.pkl")
+    write_sheet(tmp_path / "sheet.png", suite, generator)
+    write_neighbors(tmp_path / "neighbors.png", suite, generator)
+    assert (tmp_path / "sheet.png").is_file() and (tmp_path / "neighbors.png").is_file()
     assert "12 images for 175 dimensions" in rows[0]["provenance"]["warning"].replace("256 and ", "")
