@@ -130,15 +130,11 @@ class Metric(ABC):
 
     def with_count(self, count: int) -> str:
         """Its name with another number of images."""
-        now = f"{self.num_gen // 1000}k" if self.num_gen % 1000 == 0 else str(self.num_gen)
-        if now not in self.name:
-            now = str(self.num_gen)
-        place = self.name.rfind(now)
-        is_neighbors = re.match(r"\d", self.name[place + len(now) :])
-        new = f"{count // 1000}k" if count % 1000 == 0 and count else str(count)
-        if is_neighbors and not new.endswith("k"):
-            return f"{self.name[:place]}{new}{'_full' if self.full else ''}"
-        return f"{self.name[:place]}{new}{self.name[place + len(now) :]}"
+        written = next(text for text in (f"{self.num_gen // 1000}k", str(self.num_gen)) if text in self.name)
+        before, _, after = self.name.rpartition(written)
+        if count % 1000 == 0:
+            return f"{before}{count // 1000}k{after}"
+        return f"{before}{count}{after.lstrip('0123456789')}"  # a neighbor follows a "k" only
 
     @property
     def note(self) -> str | None:

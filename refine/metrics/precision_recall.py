@@ -84,6 +84,7 @@ class PR(Metric):
     forms = (rf"pr{COUNT_AND_NEIGHBORS}(?P<full>_full)?",)
     examples = ("pr50k3_full",)
     max_real_full = 200_000
+    role = "vgg"
     precision = "features float16, distances float32"
 
     @classmethod

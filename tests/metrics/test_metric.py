@@ -115,3 +115,20 @@ def test_options_are_checked() -> None:
     for psi in (float("nan"), float("inf")):
         with pytest.raises(UserError, match=str(psi)):
             MetricOptions(truncation_psi=psi)
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "expected"),
+    [
+        ("fid50k_full", 120, "fid120_full"),
+        ("fid50k_full", 10_000, "fid10k_full"),
+        ("fid1500", 700, "fid700"),
+        ("pr50k3_full", 2000, "pr2k3_full"),
+        ("pr50k3_full", 250, "pr250_full"),
+        ("fd_dinov2_2_full", 5, "fd_dinov2_5_full"),
+        ("fd_dinov2_2k_full", 50, "fd_dinov2_50_full"),
+    ],
+)
+def test_names_with_another_count(name: str, count: int, expected: str) -> None:
+    assert parse_metric(name).with_count(count) == expected
+    assert parse_metric(expected).num_gen == count
