@@ -1,4 +1,7 @@
-"""`python -m refine metrics --network=PKL`: measures a generator as the StyleGAN suite does, beside its snapshots."""
+"""`python -m refine metrics --network=PKL`: measures a generator, or images in files.
+
+Rows are those of the StyleGAN suite; those of a run's snapshots go beside them.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,7 @@ from refine.commands.options import (
     check_output,
     field_options,
     force_option,
+    sigma_init_option,
     trust_option,
 )
 from refine.errors import UserError
@@ -41,11 +45,12 @@ _NAMED_ALIKE = ("data", "ref", "detector", "vgg", "trust_detector", "fid_seeds",
     help="Images to measure in place of a network: files, or uint8 arr_0 [N, H, W, C].",
 )  # fmt: skip
 @field_options(
-    "metrics", "data", "ref", "teacher", "class_map", "detector", "vgg", "metric_seed", "fid_seeds", "bootstrap",
-    "resample", "noise_mode", "device",
+    "metrics", "data", "ref", "teacher", "teacher_settings", "guidance", "guide", "class_map", "detector", "vgg",
+    "metric_seed", "fid_seeds", "bootstrap", "resample", "noise_mode", "device",
     metrics={"default": "fid50k_full", "help": "Metrics such as fid50k_full,pr50k3_full; any count."},
     teacher={"required": False, "help": "EDM pickle, for --ref=teacher and the zoo's statistics."},
 )  # fmt: skip
+@sigma_init_option
 @click.option(
     "--kid-subsets", type=Whole(1, 1_000_000), metavar="N", default=100, show_default=True,
     help="Subsets that the KID is the mean of.",
@@ -110,24 +115,30 @@ _NAMED_ALIKE = ("data", "ref", "detector", "vgg", "trust_detector", "fid_seeds",
 @force_option
 @trust_option
 def main(metrics: MetricNames, **given: Any) -> None:
-    """Measure a generator as the StyleGAN suite does; rows go to stdout, and beside the snapshot in a run's folder."""
+    """Measure a generator, or images in files, as the StyleGAN suite does; rows go to stdout and beside snapshots."""
     if given["check_data"]:
         _check_data(given["check_data"])
         return
     if not given["network"] and not given["images"]:
         raise click.UsageError("Give --network, the generator to measure, --images or --check-data.")
     if given["network"] and given["images"]:
-        raise click.UsageError(f"--network={given['network']} and --images={given['images']}: give one of them.")
-    if given["images"] and (given["grid"] or given["before"]):
-        raise click.UsageError("--grid and --before draw images of a generator: give it with --network.")
-    source = click.get_current_context().get_parameter_source("metrics")
+        raise click.UsageError("--network draws images and --images has them: give one of the two.")
+    source = click.get_current_context().get_parameter_source
     names = metrics.names
-    if given["images"] and source is ParameterSource.DEFAULT:
-        names = (f"fid{_number_of_images(given['images'])}_full",)
+    if given["images"]:
+        for name in ("before", "noise_mode", "trunc"):
+            if source(name) is not ParameterSource.DEFAULT:
+                raise click.UsageError(f"--{name.replace('_', '-')} is for a generator: leave it out with --images.")
+        if source("metrics") is ParameterSource.DEFAULT:
+            names = (f"fid{_number_of_images(given['images'])}_full",)
     if metrics.auto or not names:
         raise click.UsageError(f"--metrics={metrics} measures nothing: name metrics, such as --metrics=fid5k_full.")
     if given["data"] is not None and given["ref"] not in ("auto", "data"):
         raise click.UsageError(f"--data and --ref={given['ref']} are two references: give one of them.")
+    if given["guide"] is None and given["guidance"] != 1:
+        raise click.UsageError(f"--guidance={given['guidance']:g} needs the denoiser to guide away from: give --guide.")
+    if given["guide"] is not None and (given["guidance"] == 1 or not given["teacher"]):
+        raise click.UsageError("--guide guides the --teacher by a --guidance other than 1: give both.")
     if given["ref"] == "teacher" and not given["teacher"]:
         raise click.UsageError("--ref=teacher compares with the teacher: name it with --teacher.")
     if given["before"] and not given["grid"]:
@@ -171,12 +182,14 @@ def _check_data(path: str) -> None:
     """
     from refine.files.dataset import check_dataset
     from refine.metrics.resolve import dataset_path
+    from refine.runtime.text import counted
 
     found = check_dataset(dataset_path(path))
     for line in (*found.problems, *found.notes, found.summary):
         click.echo(line)
     if found.problems:
-        raise UserError(f"{path} has {len(found.problems):,} problems, listed above: fix or remove these files.")
+        problems = counted(len(found.problems), "problem")
+        raise UserError(f"{path} has {problems}, listed above: fix or remove these files.")
 
 
 def _backend() -> str:
@@ -189,29 +202,36 @@ def _measure(given: dict[str, Any], options: Any, device: Any) -> None:
     from refine.files.digest import file_sha256
     from refine.files.jsonl import to_json
     from refine.metrics.evaluation import Measurable
-    from refine.metrics.given import GivenImages
     from refine.metrics.offline import prefetch
     from refine.metrics.reference import Teacher
     from refine.metrics.resolve import dataset_path, warn_of_recorded_data
+    from refine.metrics.stored_images import StoredImages
     from refine.metrics.suite import Suite
     from refine.networks.loading import load_teacher
+    from refine.pair.pair import conditions, guided_denoiser
     from refine.runs.folder import RunFolder
     from refine.runtime import distributed
 
-    trust = given["trust_pickle"]
+    trust, images = given["trust_pickle"], given["images"]
 
     def get() -> tuple[Suite, list[Measurable]]:
-        if given["images"]:
-            images = GivenImages(dataset_path(given["images"]))
-            found = [Measurable(images, images.name)]
+        settings, sigma_init = given["teacher_settings"], given["sigma_init"]
+        if images:
+            stored = StoredImages(dataset_path(images))
+            found = [Measurable(stored, stored.name)]
         else:
-            found = [Measurable.open(spec, trust=trust) for spec in snapshots(given["network"])]
+            found = [
+                Measurable.open(spec, trust=trust, sigma_init=sigma_init, settings=settings)
+                for spec in snapshots(given["network"])
+            ]
         teacher = None
         if given["teacher"]:
-            loaded = load_teacher(given["teacher"], trust=trust)
-            network: Any = loaded.network.to(device)
+            loaded = load_teacher(given["teacher"], trust=trust, settings=settings)
+            guide = load_teacher(given["guide"], trust=trust, settings=settings) if given["guide"] else None
+            denoiser = guided_denoiser(loaded, guide, given["guidance"], device)
+            digests = {} if guide is None else {"guide": file_sha256(guide.pickle.path)}
             sha256 = file_sha256(loaded.pickle.path)
-            teacher = Teacher(network, given["teacher"], sha256, given["class_map"])
+            teacher = Teacher(denoiser, given["teacher"], sha256, given["class_map"], conditions(denoiser, digests))
         if options.data is None and options.ref == "auto" and found[0].loaded is not None:
             warn_of_recorded_data(found[0].loaded.pickle)
         found[0].module.to(device)
@@ -263,7 +283,8 @@ def _pictures(given: dict[str, Any], suite: Any, generator: Any, device: Any) ->
     if given["neighbors"]:
         contact_sheet.write_neighbors(given["neighbors"], suite, generator)
     if given["grid"] and distributed.is_rank0():
-        before = (
-            load_generator(given["before"], trust=given["trust_pickle"]).network.to(device) if given["before"] else None
-        )
+        before = None
+        if given["before"]:
+            sigma_init, trust = given["sigma_init"], given["trust_pickle"]
+            before = load_generator(given["before"], trust=trust, sigma_init=sigma_init).network.to(device)
         contact_sheet.write_grid(given["grid"], suite, generator, before)

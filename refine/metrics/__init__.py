@@ -28,11 +28,13 @@ if TYPE_CHECKING:
     from refine.metrics.metric import Metric, parse_metric, parse_metrics
     from refine.metrics.options import MetricOptions
     from refine.metrics.reference import Teacher
+    from refine.metrics.stored_images import StoredImages
     from refine.metrics.suite import make_measure
 
 _HOME = {
     "Metric": "metric",
     "MetricOptions": "options",
+    "StoredImages": "stored_images",
     "Teacher": "reference",
     "evaluate": "evaluation",
     "make_measure": "suite",
@@ -48,6 +50,7 @@ __all__ = [
     "MetricOptions",
     "Moments",
     "PrecisionRecall",
+    "StoredImages",
     "Teacher",
     "cmmd",
     "copies",

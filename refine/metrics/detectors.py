@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from refine import zoo
-from refine.errors import OptionError, UserError
+from refine.errors import OptionError, UserError, literal
 from refine.files.digest import file_sha256
 from refine.files.reading import reading
 from refine.metrics.batch_size import is_out_of_memory
@@ -83,7 +83,7 @@ class DetectorChoices:
             role, spec = (role, spec) if equals and role in ROLES else ("inception", choice)
             if given.get(role):
                 raise OptionError(
-                    f"{_braced(given[role])} and {_braced(spec)} are two detectors as {role}: give one of them."
+                    f"{literal(given[role])} and {literal(spec)} are two detectors as {role}: give one of them."
                 )
             given[role] = os.path.expanduser(spec)
         return cls.made(given)
@@ -209,7 +209,7 @@ def load_detector(
     official = sha256 in _official_digests()
     if resolved.url and not official and not trust:
         raise OptionError(
-            f"The detector {_braced(resolved.url)} has the unknown sha256 {sha256}: if you trust it, add "
+            f"The detector {literal(resolved.url)} has the unknown sha256 {sha256}: if you trust it, add "
             "{trust_detector}, or download the file and give its path."
         )
     name = resolved.entry.name if resolved.entry else Path(resolved.url or resolved.path).name
@@ -232,7 +232,7 @@ def load_detector(
     except Exception as error:  # RuntimeError, ValueError and others, depending on what is broken
         if is_out_of_memory(error):
             raise OptionError(
-                f"Out of memory while loading the detector {_braced(resolved.path)}: use {{device=cpu}}."
+                f"Out of memory while loading the detector {literal(resolved.path)}: use {{device=cpu}}."
             ) from error
         raise UserError(f"The detector {resolved.path} {_what_it_is_instead(resolved.path, error)}") from error
     if role == "clip" and any(key.startswith("visual.") for key in module.state_dict()):
@@ -264,7 +264,7 @@ def _from_weights(
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        raise OptionError(f"Out of memory while loading the detector {_braced(path)}: use {{device=cpu}}.") from error
+        raise OptionError(f"Out of memory while loading the detector {literal(path)}: use {{device=cpu}}.") from error
 
 
 def _what_it_is_instead(path: Path, error: BaseException) -> str:
@@ -278,11 +278,6 @@ def _what_it_is_instead(path: Path, error: BaseException) -> str:
         return f"is a damaged TorchScript module ({_last_line(error)}): download it again."
     what = "a ZIP file without code" if names else "another kind of file, or cut off"
     return f"is not a TorchScript module but {what}: give another, or download it again."
-
-
-def _braced(text: object) -> str:
-    """Text that stays as it is in the template of an `OptionError`."""
-    return str(text).replace("{", "(").replace("}", ")")
 
 
 def _official_digests() -> set[str]:

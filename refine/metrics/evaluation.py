@@ -17,13 +17,14 @@ from refine import zoo
 from refine.errors import UserError
 from refine.files.digest import file_sha256
 from refine.files.listing import open_files
-from refine.metrics.given import GivenImages, TeacherSamples
 from refine.metrics.metric import parse_metric, parse_metrics
 from refine.metrics.options import MetricOptions
 from refine.metrics.reference import Teacher
 from refine.metrics.reference_file import holds_statistics
 from refine.metrics.resolve import dataset_path
+from refine.metrics.stored_images import StoredImages
 from refine.metrics.suite import Suite
+from refine.metrics.teacher_samples import TeacherSamples
 from refine.networks.loading import LoadedNetwork, load_generator, load_teacher
 from refine.networks.plain_module import as_contract
 from refine.networks.preconditioned import as_denoiser
@@ -56,8 +57,9 @@ def evaluate(
             called as `G(z)` or `G(z, c)` with z [N, z_dim] and one-hot labels c [N, c_dim] for images [N, C, R, R] in
             [-1, 1], and with `truncation_psi` and `noise_mode` if it takes them. Its attributes `c_dim`,
             `img_channels` and `img_resolution` may be missing: then it has no classes, and an image is drawn to see.
-            Images are measured, too: a folder, ZIP or .npz file of them, or an array, uint8 [N, H, W, C]; and so is a
-            diffusion model, by path, URL, zoo name or `LoadedNetwork`, whose images EDM's Heun sampler draws.
+            Images are measured, too: a folder, ZIP or .npz file of them, an array, uint8 [N, H, W, C], or
+            `refine.metrics.StoredImages`; and so is a diffusion model, by path, URL, zoo name or `LoadedNetwork`, whose
+            images EDM's Heun sampler draws.
         metrics: Names of the StyleGAN suite with any count, in a list or separated by commas; see
             `refine.metrics.parse_metric`.
         reference: Reference to compare with: a StyleGAN data set (ZIP, folder or zoo name), statistics (.npz by path,
@@ -130,22 +132,26 @@ class Measurable:
         return cls(loaded.network, path.name, loaded)
 
     @classmethod
-    def open(cls, spec: str, *, trust: bool = False) -> Measurable:
+    def open(
+        cls, spec: str, *, trust: bool = False, sigma_init: float | None = None, settings: str | None = None
+    ) -> Measurable:
         """The network of a file: a generator, else a denoiser.
 
         Args:
             spec: Path, URL or zoo name.
             trust: Permission to run source code embedded in pickles, for networks that Refine does not know.
+            sigma_init: Noise level of a one-step generator; see `load_generator`.
+            settings: Settings of a teacher's state dict; see `load_teacher`.
 
         Raises:
             UserError: The file cannot be had, or holds neither.
         """
-        path = zoo.resolve(spec).path
+        path = zoo.resolve(spec).path  # once, so that a file that cannot be had is one error
         try:
-            return cls.of(load_generator(os.fspath(path), trust=trust))
+            return cls.of(load_generator(spec, trust=trust, sigma_init=sigma_init))
         except UserError as error:
             try:
-                found = cls.of(load_teacher(os.fspath(path), trust=trust))
+                found = cls.of(load_teacher(spec, trust=trust, settings=settings))
             except UserError:
                 raise error from None
         log.info(f"{path} holds a denoiser: {found.generator.about['sampler']} draw its images")
@@ -169,16 +175,16 @@ def snapshots_of(folder: Path) -> list[Path]:
 
 def _snapshots(generator: Any) -> list[Any]:
     if isinstance(generator, np.ndarray):
-        return [GivenImages(generator)]
+        return [StoredImages(generator)]
     if not isinstance(generator, (str, os.PathLike)):
         return [generator]
     path = Path(os.path.expanduser(os.fspath(generator)))
     if path.suffix.lower() in (".zip", ".npz"):
-        return [GivenImages(dataset_path(os.fspath(path)))]
+        return [StoredImages(dataset_path(os.fspath(path)))]
     if not path.is_dir():
         return [os.fspath(generator)]
     if not any(path.glob("network-snapshot-*.pkl")) and open_files(path).listing.images:
-        return [GivenImages(path)]
+        return [StoredImages(path)]
     return list(snapshots_of(path))
 
 
@@ -187,7 +193,7 @@ def _measurable(snapshot: Any, trust: bool) -> Measurable:
         return Measurable.open(os.fspath(snapshot), trust=trust)
     if isinstance(snapshot, LoadedNetwork):
         return Measurable.of(snapshot)
-    if isinstance(snapshot, GivenImages):
+    if isinstance(snapshot, StoredImages):
         return Measurable(snapshot, snapshot.name)
     if not callable(snapshot):
         raise TypeError(f"a generator is a path, a name, a LoadedNetwork, a module or a function, not {snapshot!r:.80}")
@@ -232,7 +238,8 @@ def _names_a_network(spec: str) -> bool:
     entry = zoo.find(Path(spec).name)
     if entry is not None and not os.path.isfile(spec):
         return entry.kind in ("denoiser", "generator")
-    return Path(spec).suffix.lower() == ".pkl" and not holds_statistics(zoo.resolve(spec).path)
+    suffix = Path(spec).suffix.lower()
+    return suffix in (".pt", ".pth") or (suffix == ".pkl" and not holds_statistics(zoo.resolve(spec).path))
 
 
 @contextmanager

@@ -16,12 +16,12 @@ from refine.metrics.batch_size import BatchSize
 from refine.metrics.collect import at_all, at_first
 from refine.metrics.detectors import Detector
 from refine.metrics.drawn import DrawnImages
-from refine.metrics.given import GivenImages, GivenSampler
 from refine.metrics.metric import Measured, Metric, Results, parse_metric
 from refine.metrics.options import MetricOptions
 from refine.metrics.reference import Reference, Teacher
 from refine.metrics.resolve import choose_reference, fit, fit_labels, labels_source, load_detectors
 from refine.metrics.sampler import Labels, Sampler, for_detector
+from refine.metrics.stored_images import StoredImages, StoredSampler
 from refine.networks.plain_module import as_contract
 from refine.runtime import distributed
 from refine.runtime.text import format_time
@@ -92,7 +92,7 @@ class Suite:
         """See `make_measure`."""
         generator = as_contract(generator)
         metrics = tuple(parse_metric(name) for name in options.metrics)
-        if isinstance(generator, GivenImages):
+        if isinstance(generator, StoredImages):
             generator.require(metrics, options.fid_seeds)
         detectors = load_detectors(metrics, options, device)
         reference = resolution = labels = None
@@ -149,7 +149,7 @@ class Suite:
             start, saved = time.time(), drawn.saved_seconds
             results = self._results(metric, drawn)
             seconds = time.time() - start + drawn.saved_seconds - saved
-            rows.append(self._row(metric, results, seconds, snapshot_pkl, generator))
+            rows.append(self._row(metric, results, seconds, snapshot_pkl, drawn.generator))
         if self.options.contact_sheet:
             self.kept.update(drawn.kept)
         return rows
@@ -161,11 +161,11 @@ class Suite:
             return metric.name
         return f"{metric.name}{'' if self.resolution is None else f'_at{self.resolution}'}{reference.suffix}"
 
-    def sampler(self, generator: Any, resolution: int | None) -> Sampler | GivenSampler:
+    def sampler(self, generator: Any, resolution: int | None) -> Sampler | StoredSampler:
         """Source of the images that are measured."""
         o = self.options
-        if isinstance(generator, GivenImages):
-            return GivenSampler(generator, self.device, resolution, o.resample)
+        if isinstance(generator, StoredImages):
+            return StoredSampler(generator, self.device, o.seed, resolution, o.resample)
         return Sampler(
             as_contract(generator),
             self.device,
@@ -206,7 +206,9 @@ class Suite:
     ) -> dict[str, Any]:
         """A row as the StyleGAN suite writes it, and its provenance."""
         options, reference = self.options, self._reference_of(metric)
-        is_given = isinstance(generator, GivenImages)
+        drawn = metric.conditions(options.truncation_psi, options.noise_mode)
+        about = getattr(generator, "about", {})  # of images that are stored, and of a teacher's sampler
+        conditions = {"images": about} if isinstance(generator, StoredImages) else {**drawn, **about}
         provenance: dict[str, Any] = {
             "detector": self.detectors[metric.name].provenance(),
             "reference": reference.provenance(metric) if reference is not None else None,
@@ -215,8 +217,7 @@ class Suite:
             "num_images": metric.num_gen,
             "batch": self.batch.now,
             "resize": f"{options.resample} to {self.resolution}" if self.resolution_for(metric) else None,
-            **({} if is_given else metric.conditions(options.truncation_psi, options.noise_mode)),
-            **({"images": generator.about} if is_given else getattr(generator, "about", {})),
+            **conditions,
             "precision": metric.precision,
             **results.notes,
         }

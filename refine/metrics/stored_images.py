@@ -1,4 +1,4 @@
-"""Images and samples to measure in place of a generator's: files, and what a teacher draws with its sampler."""
+"""Images in files or arrays in place of a generator's, so that whatever any program has drawn can be measured."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from refine.contracts import Denoiser, GeneratorOutput
-from refine.diffusion.sampler import HeunOptions, heun_sample
+from refine.contracts import GeneratorOutput
 from refine.errors import UserError
 from refine.files.arrays import open_dataset
 from refine.files.dataset import ImageDataset
+from refine.files.images import to_uint8
 from refine.metrics import cache
 from refine.metrics.collect import at_first
 from refine.metrics.metric import Metric
 from refine.pair.resize import resize
 
 
-class GivenImages:
+class StoredImages:
     """Images that are there already, where a generator is expected; see `contracts.Generator`.
 
     Args:
@@ -61,16 +61,16 @@ class GivenImages:
             raise UserError(f"Images have 1 or 3 channels, not {self.img_channels}.")
         self.about["num_images"] = self.count
 
-    def images(self, indices: range) -> Tensor:
+    def images(self, numbers: np.ndarray) -> Tensor:
         """Images by number, uint8 [N, C, R, R].
 
         Raises:
             UserError: One cannot be read.
         """
         if self.array is not None:
-            return torch.from_numpy(self.array[indices.start : indices.stop]).permute(0, 3, 1, 2)
+            return torch.from_numpy(self.array[numbers]).permute(0, 3, 1, 2)
         assert self.dataset is not None
-        return torch.from_numpy(np.concatenate([*self.dataset.batches(indices, max(len(indices), 1))]))
+        return torch.from_numpy(np.concatenate([*self.dataset.batches(numbers.tolist(), len(numbers))]))
 
     def require(self, metrics: Sequence[Metric], fid_seeds: int) -> None:
         """Refuses metrics that take more images than there are, or something else than images.
@@ -81,7 +81,7 @@ class GivenImages:
         for metric in metrics:
             parts = metric.ranges(fid_seeds)
             if not parts:
-                raise UserError(f"{metric.name} needs a generator, and {self.name} is images: leave it out.")
+                raise UserError(f"{metric.name} needs a generator, and {self.name} holds images: leave it out.")
             if parts[-1].stop > self.count:
                 raise UserError(
                     f"{metric.name} takes {parts[-1].stop:,} images, and {self.name} has {self.count:,}: ask for "
@@ -90,7 +90,7 @@ class GivenImages:
 
     def __call__(self, *arguments: Any, **options: Any) -> GeneratorOutput:
         """Nothing: images cannot be drawn."""
-        raise UserError(f"{self.name} is images, and no generator: give one.")
+        raise UserError(f"{self.name} holds images and no generator: choose a metric of images, such as fid.")
 
     def resolution_of(self, parameter: str) -> int | None:
         """None: there are no parameters."""
@@ -105,80 +105,31 @@ class GivenImages:
 
 
 @dataclass(frozen=True)
-class GivenSampler:
-    """Images by their number, as `sampler.Sampler` draws them.
+class StoredSampler:
+    """Takes stored images by number: all of them in a random order, so that the first ones are of every kind.
 
     Attributes:
-        given: The images.
+        stored: The images.
         device: Device that they are for.
-        resolution: Size that they are reduced to; None: as they are.
+        seed: Seed of the order.
+        resolution: Size that images are reduced to; None: as they are.
         resample: Filter for this, a key of `bridge.FILTERS`.
     """
 
-    given: GivenImages
+    stored: StoredImages
     device: torch.device
+    seed: int = 0
     resolution: int | None = None
     resample: str = "lanczos"
 
     def images(self, indices: range) -> Tensor:
-        """Images number i for each of the indices, uint8 [N, C, R, R].
+        """Images of these numbers, uint8 [N, C, R, R].
 
         Raises:
-            UserError: One cannot be read.
+            UserError: An image cannot be read, or is of another size or kind than the first.
         """
-        images = self.given.images(indices).to(self.device)
+        order = np.random.RandomState(self.seed).permutation(self.stored.count)
+        images = self.stored.images(order[np.arange(indices.start, indices.stop) % len(order)]).to(self.device)
         if self.resolution is None:
             return images
-        resized = resize(images.float(), self.resolution, self.resample)
-        return resized.round().clamp(0, 255).byte()
-
-
-class TeacherSamples:
-    """A teacher as a generator: images of noise go through EDM's Heun sampler; see `contracts.Generator`.
-
-    Args:
-        teacher: Denoiser on the device of the measurement.
-        options: Options of the sampler; None for the defaults.
-
-    Attributes:
-        about: Entries for a row's provenance.
-    """
-
-    takes_noise_mode = False
-
-    def __init__(self, teacher: Denoiser, options: HeunOptions | None = None) -> None:
-        self.teacher, self.options = teacher, options or HeunOptions()
-        self.module = teacher.module
-        self.c_dim, self.img_channels = int(teacher.label_dim), int(teacher.img_channels)
-        self.img_resolution = int(teacher.img_resolution)
-        self.z_shape = (self.img_channels, self.img_resolution, self.img_resolution)
-        self.about = {"sampler": f"Heun, {self.options.num_steps} steps"}
-
-    def __call__(
-        self,
-        z: Tensor,
-        c: Tensor,
-        noise_mode: str = "random",
-        truncation_psi: float = 1.0,
-        force_fp32: bool = False,
-    ) -> GeneratorOutput:
-        """Samples of standard normal noise z [N, C, R, R] and labels c [N, c_dim].
-
-        Raises:
-            UserError: Truncation is asked for, which a teacher does not have.
-        """
-        if truncation_psi != 1:
-            raise UserError(f"A teacher has no truncation, and {truncation_psi} was asked for: use 1.")
-        images = heun_sample(self.teacher, z, c if self.c_dim else None, self.options)
-        return GeneratorOutput(images.float(), None)
-
-    def resolution_of(self, parameter: str) -> int | None:
-        """None: a teacher is not trained."""
-        return None
-
-    def blocks(self) -> Sequence[nn.Module]:
-        """Blocks of the teacher."""
-        return self.teacher.blocks()
-
-    def after_step(self, w_mean: Tensor | None) -> None:
-        """Nothing: a teacher is not trained."""
+        return to_uint8(resize(images.float() / 127.5 - 1, self.resolution, self.resample))

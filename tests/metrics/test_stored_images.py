@@ -23,8 +23,9 @@ from refine.files.images import to_uint8
 from refine.metrics import Moments, copies, frechet_distance
 from refine.metrics.detectors import Detector
 from refine.metrics.evaluation import Measurable
-from refine.metrics.given import GivenImages, TeacherSamples
 from refine.metrics.sampler import draw_latents
+from refine.metrics.stored_images import StoredImages
+from refine.metrics.teacher_samples import TeacherSamples
 from refine.networks.preconditioned import as_denoiser
 
 
@@ -39,6 +40,11 @@ def pictures(data: str) -> np.ndarray:
 def other(pictures: np.ndarray) -> np.ndarray:
     """Other images: dark ones."""
     return (pictures[:120] // 2).astype(np.uint8)
+
+
+def order(count: int) -> np.ndarray:
+    """The order in which stored images are taken."""
+    return np.random.RandomState(0).permutation(count)
 
 
 def distance(inception: Detector, real: np.ndarray, generated: np.ndarray) -> float:
@@ -76,7 +82,9 @@ def test_images_of_every_form_have_the_same_distance(
     }[form]()
     rows = refine.evaluate(given, "fid120_full,fid100_full", data, **detectors)
     assert rows[0]["results"]["fid120_full"] == pytest.approx(distance(inception, pictures, other), rel=1e-6)
-    assert rows[1]["results"]["fid100_full"] == pytest.approx(distance(inception, pictures, other[:100]), rel=1e-6)
+    assert rows[1]["results"]["fid100_full"] == pytest.approx(
+        distance(inception, pictures, other[order(120)[:100]]), rel=1e-6
+    )
     about = rows[0]["provenance"]
     assert about["images"]["num_images"] == 120 and "truncation_psi" not in about
     assert form == "array" or len(about["images"]["sha256"]) == 64
@@ -95,7 +103,9 @@ def test_arrays_as_a_reference(
 ) -> None:  # fmt: skip
     path = as_npz(other, tmp_path / "ref.npz", arr_1=np.arange(120) % 4)
     (row,) = refine.evaluate(pictures, "fid200_full", path, **detectors)
-    assert row["results"]["fid200_full"] == pytest.approx(distance(inception, other, pictures[:200]), rel=1e-6)
+    assert row["results"]["fid200_full"] == pytest.approx(
+        distance(inception, other, pictures[order(256)[:200]]), rel=1e-6
+    )
     assert row["provenance"]["reference"]["kind"] == "data"
     assert open_dataset(path).label_dim == 4
     (row,) = refine.evaluate(generator, "fid30_full", path, mirror=True, **detectors)  # any other source, too
@@ -139,7 +149,7 @@ def test_unusable_arrays(arrays: Any, says: str, tmp_path: Path) -> None:
     elif arrays is not None:
         np.savez(path, **arrays)
     with pytest.raises(UserError) as caught:
-        GivenImages(path)
+        StoredImages(path)
     assert says in str(caught.value) and str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -147,7 +157,7 @@ def test_a_cut_off_file_of_arrays_is_named(pictures: np.ndarray, tmp_path: Path)
     path = Path(as_npz(pictures, tmp_path / "cut.npz"))
     path.write_bytes(path.read_bytes()[:-5000])
     with pytest.raises(UserError, match="cut"):
-        GivenImages(path)
+        StoredImages(path)
 
 
 def test_more_images_than_there_are(other: np.ndarray, data: str, detectors: dict[str, str]) -> None:
@@ -238,7 +248,7 @@ def test_the_command(
         assert image.size == (32 + 4 + 7 * 32, 12 * 32)
     for wrong, says in (
         ([f"--images={path}", f"--network={path}"], "--network"),
-        ([f"--images={path}", "--grid=x.png"], "--grid"),
+        ([f"--images={path}", "--trunc=0.5"], "--trunc"),
         (["--images=missing"], "missing"),
     ):
         assert says in run(*wrong, *options, code=2).stderr
