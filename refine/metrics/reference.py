@@ -57,7 +57,6 @@ class Reference(ABC):
         num_channels: Channels of its images; None if unknown.
         labels: Distribution of labels for the generator; None: uniform.
         suffix: End of the names of metrics that compare with it.
-        dimension: Dimension of its features, if they are at hand.
         ddof: Covariances are divided by the number of features minus this, as whoever made the reference does.
         notes: Notes for the user, one sentence each.
     """
@@ -68,7 +67,6 @@ class Reference(ABC):
     num_channels: int | None = None
     labels: Labels | None = None
     suffix: str = ""
-    dimension: int | None = None
     ddof: int = 0
     notes: tuple[str, ...] = ()
 
@@ -76,6 +74,14 @@ class Reference(ABC):
     def where(self) -> str:
         """Its name in messages, with the path if it is a file."""
         return str(getattr(self, "path", self.name))
+
+    def dimension_for(self, metric: Metric) -> int | None:
+        """Dimension of the features that it has for a metric; None if they are yet to be computed.
+
+        Raises:
+            UserError: It has the features of another detector.
+        """
+        return None
 
     @abstractmethod
     def check(self, metric: Metric, detector: Detector) -> None:

@@ -107,7 +107,8 @@ def statistics_for(teacher: Teacher) -> zoo.ZooEntry | None:
     names = [f"{wanted}.npz", f"{data}.pkl"]
     if model in ("baseline", "adm"):  # whose images were reduced in another way than EDM's
         names.insert(0, f"{wanted}-baseline.npz")
-    return next((found for name in names if (found := zoo.find(name)) is not None), None)
+    found = (zoo.find(name) for name in names)  # `ffhq.pkl` is a generator
+    return next((entry for entry in found if entry is not None and entry.kind == "fid-reference"), None)
 
 
 def dataset_path(spec: str) -> str:

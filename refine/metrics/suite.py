@@ -122,9 +122,9 @@ class Suite:
             images = for_detector(self.sampler(generator, self.resolution_for(metric)).images(range(2)))
             found = metric.try_out(detector, images)
             reference = self._reference_of(metric)
-            if reference is not None and reference.dimension not in (None, found):
+            if reference is not None and (dimension := reference.dimension_for(metric)) not in (None, found):
                 raise UserError(
-                    f"The reference {reference.where} has features of dimension {reference.dimension} "
+                    f"The reference {reference.where} has features of dimension {dimension} "
                     f"and the detector {detector.path} gives {found}: it was made with another detector. Give that "
                     "detector."
                 )

@@ -22,6 +22,7 @@ import torch
 from gaussian_denoiser import GaussianDenoiser
 from PIL import Image
 
+from benchmarks.studies.random_vision_transformers import clip_weights, dinov2_weights
 from refine import zoo
 from refine.diffusion.guidance import Guided
 from refine.diffusion.sampler import heun_sample
@@ -34,7 +35,7 @@ from refine.metrics import MetricOptions, Teacher, cache, make_measure
 from refine.metrics import collect as features
 from refine.metrics import resolve as choices
 from refine.metrics.batch_size import BatchSize
-from refine.metrics.detectors import Detector
+from refine.metrics.detectors import Detector, load_detector
 from refine.metrics.fid import frechet_distance
 from refine.metrics.inception_score import InceptionScore
 from refine.metrics.metric import COUNT, Metric, Results, metric_classes, parse_metric
@@ -382,6 +383,38 @@ def test_statistics_of_edm2(generator: Any, detectors: dict[str, str], tmp_path:
     (expected,) = rows_of(generator, metrics=("fid60_full",), ref=npz(tmp_path / "a.npz", **statistics), **detectors)
     assert found["results"] == expected["results"] and found["provenance"]["covariance"] == "n-1"
     assert found["provenance"]["reference"]["name"] == "img32.pkl"
+
+
+def test_statistics_of_edm2_for_either_network(
+    generator: Any, detectors: dict[str, str], tmp_path: Path, data: str
+) -> None:
+    """The entry is that of the metric's features; there is none for CLIP."""
+    dino, clip = tmp_path / "dino.pth", tmp_path / "clip.pth"
+    torch.save(dinov2_weights(), dino)
+    torch.save(clip_weights(), clip)
+    option = f"{detectors['detector']},dinov2={dino},clip={clip}"
+    real, dataset = load_detector(str(dino), role="dinov2"), ImageDataset(data)
+    features = real.features(torch.from_numpy(np.stack([dataset.image(i) for i in range(40)]))).double().numpy()
+    inception_statistics = {"mu": np.zeros(48), "sigma": np.eye(48)}
+    dino_statistics = {"mu": features.mean(axis=0), "sigma": np.cov(features, rowvar=False)}
+    path = tmp_path / "img32.pkl"
+    path.write_bytes(pickle.dumps({"fid": inception_statistics, "fd_dinov2": dino_statistics}))
+    names = ("fid60_full", "fd_dinov2_20_full")
+    rows = rows_of(generator, metrics=names, ref=str(path), detector=option)
+    drawn = real.features(Sampler(as_contract(generator), CPU).images(range(20)))
+    expected = frechet_distance(Moments.of(features), Moments.of(drawn), ddof=1).value
+    assert rows[1]["results"]["fd_dinov2_20_full"] == pytest.approx(expected, rel=1e-5)
+    assert rows[0]["results"]["fid60_full"] > 0 and rows[1]["provenance"]["covariance"] == "n-1"
+    path.write_bytes(pickle.dumps({"fd_dinov2": dino_statistics}))
+    (row,) = rows_of(generator, metrics=names[1:], ref=str(path), detector=option)
+    assert row["results"] == rows[1]["results"]
+    plain = npz(tmp_path / "plain.npz", **dino_statistics)  # whoever made it did not say with which network
+    for name, reference in (
+        ("fid60_full", str(path)), ("clip_fid20_full", str(path)), ("fd_dinov2_20_full", plain),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=name) as caught:
+            rows_of(generator, metrics=(name,), ref=reference, detector=option)
+        assert reference in str(caught.value)
 
 
 class Evil:
