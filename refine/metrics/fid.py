@@ -214,6 +214,7 @@ class SpatialFID(FID):
 
     forms = (rf"sfid{COUNT}(?P<full>_full)?",)
     examples = ("sfid50k_full",)
+    statistics = "sfid"
 
     def features(self, detector: Detector) -> FeatureSpec:
         """See `Metric.features`."""
@@ -227,6 +228,7 @@ class DinoFD(FID):
     forms = (rf"fd_dinov2_{COUNT}(?P<full>_full)?",)
     examples = ("fd_dinov2_50k_full",)
     role = "dinov2"
+    statistics = "fd_dinov2"
 
 
 @dataclass(frozen=True)
@@ -236,3 +238,4 @@ class ClipFID(FID):
     forms = (rf"clip_fid{COUNT}(?P<full>_full)?",)
     examples = ("clip_fid50k_full",)
     role = "clip"
+    statistics = None

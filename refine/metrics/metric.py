@@ -102,6 +102,7 @@ class Metric(ABC):
     needs_reference: ClassVar[bool] = True
     max_real_full: ClassVar[int | None] = None  # `max_real` of names with `_full`
     role: ClassVar[str] = "inception"  # of its detector, a key of `detectors.OFFICIAL`
+    statistics: ClassVar[str | None] = "fid"  # its entry in files of statistics; None: there are none of its features
     resamples: ClassVar[bool] = False  # whether a bootstrap needs every generated feature
     precision: ClassVar[str] = "generator as it is, detector float32, statistics float64"
 

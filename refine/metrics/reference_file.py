@@ -23,16 +23,15 @@ from refine.metrics.sampler import Labels
 from refine.runtime import distributed
 
 INCEPTION = "fid"
-# Entries of EDM2's pickles, by the role of the detector. Statistics that tell no detector are of Inception's features.
-ENTRIES = {"inception": INCEPTION, "vgg": INCEPTION, "dinov2": "fd_dinov2"}
+EDM2_ENTRIES = (INCEPTION, "fd_dinov2")  # by `Metric.statistics`
 
 
 class StatisticsReference(Reference):
     """Mean and covariance of a data set's features, as EDM and EDM2 publish them or `save_reference` writes.
 
     EDM's .npz files, and the entries `fid` and `fd_dinov2` of EDM2's pickles, hold `mu` [D] and `sigma` [D, D], the
-    latter divided by the number of images minus 1. Ours have `num_images` and their origin too, the labels if there are
-    any, and on request all features.
+    latter divided by the number of images minus 1. ADM's have `mu_s` and `sigma_s`, too, of spatial features. Ours have
+    `num_images` and their origin, the labels if there are any, and on request all features.
     """
 
     kind = "statistics"
@@ -90,8 +89,8 @@ class StatisticsReference(Reference):
         """
         if self.detector_sha256 is not None:  # of which `check` makes sure
             return self._moments[INCEPTION]
-        entry = ENTRIES.get(metric.role)
-        if entry not in self._moments:
+        entry = metric.statistics
+        if entry is None or entry not in self._moments:
             held = " and ".join(self._moments)
             raise UserError(
                 f"The reference {self.where} holds statistics for {held}, and {metric.name} compares other features: "
@@ -142,7 +141,7 @@ def holds_statistics(path: Path) -> bool:
         return start == b"PK"
     try:
         held = pickles.load_arrays(path)
-        return any(isinstance(held.get(entry), dict) for entry in ENTRIES.values())
+        return any(isinstance(held.get(entry), dict) for entry in EDM2_ENTRIES)
     except pickles.PickleError:
         return False
 
@@ -190,7 +189,7 @@ def _entries(path: Path) -> tuple[dict[str, Mapping[str, np.ndarray]], bool]:
         is_pickle = file.read(1) == b"\x80"
     if is_pickle:
         held = pickles.load_arrays(path)
-        found = {entry: held.get(entry) for entry in dict.fromkeys(ENTRIES.values())}
+        found = {entry: held.get(entry) for entry in EDM2_ENTRIES}
         if not any(isinstance(arrays, dict) for arrays in found.values()):
             raise UserError(f"The reference {path} is a pickle without the entry 'fid' of EDM2's: give another.")
         return {
@@ -207,7 +206,10 @@ def _entries(path: Path) -> tuple[dict[str, Mapping[str, np.ndarray]], bool]:
         raise UserError(
             f"The reference {path} is not an .npz file of numbers, or is damaged: download it again."
         ) from error
-    return {INCEPTION: _checked(path, arrays)}, False
+    entries = {INCEPTION: _checked(path, arrays)}
+    if "mu_s" in arrays and "sigma_s" in arrays:
+        entries["sfid"] = _checked(path, {**arrays, "mu": arrays["mu_s"], "sigma": arrays["sigma_s"]})
+    return entries, False
 
 
 def _checked(path: Path, arrays: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:

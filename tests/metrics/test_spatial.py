@@ -6,15 +6,20 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from refine.errors import UserError
+from refine.files.dataset import ImageDataset
 from refine.metrics import MetricOptions, frechet_distance, make_measure
 from refine.metrics.contact_sheet import write_neighbors, write_sheet
 from refine.metrics.detectors import load_detector
 from refine.metrics.moments import Moments
+from refine.metrics.sampler import Sampler
 from refine.metrics.suite import Suite
+from refine.networks.plain_module import as_contract
 
 CPU = torch.device("cpu")
 
@@ -85,11 +90,30 @@ def test_activation_of_the_layer(tmp_path: Path, inplace: bool) -> None:
     assert torch.allclose(detector.features(images), features, atol=1e-5)
 
 
-def test_a_row(tmp_path: Path, generator: Any, data: str) -> None:
-    from refine.files.dataset import ImageDataset
-    from refine.metrics.sampler import Sampler
-    from refine.networks.plain_module import as_contract
+def test_statistics_of_adm(tmp_path: Path, generator: Any, data: str) -> None:
+    """Its files have statistics of both kinds of features, and the latter in the order of positions."""
+    path = scripted(Inception(size=5), tmp_path / "own.pt")
+    detector, dataset = load_detector(path), ImageDataset(data)
+    images = torch.stack([torch.from_numpy(dataset.image(i)) for i in range(200)])
+    arrays = {}
+    for suffix, rows in (("", detector.features(images)), ("_s", detector.spatial(images))):
+        features = rows.double().numpy()
+        arrays |= {f"mu{suffix}": features.mean(axis=0), f"sigma{suffix}": np.cov(features, rowvar=False)}
+    np.savez(tmp_path / "virtual.npz", arr_0=np.zeros((4, 32, 32, 3), np.uint8), **arrays)
+    options = MetricOptions(metrics=("fid30_full", "sfid30_full"), ref=str(tmp_path / "virtual.npz"), detector=path)
+    rows = make_measure(options, generator, CPU)(generator, "x.pkl")
+    drawn = Sampler(as_contract(generator), CPU).images(range(30))
+    for row, output in zip(rows, ("features", "spatial"), strict=True):
+        sets = [Moments.of(getattr(detector, output)(x)) for x in (images, drawn)]
+        expected = frechet_distance(*sets, ddof=1).value
+        assert row["results"][row["metric"]] == pytest.approx(expected, rel=1e-4)
+    np.savez(tmp_path / "edm.npz", mu=arrays["mu"], sigma=arrays["sigma"])
+    options = MetricOptions(metrics=("sfid30_full",), ref=str(tmp_path / "edm.npz"), detector=path)
+    with pytest.raises(UserError, match=r"edm\.npz"):
+        make_measure(options, generator, CPU)
 
+
+def test_a_row(tmp_path: Path, generator: Any, data: str) -> None:
     path = scripted(Inception(size=5), tmp_path / "own.pt")
     options = MetricOptions(metrics=("sfid12_full", "fid12_full"), data=data, detector=path)
     rows = make_measure(options, generator, torch.device("cpu"))(generator, "x.pkl")
