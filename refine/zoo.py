@@ -359,11 +359,12 @@ ENTRIES: tuple[ZooEntry, ...] = (
     ZooEntry(
         "dinov2_vitl14_pretrain.pth", "detector", "dinov2", None, APACHE,
         url="https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth",
+        page="https://github.com/facebookresearch/dinov2", untried=True,
     ),
     ZooEntry(
         "ViT-L-14-336px.pt", "detector", "clip", None, MIT,
         url=f"https://openaipublic.azureedge.net/clip/models/{_CLIP_SHA256}/ViT-L-14-336px.pt",
-        sha256=_CLIP_SHA256,
+        sha256=_CLIP_SHA256, page="https://github.com/openai/CLIP", untried=True,
     ),
     ZooEntry(
         "inception-2015-12-05.pkl", "detector", "inception", None, None,
