@@ -336,7 +336,11 @@ class EvaluationOptions(BridgeOptions):
         metavar="auto|teacher|NPZ", path=True,
     )  # fmt: skip
     detector: str | None = option(
-        None, "TorchScript module in place of the official Inception.", "Metrics", metavar=_MODULE, path=True
+        None,
+        "TorchScript module in place of Inception; dinov2=FILE, clip=FILE: weights.",
+        "Metrics",
+        metavar=_MODULE,
+        path=True,
     )
     vgg: str | None = option(
         None, "TorchScript module in place of the official VGG.", "Metrics", metavar=_MODULE, path=True
@@ -350,8 +354,12 @@ class EvaluationOptions(BridgeOptions):
         maximum=MAX_INT,
     )
     fid_seeds: int = option(
-        1, "Ranges of latents to compute the FID for; with 3, also the minimum, as EDM does.", "Metrics",
+        1, "Ranges of latents for FID and KID; with 3, also minimum (as EDM's), mean and spread.", "Metrics",
         metavar="N", minimum=1, maximum=1000,
+    )  # fmt: skip
+    bootstrap: int = option(
+        0, "Repetitions with resampled images, for a 95 % interval of FID and KID; from 10.", "Metrics",
+        metavar="N", minimum=0, maximum=100_000,
     )  # fmt: skip
     metric_every: int = option(1, "Measure every n-th snapshot, and the last one.", "Metrics", metavar="N", minimum=1)
     stop_if_flat: int | None = option(
@@ -371,12 +379,16 @@ class EvaluationOptions(BridgeOptions):
             raise OptionError(
                 f"{{data={literal(self.data)}}} and {{ref={literal(self.ref)}}} are two references: give one of them."
             )
-        watched = self.metrics.auto or any(name.startswith(("fid", "fdd")) for name in self.metrics.names)
-        if self.stop_if_worse is not None and not watched:
+        if self.stop_if_worse is not None and not self._watches_a_distance():
             raise OptionError(
                 f"{{stop_if_worse={self.stop_if_worse}}} needs an FID, and {{metrics={self.metrics}}} has none: "
                 "add one, such as fid5k_full."
             )
+
+    def _watches_a_distance(self) -> bool:
+        from refine.metrics.metric import FRECHET_DISTANCES  # with torch
+
+        return self.metrics.auto or any(name.startswith(FRECHET_DISTANCES) for name in self.metrics.names)
 
 
 @dataclass(frozen=True, kw_only=True)

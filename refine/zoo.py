@@ -41,7 +41,8 @@ class ZooEntry:
         name: Name that `--gan`, `--teacher` and `resolve` accept; for networks with and without `.pkl`.
         kind: One of `KINDS`; an "fid-reference" is mean and covariance of detector features.
         family: Architecture: "stylegan2", "stylegan3", "stylegan-xl", "edm", "adm", "edm2"; "inception" for files of
-            the FID, "vgg" for the detector of precision, recall and path length, "digits" for the built-in pair's.
+            the FID, "vgg" for the detector of precision, recall and path length, "dinov2" and "clip" for the detectors
+            of these names, "digits" for the built-in pair's.
         resolution: Image side in pixels; None if it means nothing.
         license: None if not known: the publisher's page tells.
         url: Address that it is downloaded from; None for a file that needs no download, or has to be fetched by hand.
@@ -130,6 +131,7 @@ APACHE = "Apache-2.0"
 UCI_DIGITS = "CC BY 4.0 (UCI; by way of scikit-learn, BSD-3-Clause)"
 _DIGITS = Path(__file__).resolve().parent / "digits"
 
+_CLIP_SHA256 = "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02"  # part of its address, too
 _CDN = "https://nvlabs-fi-cdn.nvidia.com"
 _NGC = "https://api.ngc.nvidia.com/v2/models/nvidia/research"
 _OPENAI = "https://openaipublic.blob.core.windows.net"
@@ -372,6 +374,16 @@ ENTRIES: tuple[ZooEntry, ...] = (
         sha256="f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4",
     ),
     ZooEntry("vgg16.pt", "detector", "vgg", None, None, url=f"{_ADA}/metrics/vgg16.pt"),
+    ZooEntry(
+        "dinov2_vitl14_pretrain.pth", "detector", "dinov2", None, APACHE,
+        url="https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth",
+        page="https://github.com/facebookresearch/dinov2", untried=True,
+    ),
+    ZooEntry(
+        "ViT-L-14-336px.pt", "detector", "clip", None, MIT,
+        url=f"https://openaipublic.azureedge.net/clip/models/{_CLIP_SHA256}/ViT-L-14-336px.pt",
+        sha256=_CLIP_SHA256, page="https://github.com/openai/CLIP", untried=True,
+    ),
     ZooEntry(
         "inception-2015-12-05.pkl", "detector", "inception", None, None,
         url=f"{_NGC}/stylegan3/versions/1/files/metrics/inception-2015-12-05.pkl",

@@ -105,9 +105,10 @@ def test_entry_is_well_formed(entry: ZooEntry):
     assert parts.hostname and "." in parts.hostname
     assert not parts.query + parts.fragment
     assert "//" not in parts.path
-    assert parts.path.endswith((".pkl", ".npz", ".pt"))
+    assert parts.path.endswith((".pkl", ".npz", ".pt", ".pth"))
     assert entry.kind in {"generator", "denoiser", "fid-reference", "detector"}
-    assert entry.family in {"stylegan2", "stylegan3", "stylegan-xl", "edm", "adm", "edm2", "inception", "vgg"}
+    detectors = {"inception", "vgg", "dinov2", "clip"}
+    assert entry.family in {"stylegan2", "stylegan3", "stylegan-xl", "edm", "adm", "edm2", *detectors}
     assert entry.resolution is None or entry.resolution in {32, 64, 128, 256, 512, 1024}
     assert entry.resolution or entry.kind == "detector"
     assert entry.sha256 is None or len(bytes.fromhex(entry.sha256)) == 32

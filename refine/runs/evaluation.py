@@ -19,6 +19,7 @@ from refine.config import RunConfig
 from refine.errors import OptionError, UserError
 from refine.files.dataset import ImageDataset
 from refine.files.matched_images import matching_images
+from refine.metrics.metric import FRECHET_DISTANCES
 from refine.metrics.options import MetricOptions
 from refine.metrics.reference import Teacher
 from refine.metrics.resolve import dataset_path, warn_of_recorded_data
@@ -67,6 +68,7 @@ def metric_options(config: RunConfig, device: torch.device, *, trust_detector: b
         trust_detector=trust_detector,
         seed=config.metric_seed,
         fid_seeds=config.fid_seeds,
+        bootstrap=config.bootstrap,
         resample=config.resample,
     )
 
@@ -205,7 +207,7 @@ def record(folder: RunFolder, rows: Sequence[dict[str, Any]], patience: int | No
     """
     for row in rows:
         folder.add_metric(row)
-    name = next((row["metric"] for row in rows if row["metric"].startswith(("fid", "fdd"))), None)
+    name = next((row["metric"] for row in rows if row["metric"].startswith(FRECHET_DISTANCES)), None)
     if name is None:
         return None
     history = folder.metric_rows(name)
@@ -228,7 +230,7 @@ def record_average(folder: RunFolder, decay: str, rows: Sequence[dict[str, Any]]
     """
     for row in rows:
         folder.add_average({"decay": decay, **row})
-    fid = next((row for row in rows if row["metric"].startswith(("fid", "fdd"))), None)
+    fid = next((row for row in rows if row["metric"].startswith(FRECHET_DISTANCES)), None)
     if fid is None:
         return
     others = [row for row in folder.average_rows() if row["metric"] == fid["metric"]]
@@ -244,7 +246,7 @@ def link_best_by_divergence(folder: RunFolder, batch: int) -> None:
         folder: Folder of the run.
         batch: Images per step, by which the positions in the names of snapshots may be too small.
     """
-    if any(name.startswith(("fid", "fdd")) for name in folder.metric_names()):
+    if any(name.startswith(FRECHET_DISTANCES) for name in folder.metric_names()):
         return
     history = readings(folder.stats_rows())
     now = history[-1].cur_nimg if history else 0  # a resumed run may find snapshots that it has yet to reach

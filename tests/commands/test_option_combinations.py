@@ -82,6 +82,7 @@ VALUES: dict[str, tuple[list[str], list[str]]] = {
     "vgg": (["metrics/tiny_vgg_s.pt"], []),
     "metric-seed": (["0", "3"], ["-1"]),
     "fid-seeds": (["1", "3"], ["0"]),
+    "bootstrap": (["0", "10"], ["-1", "5", "x"]),
     "metric-every": (["1", "2"], ["0", "x"]),
     "precision": (["auto", "fp32", "bf16"], ["fp8"]),
     "device": (["cpu", "auto"], ["tpu"]),
