@@ -455,6 +455,12 @@ def test_file_with_a_published_name_needs_no_settings(tmp_path, caplog):
     assert entry["rebuilt_by_refine"] and entry["img_resolution"] == 256
 
 
+def test_file_of_another_size_with_a_published_name(tmp_path):
+    path = saved(unet(), tmp_path / "lsun_bedroom.pt")
+    with pytest.raises(UserError, match="num_head_channels"):
+        load_teacher(str(path))
+
+
 def test_the_reader_takes_any_order_of_names(tmp_path):
     state = unet()
     backward = collections.OrderedDict(reversed(state.items()))
