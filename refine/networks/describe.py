@@ -13,7 +13,7 @@ from refine import networks, pickles, zoo
 from refine.errors import UserError
 from refine.files.atomic import atomic_write, cannot_write
 from refine.networks import adm
-from refine.networks.adm_settings import parse_settings
+from refine.networks.loading import published_settings
 from refine.pickles import NetworkPickle, NetworkRecord, PersistentObject, PickleError
 from refine.pickles.finite import non_finite
 from refine.pickles.known_sources import KNOWN_SOURCES
@@ -115,8 +115,6 @@ def _describe_entry(value: Any) -> dict[str, Any]:
 
 def _describe_state_dict(record: StateDict, path: Path) -> dict[str, Any]:
     """Description of an ADM network: what its tensors show, and what has to be known besides."""
-    named = zoo.find_file(path)
-    settings = parse_settings(named.settings if named else "none")
     architecture = networks.identify(record)
     entry: dict[str, Any] = {
         "class": record.class_name,
@@ -126,6 +124,7 @@ def _describe_state_dict(record: StateDict, path: Path) -> dict[str, Any]:
     }
     try:
         shape = adm.shape_of(record.tensors)
+        settings = published_settings(zoo.ResolvedFile(path, str(path)), record)
         entry |= {
             "img_channels": shape.img_channels,
             "label_dim": shape.label_dim,

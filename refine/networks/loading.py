@@ -97,22 +97,38 @@ def load_teacher(
             or settings are missing or impossible.
     """
     found = zoo.resolve(spec)
+    opened = pickles.load(found.path, trust=trust)
     given = parse_settings(settings or "none")
-    named = found.entry or zoo.find_file(found.path)
-    if named is not None and named.settings:
-        if found.entry is None:
-            log.info(
-                "%s has the name of %s in the zoo: taking its settings, %s", found.path, named.name, named.settings
-            )
-        given = given.or_else(parse_settings(named.settings))
-    network_pickle = pickles.load(found.path, trust=trust)
-    about = one_step.recorded(network_pickle)
+    if isinstance(opened.get(STATE_DICT), StateDict):
+        given = given.or_else(published_settings(found, opened[STATE_DICT]))
+    about = one_step.recorded(opened)
     if about is not None:
         raise PickleError(
-            f"{network_pickle.path}: it holds a one-step generator (sigma_init {about['sigma_init']:g}), which is no "
-            "teacher: give the diffusion model that it was distilled from as --teacher, and this file as --gan"
+            f"{opened.path}: it holds a one-step generator (sigma_init {about['sigma_init']:g}), which is no teacher: "
+            "give the diffusion model that it was distilled from as --teacher, and this file as --gan"
         )
-    return denoiser_of(network_pickle, settings=given)
+    return denoiser_of(opened, settings=given)
+
+
+def published_settings(found: zoo.ResolvedFile, state_dict: StateDict) -> ADMSettings:
+    """Settings of the zoo for a file that was taken from it, or has the name and image size of one of its files.
+
+    Args:
+        found: File of the state dict.
+        state_dict: Its tensors.
+
+    Raises:
+        PickleError: The network is of a kind that Refine does not rebuild.
+    """
+    entry = found.entry or zoo.find_file(found.path)
+    known = parse_settings(entry.settings if entry else "none")
+    if entry is not None and found.entry is None:
+        with pickles.about(found.path):
+            size = adm.shape_of(state_dict.tensors).image_size
+        if size != known.image_size:
+            return ADMSettings()
+        log.info("%s has the name of %s in the zoo: taking its settings, %s", found.path, entry.name, known)
+    return known
 
 
 def save(loaded: LoadedNetwork, path: str | os.PathLike[str]) -> None:

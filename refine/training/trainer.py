@@ -479,3 +479,11 @@ def check_options(pair: Pair, options: TrainingOptions) -> None:
             f"{{fake_augment}} needs a teacher trained with EDM's {augment.NUM_LABELS} augmentation labels, and "
             f"{literal(name)} was not: use {{fake_augment=0}}."
         )
+    if options.fake_augment and options.guide_fake and isinstance(pair.teacher, Guided):
+        guide = pair.teacher.guide
+        if guide.augment_dim != augment.NUM_LABELS:
+            name = pair.guide_file.pickle.path if pair.guide_file else "this guide"
+            raise OptionError(
+                f"{{guide_fake=True}} with {{fake_augment}} needs a guide trained with EDM's {augment.NUM_LABELS} "
+                f"augmentation labels, and {name} was not: use {{fake_augment=0}}."
+            )
