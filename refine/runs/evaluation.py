@@ -24,6 +24,7 @@ from refine.metrics.resolve import dataset_path, warn_of_recorded_data
 from refine.metrics.suite import Measure as Evaluate
 from refine.metrics.suite import make_measure
 from refine.networks.loading import as_one_step, load_generator, load_teacher
+from refine.networks.one_step import DEFAULT_SIGMA_INIT
 from refine.networks.preconditioned import as_denoiser
 from refine.pair.pair import Pair
 from refine.runs.folder import RunFolder
@@ -139,7 +140,11 @@ def prefetch_for(config: RunConfig, *, trust: bool = False, trust_detector: bool
 
     def get() -> list[str]:
         teacher = load_teacher(config.teacher, trust=trust)
-        gan = as_one_step(teacher) if config.gan is None else load_generator(config.gan, trust=trust)
+        sigma_init = config.sigma_init
+        if config.gan is None:
+            gan = as_one_step(teacher, DEFAULT_SIGMA_INIT if sigma_init is None else sigma_init)
+        else:
+            gan = load_generator(config.gan, trust=trust, sigma_init=sigma_init)
         lines = [f"generator {gan.pickle.path}", f"teacher {teacher.pickle.path}"]
         options = metric_options(config, device, trust_detector=trust_detector)
         if options is not None:
