@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import MISSING
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,9 @@ def main(
         changes = read_config(Path(config_file).expanduser()) | changes
     _check_gpus(gpus)
     if resume is None:
+        needed = [each for each in RunConfig.options() if each.default is MISSING and each.name not in changes]
+        if needed:
+            raise click.UsageError(f"Give {needed[0].flags[0]}, the {needed[0].help}")
         config, state = RunConfig.from_preset(trust=trust_pickle, **changes), None
     else:
         config, state = _resumed(os.path.expanduser(resume), changes)

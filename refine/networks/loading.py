@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from refine import networks, pickles, zoo
 from refine.errors import OptionError
-from refine.networks import one_step
+from refine.networks import adm, one_step
+from refine.networks.adm_settings import ADMSettings, parse_settings
 from refine.networks.rebuilding import unknown_sources
 from refine.networks.registry import Architecture
 from refine.pickles import NetworkPickle, PersistentObject, PickleError
 from refine.pickles.finite import require_finite
+from refine.pickles.layout import STATE_DICT
+from refine.pickles.state_dict import StateDict
 
 log = logging.getLogger("refine")
 
@@ -47,7 +51,7 @@ class LoadedNetwork:
 
     network: torch.nn.Module
     architecture: Architecture
-    record: PersistentObject
+    record: PersistentObject | StateDict
     key: str
     pickle: NetworkPickle
 
@@ -77,25 +81,38 @@ def load_generator(spec: str, *, trust: bool = False, sigma_init: float | None =
     return generator_of(pickles.load(zoo.resolve(spec).path, trust=trust), sigma_init=sigma_init)
 
 
-def load_teacher(spec: str, *, trust: bool = False) -> LoadedNetwork:
-    """Opens an EDM pickle and rebuilds its denoiser.
+def load_teacher(
+    spec: str, *, trust: bool = False, settings: ADMSettings | str | Mapping[str, Any] | None = None
+) -> LoadedNetwork:
+    """Opens an EDM pickle, or a state dict of guided-diffusion (ADM), and rebuilds its denoiser.
 
     Args:
         spec: Path, http(s) URL or zoo name.
         trust: Permission to run the source embedded in the pickle; see `load_generator`.
+        settings: What the state dict does not tell, such as "num_head_channels=64,attention_order=old"; see
+            `adm_settings.ADMSettings`. Files of the zoo need none. Ignored for a pickle.
 
     Raises:
-        UserError: The file cannot be downloaded or read, is not a network pickle, or has no denoiser with finite
-            weights.
+        UserError: The file cannot be downloaded or read, is not a network pickle, has no denoiser with finite weights,
+            or settings are missing or impossible.
     """
-    network_pickle = pickles.load(zoo.resolve(spec).path, trust=trust)
+    found = zoo.resolve(spec)
+    given = parse_settings(settings or "none")
+    named = found.entry or zoo.find_file(found.path)
+    if named is not None and named.settings:
+        if found.entry is None:
+            log.info(
+                "%s has the name of %s in the zoo: taking its settings, %s", found.path, named.name, named.settings
+            )
+        given = given.or_else(parse_settings(named.settings))
+    network_pickle = pickles.load(found.path, trust=trust)
     about = one_step.recorded(network_pickle)
     if about is not None:
         raise PickleError(
             f"{network_pickle.path}: it holds a one-step generator (sigma_init {about['sigma_init']:g}), which is no "
             "teacher: give the diffusion model that it was distilled from as --teacher, and this file as --gan"
         )
-    return denoiser_of(network_pickle)
+    return denoiser_of(network_pickle, settings=given)
 
 
 def save(loaded: LoadedNetwork, path: str | os.PathLike[str]) -> None:
@@ -181,12 +198,28 @@ def _denoiser_key(network_pickle: NetworkPickle) -> str | None:
     )
 
 
-def denoiser_of(network_pickle: NetworkPickle, keys: Sequence[str] = _DENOISER_KEYS) -> LoadedNetwork:
-    """Rebuilds the denoiser of an open pickle; see `generator_of`.
+def denoiser_of(
+    network_pickle: NetworkPickle,
+    keys: Sequence[str] = _DENOISER_KEYS,
+    settings: ADMSettings | None = None,
+) -> LoadedNetwork:
+    """Rebuilds the denoiser of an open pickle or state dict; see `generator_of`.
+
+    Args:
+        network_pickle: Result of `pickles.load`.
+        keys: Entries to look for, the preferred one first.
+        settings: What a state dict does not tell; see `load_teacher`.
 
     Raises:
         UserError: The pickle holds no denoiser with finite weights under these keys.
     """
+    state_dict = network_pickle.get(STATE_DICT)
+    if isinstance(state_dict, StateDict):
+        with pickles.about(network_pickle.path):
+            network = adm.build(state_dict.tensors, settings or ADMSettings())
+            if isinstance(network, adm.ConsistencyFunction):
+                raise PickleError("preconditioning=consistency makes a generator of it, and a denoiser is needed")
+        return LoadedNetwork(network, networks.identify(state_dict), state_dict, STATE_DICT, network_pickle)
     return _load(network_pickle, keys, "denoiser", _DENOISER_ATTRIBUTES)
 
 
@@ -220,6 +253,9 @@ def _note_unknown_source(network_pickle: NetworkPickle, record: PersistentObject
 
 def _what_it_is_instead(network_pickle: NetworkPickle, wanted: str) -> PickleError:
     path = network_pickle.path
+    if STATE_DICT in network_pickle:
+        name = networks.identify(network_pickle[STATE_DICT]).name
+        return PickleError(f"{path}: it holds an {name}, where a {wanted} is needed (refine.py takes it as --teacher)")
     records = {key: record for key, record in network_pickle.items() if isinstance(record, PersistentObject)}
     roles = {key: networks.identify(record).role for key, record in records.items()}
     same = [key for key, role in roles.items() if role == wanted]

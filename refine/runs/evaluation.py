@@ -25,10 +25,10 @@ from refine.metrics.suite import Measure as Evaluate
 from refine.metrics.suite import make_measure
 from refine.networks.loading import as_one_step, load_generator, load_teacher
 from refine.networks.one_step import DEFAULT_SIGMA_INIT
-from refine.networks.preconditioned import as_denoiser
-from refine.pair.pair import Pair
+from refine.pair.pair import Pair, conditions, guided_denoiser
 from refine.runs.folder import RunFolder
 from refine.runtime.device import choose_device
+from refine.runtime.logs import ALL_RANKS
 from refine.runtime.text import counted
 from refine.training.divergence import best_snapshot, is_flat, readings
 from refine.training.trainer import Trainer
@@ -100,13 +100,14 @@ def evaluation_for(config: RunConfig, pair: Pair, trainer: Trainer, *, trust_det
         warn_of_recorded_data(pair.gan_file.pickle)
     assert trainer.generator.average is not None
     generator = trainer.generator.average.network.module
-    yardstick = Teacher(trainer.teacher, config.teacher, pair.digests.get("teacher", ""), config.class_map)
+    sha256, more = pair.digests.get("teacher", ""), conditions(trainer.teacher, pair.digests)
+    yardstick = Teacher(trainer.teacher, config.teacher, sha256, config.class_map, more)
     try:
         measure = make_measure(options, generator, trainer.device, yardstick)
     except UserError as error:
         if asked_for(config):
             raise
-        log.warning(f"Continuing without metrics: {error}")
+        log.warning(f"Continuing without metrics: {error}", extra=ALL_RANKS)
         return None
 
     def guarded(network: torch.nn.Module, snapshot_pkl: str) -> Sequence[dict[str, Any]]:
@@ -114,7 +115,7 @@ def evaluation_for(config: RunConfig, pair: Pair, trainer: Trainer, *, trust_det
             return measure(network, snapshot_pkl)
         except Exception as error:  # hours of training are worth more than a metric
             about = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-            log.warning(f"Could not measure {snapshot_pkl}: {about}")
+            log.warning(f"Could not measure {snapshot_pkl}: {about}", extra=ALL_RANKS)
             return []
 
     return guarded
@@ -139,18 +140,23 @@ def prefetch_for(config: RunConfig, *, trust: bool = False, trust_detector: bool
     device = choose_device(config.device)
 
     def get() -> list[str]:
-        teacher = load_teacher(config.teacher, trust=trust)
+        teacher = load_teacher(config.teacher, trust=trust, settings=config.teacher_settings)
         sigma_init = config.sigma_init
         if config.gan is None:
             gan = as_one_step(teacher, DEFAULT_SIGMA_INIT if sigma_init is None else sigma_init)
         else:
             gan = load_generator(config.gan, trust=trust, sigma_init=sigma_init)
         lines = [f"generator {gan.pickle.path}", f"teacher {teacher.pickle.path}"]
+        guide = None
+        if config.guide is not None:
+            guide = load_teacher(config.guide, trust=trust, settings=config.teacher_settings)
+            lines.append(f"guide {guide.pickle.path}")
         options = metric_options(config, device, trust_detector=trust_detector)
         if options is not None:
-            network = as_denoiser(teacher.network.to(device))
+            denoiser = guided_denoiser(teacher, guide, config.guidance, device)
             sha256 = pickles.file_sha256(teacher.pickle.path)
-            yardstick = Teacher(network, config.teacher, sha256, config.class_map)
+            digests = {} if guide is None else {"guide": pickles.file_sha256(guide.pickle.path)}
+            yardstick = Teacher(denoiser, config.teacher, sha256, config.class_map, conditions(denoiser, digests))
             make_measure(options, gan.network.to(device), device, yardstick)
             lines.append(f"metrics {', '.join(options.metrics)}")
         return lines

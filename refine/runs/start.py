@@ -16,12 +16,14 @@ from refine.errors import OptionError, UserError
 from refine.pair.pair import Pair, load_pair
 from refine.runs.evaluation import Evaluate, evaluation_for
 from refine.runs.folder import RunFolder
+from refine.runs.log import RunLog
 from refine.runs.provenance import add_session, session
 from refine.runs.run import Callbacks, OnSnapshot, OnTick, Run, position
 from refine.runs.wandb import require_wandb
 from refine.runs.writer import Origin
 from refine.runtime import distributed
 from refine.runtime.device import choose_device, would_use_cuda
+from refine.runtime.logs import WARNING, LineFormatter
 from refine.training.drift import DriftProbe
 from refine.training.state import load_state, load_weights, read_state, remember_start
 from refine.training.trainer import Trainer
@@ -32,9 +34,9 @@ log = logging.getLogger("refine")
 RESUMABLE_CHANGES = (
     *("kimg", "tick_kimg", "snap_ticks", "batch_gpu"),
     *("metrics", "data", "ref", "detector", "vgg", "metric_every"),
-    *("gan", "teacher"),  # a new place of the same file, which the state recognizes by its digest
+    *("gan", "teacher", "guide"),  # a new place of the same file, which the state recognizes by its digest
 )
-FILES = ("gan", "teacher", "data", "ref", "detector", "vgg")  # options that may name a file
+FILES = ("gan", "teacher", "guide", "data", "ref", "detector", "vgg")  # options that may name a file
 
 
 def run(
@@ -73,7 +75,7 @@ def run(
     if config.wandb:
         require_wandb()
     backend = "nccl" if would_use_cuda(config.device) else "gloo"
-    with _log_shown(), distributed.processes(backend) as place:
+    with _log_shown(), distributed.processes(backend) as place, RunLog(log, distributed.is_rank0()) as run_log:
         device = choose_device(config.device, place.local_rank if place.world_size > 1 else None)
         if place.world_size > config.batch:
             raise OptionError(
@@ -84,19 +86,23 @@ def run(
         config = with_lasting_paths(config)
         trainer = Trainer(pair, config.section(TrainingOptions), device)
         for note in pair.notes if resume is None else ():
-            log.info(note)
-        if pair.distills and distributed.is_rank0() and resume is None:
+            log.log(logging.WARNING if note.startswith(WARNING) else logging.INFO, note)
+        if pair.distills and resume is None:
             log.info(f"No --gan: {distillation_line(pair)}")
         # A copy of the teacher varies hardly more than the teacher in any direction, which the cautions are about.
         caution = None if pair.distills else trainer.objective.caution()
-        if caution is not None and distributed.is_rank0():
+        if caution is not None:
             log.warning(caution)
         if evaluate is None:
             evaluate = evaluation_for(config, pair, trainer, trust_detector=trust_detector)
         callbacks = Callbacks(evaluate, on_tick, on_snapshot)
         if resume is None:
-            return _new_run(config, pair, trainer, callbacks, trust=trust).go()
-        return _resumed_run(config, pair, trainer, callbacks, Path(resume)).go()
+            made = _new_run(config, pair, trainer, callbacks, trust=trust)
+        else:
+            made = _resumed_run(config, pair, trainer, callbacks, Path(resume))
+        made.say(f"Run directory: {made.folder.path}")
+        run_log.use(made.folder)
+        return made.go()
 
 
 @contextmanager
@@ -106,6 +112,7 @@ def _log_shown() -> Iterator[None]:
         yield
         return
     handler, level = logging.StreamHandler(), log.level
+    handler.setFormatter(LineFormatter())
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     try:
@@ -124,6 +131,9 @@ def pair_for(config: RunConfig, *, trust: bool = False) -> Pair:
         class_map=config.class_map,
         sigma_init=config.sigma_init,
         trust=trust,
+        settings=config.teacher_settings,
+        guide=config.guide,
+        guidance=config.guidance,
     )
 
 
