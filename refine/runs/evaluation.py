@@ -26,6 +26,7 @@ from refine.metrics.resolve import dataset_path, warn_of_recorded_data
 from refine.metrics.suite import Measure as Evaluate
 from refine.metrics.suite import make_measure
 from refine.networks.loading import as_one_step, load_generator, load_teacher
+from refine.networks.one_step import DEFAULT_SIGMA_INIT
 from refine.pair.pair import Pair, conditions, guided_denoiser
 from refine.runs.folder import RunFolder
 from refine.runtime import distributed
@@ -154,7 +155,11 @@ def prefetch_for(config: RunConfig, *, trust: bool = False, trust_detector: bool
 
     def get() -> list[str]:
         teacher = load_teacher(config.teacher, trust=trust, settings=config.teacher_settings)
-        gan = as_one_step(teacher) if config.gan is None else load_generator(config.gan, trust=trust)
+        sigma_init = config.sigma_init
+        if config.gan is None:
+            gan = as_one_step(teacher, DEFAULT_SIGMA_INIT if sigma_init is None else sigma_init)
+        else:
+            gan = load_generator(config.gan, trust=trust, sigma_init=sigma_init)
         lines = [f"generator {gan.pickle.path}", f"teacher {teacher.pickle.path}"]
         guide = None
         if config.guide is not None:
