@@ -39,11 +39,8 @@ from refine.training.state import load_weights, read_state
 from refine.training.trained import Progress
 from refine.training.trainer import Trainer
 
-TIMED_IMAGES, MAX_TIMED_IMAGES, TIMED_SECONDS = (
-    4,
-    64,
-    0.2,
-)  # in the first step that is timed; four times as many if it is shorter than this
+TIMED_IMAGES = 4  # in the first step that is timed
+ENOUGH_SECONDS = 0.25  # a step that takes longer is told apart from what comes with every step
 MAX_CLASSES_SHOWN = 10
 
 
@@ -189,43 +186,47 @@ def _memory_warnings(memory: Memory, device: torch.device) -> list[str]:
 def _time_lines(
     config: RunConfig, pair: Pair, device: torch.device, progress: Progress, num_processes: int
 ) -> list[str]:
-    """Time of the rest of the run, from a step of a few images."""
+    """Time of the rest of the run, from steps on this machine."""
     seconds = seconds_per_image(config, pair, device)
     warm_up = max(config.warmup_kimg * 1000 - progress.warmup_nimg, 0) if not progress.step else 0
     rest = max(config.kimg * 1000 - progress.cur_nimg, 0)
     total = (seconds[0] * warm_up + seconds[1] * rest) / num_processes
     rate = 1000 * seconds[1] / num_processes
-    return [f"Time      about {format_time(total)} without metrics: {rate:.3g} sec/kimg in a step here"]
+    return [f"Time      about {format_time(total)} without metrics: {rate:.3g} sec/kimg in a few steps here"]
 
 
 def seconds_per_image(config: RunConfig, pair: Pair, device: torch.device) -> tuple[float, float]:
-    """Seconds per image of the warm-up and of the refinement, from one step each after one that is not timed.
+    """Seconds per image of the warm-up and of the refinement, each from the faster of two steps after another one.
 
-    Steps of a few images are dominated by what a step costs in any case, so short ones are tried with more images.
+    Steps are of a few images where these take a while, and otherwise of more, up to as many as a pass of the run has:
+    in steps of small networks, images cost less than what comes with every step.
     """
-    most = min(config.batch_gpu or config.batch, MAX_TIMED_IMAGES)
-    images = min(TIMED_IMAGES, most)
-    found = _seconds_per_image(config, pair, device, images)
-    while images < most and found[-1] * images < TIMED_SECONDS:
-        images = min(4 * images, most)
-        with suppress(torch.OutOfMemoryError):
-            found = _seconds_per_image(config, pair, device, images)
-    return found
+    full = config.batch_gpu or config.batch
+    images = tried = min(TIMED_IMAGES, full)
+    seconds = _seconds_per_step(config, pair, device, images)
+    while tried < full and seconds[-1] <= ENOUGH_SECONDS:
+        tried = min(4 * tried, full)
+        with suppress(torch.OutOfMemoryError):  # then those of fewer images have to do
+            seconds, images = _seconds_per_step(config, pair, device, tried), tried
+    return seconds[0] / images, seconds[-1] / images
 
 
-def _seconds_per_image(config: RunConfig, pair: Pair, device: torch.device, images: int) -> tuple[float, float]:
+def _seconds_per_step(config: RunConfig, pair: Pair, device: torch.device, images: int) -> tuple[float, float]:
     options = config.section(TrainingOptions)
     options = replace(options, batch=images, batch_gpu=None, compile=False, ratio_samples=2)
     trainer = Trainer(replace(pair, digests={}), options, device)  # without digests no samples are kept
-    measured = []
+    measured = [0.0]
     for step in (trainer.warm_up_step, trainer.step) if trainer.needs_warm_up else (trainer.step,):
         step()
-        _synchronize(device)
-        start = time.perf_counter()
-        step()
-        _synchronize(device)
-        measured.append((time.perf_counter() - start) / images)
-    return (measured[0] if len(measured) > 1 else 0.0), measured[-1]
+        times = []
+        for _ in range(2):
+            _synchronize(device)
+            start = time.perf_counter()
+            step()
+            _synchronize(device)
+            times.append(time.perf_counter() - start)
+        measured.append(min(times))
+    return (measured[1] if len(measured) > 2 else 0.0), measured[-1]
 
 
 def _synchronize(device: torch.device) -> None:
