@@ -14,6 +14,7 @@ from refine import zoo
 from refine.config import RunConfig, TrainingOptions
 from refine.errors import OptionError, UserError
 from refine.pair.pair import Pair, load_pair
+from refine.report import try_write_report
 from refine.runs.evaluation import Evaluate, evaluation_for
 from refine.runs.folder import RunFolder
 from refine.runs.log import RunLog
@@ -99,7 +100,13 @@ def run(
             made = _resumed_run(config, pair, trainer, callbacks, Path(resume))
         made.say(f"Run directory: {made.folder.path}")
         run_log.use(made.folder)
-        return made.go()
+        try:
+            return made.go()
+        except Exception as error:
+            run_log.end(error)
+            if distributed.is_rank0():
+                try_write_report(made.folder.path)
+            raise
 
 
 @contextmanager
