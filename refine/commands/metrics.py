@@ -190,7 +190,7 @@ def _measure(given: dict[str, Any], options: Any, device: Any) -> None:
     def get() -> tuple[Suite, list[tuple[Any, Path]]]:
         """The suite, and what it is to measure with its file; `network-best.pkl` is a link to a snapshot."""
         networks = [load_generator(spec, trust=trust) for spec in snapshots(given["network"])] if not images else []
-        measured = [(each.network, each.pickle.path.resolve()) for each in networks]
+        measured: list[tuple[Any, Path]] = [(each.network, each.pickle.path.resolve()) for each in networks]
         if images:
             stored = StoredImages(dataset_path(images))
             measured.append((stored, stored.dataset.path))
