@@ -18,6 +18,7 @@ from refine.presets import PRESETS, choose_preset
 
 if TYPE_CHECKING:
     from refine.diffusion.noise_levels import Schedule
+    from refine.networks.adm_settings import ADMSettings
     from refine.objectives import Objective
     from refine.pair.freeze import Layers
     from refine.runtime.decay import Decays
@@ -31,6 +32,8 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 GROUPS = (
     "Pair", "Run", "Length", "Method", "Noise levels", "Optimization", "Networks", "Metrics", "Machine",
 )  # fmt: skip
+
+FIRST = ("gan", "teacher")  # to give first, and listed first
 
 _NETWORK = "PKL|URL|NAME"
 _MODULE = "PATH|URL|NAME"
@@ -77,12 +80,43 @@ class BridgeOptions(Section):
 class PairOptions(BridgeOptions):
     """Generator, teacher, and the bridge between them."""
 
-    gan: str = option(help="StyleGAN pickle to refine.", group="Pair", metavar=_NETWORK, path=True)
-    teacher: str = option(help="EDM pickle to learn from.", group="Pair", metavar=_NETWORK, path=True)
+    gan: str | None = option(
+        None, "StyleGAN pickle to refine. Without it, the teacher is distilled into a one-step generator.", "Pair",
+        metavar=_NETWORK, path=True,
+    )  # fmt: skip
+    teacher: str = option(help="EDM pickle or ADM state dict to learn from.", group="Pair", metavar=_NETWORK, path=True)
+    sigma_init: float | None = option(
+        None, "Noise level of a one-step generator. Default: as its file tells, else 2.5.", "Pair",
+        metavar="SIGMA", above=0,
+    )  # fmt: skip
+    teacher_settings: ADMSettings = option(
+        "none", "What an ADM state dict does not tell, such as num_head_channels=64,attention_order=old.", "Pair",
+        metavar="N=V,..", parse="refine.networks.adm_settings:parse_settings",
+    )  # fmt: skip
+    guidance: float = option(
+        1.0, "Weight W of the teacher's guidance by --guide: guide + W (teacher - guide).", "Pair",
+        metavar="W", minimum=0, maximum=1000,
+    )  # fmt: skip
+    guide: str | None = option(
+        None, "Smaller, less trained or unconditional denoiser that the teacher is guided away from.", "Pair",
+        metavar=_NETWORK, path=True,
+    )  # fmt: skip
     init: str | None = option(
         None, "Start from the weights in this pickle or training state.", "Pair", metavar="PKL|PT", path=True
     )
     preflight: bool = option(True, "Test the pair before the first step.", "Pair", metavar="0|1")
+
+    def check(self) -> None:
+        """Refuses a guidance without a guide, and a guide without a guidance."""
+        super().check()
+        if self.guidance != 1 and self.guide is None:
+            raise OptionError(
+                f"{{guidance={self.guidance:g}}} guides the teacher away from another denoiser: name it with {{guide}}."
+            )
+        if self.guidance == 1 and self.guide is not None:
+            raise OptionError(
+                f"{{guide={self.guide}}} has no effect with {{guidance=1}}: give a weight such as {{guidance=1.7}}."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,11 +143,13 @@ class TrainingOptions(SeedOptions, LengthOptions):
     fake_steps: int = option(1, "Updates of the fake score per generator update.", "Method", metavar="N", minimum=1)
     share_forward: bool = option(False, "Use one generator pass for both updates.", "Method", metavar="0|1")
     share_unet: bool = option(False, "Use one pass of the fake score for both updates, too.", "Method", metavar="0|1")
+    guide_fake: bool = option(False, "Guide the fake score as the teacher is guided.", "Method", metavar="0|1")
     fake_dropout: bool = option(True, "Train the fake score with dropout.", "Method", metavar="0|1")
     fake_augment: float = option(
         0.0, "Probability of each augmentation of the fake score's training images.", "Method",
         metavar="P", minimum=0, maximum=1,
     )  # fmt: skip
+    gan_dropout: bool = option(True, "Train a one-step generator with dropout.", "Method", metavar="0|1")
     paired_dropout: bool = option(
         False, "Use the same dropout masks in both U-Nets for the generator's update.", "Method", metavar="0|1"
     )
@@ -356,17 +392,44 @@ class RunConfig(EvaluationOptions, RunOptions, TrainingOptions, PairOptions):
     @classmethod
     def options(cls) -> tuple[Option, ...]:
         """All options, in the order of `--help`: those to give first, then by group."""
-        return tuple(
-            sorted(super().options(), key=lambda each: (each.default is not MISSING, GROUPS.index(each.group)))
-        )
+        return tuple(sorted(super().options(), key=lambda each: (each.name not in FIRST, GROUPS.index(each.group))))
 
     def check(self) -> None:
-        """Refuses a watch over a divergence that is not estimated."""
+        """Refuses what has no effect or needs another network: a watch, guidance, a generator of one's own."""
         super().check()
+        if self.gan is None:
+            self._check_distillation()
+        if self.guide_fake and self.guide is None:
+            raise OptionError(
+                "{guide_fake=True} guides the fake score as the teacher is guided, which it is not: give {guide} and "
+                "{guidance}, or leave it out."
+            )
+        if self.guide_fake and not self.objective.needs_fake:
+            raise OptionError(
+                f"{{guide_fake=True}} guides the fake score, and {{objective={self.objective}}} has none: leave it out."
+            )
         if self.stop_if_flat is not None and not self.objective.needs_fake:
             raise OptionError(
                 f"{{stop_if_flat={self.stop_if_flat}}} watches the divergence that the fake score tells of, and "
                 f"{{objective={self.objective}}} has no fake score: leave it out."
+            )
+
+    def _check_distillation(self) -> None:
+        """Refuses options that have no meaning for a copy of the teacher."""
+        if self.class_map is not None:
+            raise OptionError(
+                "{class_map} joins the classes of two networks, and without {gan} the generator is a copy of the "
+                "teacher: leave it out, or give {gan}."
+            )
+        if self.train_layers.resolutions:
+            raise OptionError(
+                f"{{train_layers={self.train_layers}}} chooses blocks of a StyleGAN, and without {{gan}} the generator "
+                "is a copy of the teacher's U-Net, whose blocks all work for the whole image: leave it out."
+            )
+        if self.anchor:
+            raise OptionError(
+                f"{{anchor={self.anchor:g}}} preserves detail that the teacher cannot see, and without {{gan}} there "
+                "is none: leave it out."
             )
 
     def __new__(cls, **given: Any) -> RunConfig:
@@ -403,8 +466,9 @@ class RunConfig(EvaluationOptions, RunOptions, TrainingOptions, PairOptions):
         given = {each_name: known[each_name].checked(value) for each_name, value in given.items()}
         name = known["preset"].checked(given.pop("preset", None) if name is None else name)
         cls._check_alone(name, given)
-        resolution, conditional, path = _teacher_facts(given["gan"], given["teacher"], trust)
-        chosen = name or choose_preset(resolution, path)
+        gan, teacher = given.get("gan"), given["teacher"]
+        resolution, conditional, path = _teacher_facts(gan, teacher, given.get("teacher_settings"), trust)
+        chosen = name or choose_preset(resolution, path, distills=gan is None)
         return cls(**(_preset_options(chosen, conditional, given) | given | {"preset": chosen}))
 
     @classmethod
@@ -458,7 +522,7 @@ def _preset_options(name: str, conditional: bool, given: Mapping[str, Any]) -> d
     return options
 
 
-def _teacher_facts(gan: str, teacher: str, trust: bool) -> tuple[int, bool, Path]:
+def _teacher_facts(gan: str | None, teacher: str, settings: Any, trust: bool) -> tuple[int, bool, Path]:
     """Resolution of the teacher's images, whether it has labels, and its file.
 
     Raises:
@@ -467,8 +531,8 @@ def _teacher_facts(gan: str, teacher: str, trust: bool) -> tuple[int, bool, Path
     from refine import zoo
     from refine.networks.loading import load_teacher
 
-    zoo.resolve_all((gan, teacher))
-    loaded = load_teacher(teacher, trust=trust)
+    zoo.resolve_all([spec for spec in (gan, teacher) if spec is not None])
+    loaded = load_teacher(teacher, trust=trust, settings=settings)
     network: Any = loaded.network
     return int(network.img_resolution), bool(network.label_dim), loaded.pickle.path
 

@@ -22,15 +22,17 @@ import torch
 from refine import zoo
 from refine.config import RunConfig, TrainingOptions
 from refine.contracts import Denoiser, Generator
+from refine.diffusion.guidance import Guided
 from refine.errors import OptionError, UserError, template_of
 from refine.files.atomic import cannot_write, check_folder
 from refine.files.dataset import ImageDataset
 from refine.metrics.resolve import dataset_path
 from refine.networks.loading import LoadedNetwork
+from refine.networks.one_step import LIVE, OneStep
 from refine.pair.pair import Pair
 from refine.runs.evaluation import evaluation_for, metric_names
 from refine.runs.run import preflight_of
-from refine.runs.start import pair_for, run_name
+from refine.runs.start import distillation_line, pair_for, run_name
 from refine.runtime.device import choose_device
 from refine.runtime.text import counted, format_bytes, format_time
 from refine.training.cost import step_cost
@@ -40,7 +42,8 @@ from refine.training.trained import Progress
 from refine.training.trainer import Trainer
 
 TIMED_IMAGES = 4  # in the first step that is timed
-ENOUGH_SECONDS = 0.25  # a step that takes longer is told apart from what comes with every step
+MAX_TIMED_IMAGES = 64
+ENOUGH_SECONDS = 0.2  # a shorter step is mostly what comes with every step, so more images are tried
 MAX_CLASSES_SHOWN = 10
 
 
@@ -102,7 +105,7 @@ def describe_run(
         *_time_lines(config, pair, device, progress, num_processes),
         *_disk_lines(config, pair, memory, folder),
     ]
-    if with_preflight:
+    if with_preflight and not pair.distills:
         lines += preflight_of(pair, on_device).lines()
     return "\n".join([*lines, config.to_json()])
 
@@ -132,9 +135,11 @@ def _pair_lines(config: RunConfig, pair: Pair, trainer: Trainer) -> list[str]:
     lines = [
         _network_line("Generator", pair.gan_file, generator, generator.c_dim),
         _network_line("Teacher", pair.teacher_file, teacher, teacher.label_dim),
+        *_guide_lines(config, pair),
         f"Bridge    The teacher sees the generator's images {seen}, {classes} classes.",
         *pair.notes,
-        *([f"Warning: {caution}"] if (caution := config.objective.caution()) else []),
+        *([f"Distilled {distillation_line(pair)}"] if pair.distills else []),
+        *([f"Warning: {caution}"] if (caution := config.objective.caution()) and not pair.distills else []),
         f"Trained   {trained:,} of {sum(p.numel() for p in parameters):,} parameters ({config.train_layers})",
     ]
     unused = sorted(set(range(bridge.label_dim)) - set(config.class_map or range(bridge.label_dim)))
@@ -142,6 +147,17 @@ def _pair_lines(config: RunConfig, pair: Pair, trainer: Trainer) -> list[str]:
         shown = ", ".join(map(str, unused[:MAX_CLASSES_SHOWN])) + (", ..." if len(unused) > MAX_CLASSES_SHOWN else "")
         lines.append(f"Warning: --class-map never asks for class {shown} of the teacher.")
     return lines
+
+
+def _guide_lines(config: RunConfig, pair: Pair) -> list[str]:
+    if not isinstance(pair.teacher, Guided):
+        return []
+    guide = pair.teacher.guide
+    fake = "the fake score, too" if config.guide_fake else "not the fake score"
+    return [
+        _network_line("Guide", pair.guide_file, guide, guide.label_dim),
+        f"Guidance  {pair.teacher.weight:g}: the teacher is guided, {fake}.",
+    ]
 
 
 def _plan_lines(config: RunConfig, pair: Pair, memory: Memory, device: torch.device, progress: Progress) -> list[str]:
@@ -168,7 +184,12 @@ def num_snapshots(config: RunConfig) -> int:
 
 
 def _size(pair: Pair) -> int:
-    return pair.gan_file.pickle.path.stat().st_size if pair.gan_file else 0
+    if pair.gan_file is None:
+        return 0
+    size = pair.gan_file.pickle.path.stat().st_size
+    if not isinstance(pair.gan_file.network, OneStep) or LIVE in pair.gan_file.pickle:
+        return size
+    return size + 4 * sum(p.numel() for p in pair.gan_file.network.parameters())  # the live weights join
 
 
 def _memory_warnings(memory: Memory, device: torch.device) -> list[str]:
@@ -186,7 +207,7 @@ def _memory_warnings(memory: Memory, device: torch.device) -> list[str]:
 def _time_lines(
     config: RunConfig, pair: Pair, device: torch.device, progress: Progress, num_processes: int
 ) -> list[str]:
-    """Time of the rest of the run, from steps on this machine."""
+    """Time of the rest of the run, from a step of a few images."""
     seconds = seconds_per_image(config, pair, device)
     warm_up = max(config.warmup_kimg * 1000 - progress.warmup_nimg, 0) if not progress.step else 0
     rest = max(config.kimg * 1000 - progress.cur_nimg, 0)
@@ -198,24 +219,23 @@ def _time_lines(
 def seconds_per_image(config: RunConfig, pair: Pair, device: torch.device) -> tuple[float, float]:
     """Seconds per image of the warm-up and of the refinement, each from the faster of two steps after another one.
 
-    Steps are of a few images where these take a while, and otherwise of more, up to as many as a pass of the run has:
-    in steps of small networks, images cost less than what comes with every step.
+    Steps of a few images are dominated by what a step costs in any case, so short ones are tried with more images.
     """
-    full = config.batch_gpu or config.batch
-    images = tried = min(TIMED_IMAGES, full)
-    seconds = _seconds_per_step(config, pair, device, images)
-    while tried < full and seconds[-1] <= ENOUGH_SECONDS:
-        tried = min(4 * tried, full)
-        with suppress(torch.OutOfMemoryError):  # then those of fewer images have to do
-            seconds, images = _seconds_per_step(config, pair, device, tried), tried
-    return seconds[0] / images, seconds[-1] / images
+    most = min(config.batch_gpu or config.batch, MAX_TIMED_IMAGES)
+    images = min(TIMED_IMAGES, most)
+    found = _seconds_per_image(config, pair, device, images)
+    while images < most and found[-1] * images < ENOUGH_SECONDS:
+        images = min(4 * images, most)
+        with suppress(torch.OutOfMemoryError):
+            found = _seconds_per_image(config, pair, device, images)
+    return found
 
 
-def _seconds_per_step(config: RunConfig, pair: Pair, device: torch.device, images: int) -> tuple[float, float]:
+def _seconds_per_image(config: RunConfig, pair: Pair, device: torch.device, images: int) -> tuple[float, float]:
     options = config.section(TrainingOptions)
     options = replace(options, batch=images, batch_gpu=None, compile=False, ratio_samples=2)
     trainer = Trainer(replace(pair, digests={}), options, device)  # without digests no samples are kept
-    measured = [0.0]
+    measured = []
     for step in (trainer.warm_up_step, trainer.step) if trainer.needs_warm_up else (trainer.step,):
         step()
         times = []
@@ -225,8 +245,8 @@ def _seconds_per_step(config: RunConfig, pair: Pair, device: torch.device, image
             step()
             _synchronize(device)
             times.append(time.perf_counter() - start)
-        measured.append(min(times))
-    return (measured[1] if len(measured) > 2 else 0.0), measured[-1]
+        measured.append(min(times) / images)
+    return (measured[0] if len(measured) > 1 else 0.0), measured[-1]
 
 
 def _synchronize(device: torch.device) -> None:

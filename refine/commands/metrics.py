@@ -23,6 +23,7 @@ from refine.commands.options import (
     check_output,
     field_options,
     force_option,
+    sigma_init_option,
     trust_option,
 )
 from refine.errors import UserError
@@ -44,11 +45,12 @@ _NAMED_ALIKE = ("data", "ref", "detector", "vgg", "trust_detector", "fid_seeds",
     "--images", type=Spec(), metavar="ZIP|DIR", help="Images to measure in place of a generator's, all of one size."
 )
 @field_options(
-    "metrics", "data", "ref", "teacher", "class_map", "detector", "vgg", "metric_seed", "fid_seeds", "resample",
-    "noise_mode", "device",
+    "metrics", "data", "ref", "teacher", "teacher_settings", "guidance", "guide", "class_map", "detector", "vgg",
+    "metric_seed", "fid_seeds", "resample", "noise_mode", "device",
     metrics={"default": "fid50k_full", "help": "Metrics such as fid50k_full,pr50k3_full; any count."},
     teacher={"required": False, "help": "EDM pickle, for --ref=teacher and the zoo's statistics."},
 )  # fmt: skip
+@sigma_init_option
 @click.option("--trust-detector", is_flag=True, help="Load a downloaded detector whose digest is not known.")
 @click.option(
     "--batch",
@@ -118,6 +120,10 @@ def main(metrics: MetricNames, **given: Any) -> None:
         raise click.UsageError(f"--metrics={metrics} measures nothing: name metrics, such as --metrics=fid5k_full.")
     if given["data"] is not None and given["ref"] not in ("auto", "data"):
         raise click.UsageError(f"--data and --ref={given['ref']} are two references: give one of them.")
+    if given["guide"] is None and given["guidance"] != 1:
+        raise click.UsageError(f"--guidance={given['guidance']:g} needs the denoiser to guide away from: give --guide.")
+    if given["guide"] is not None and (given["guidance"] == 1 or not given["teacher"]):
+        raise click.UsageError("--guide guides the --teacher by a --guidance other than 1: give both.")
     if given["ref"] == "teacher" and not given["teacher"]:
         raise click.UsageError("--ref=teacher compares with the teacher: name it with --teacher.")
     if given["before"] and not given["grid"]:
@@ -182,6 +188,7 @@ def _measure(given: dict[str, Any], options: Any, device: Any) -> None:
     from refine.metrics.stored_images import StoredImages
     from refine.metrics.suite import Suite
     from refine.networks.loading import load_generator, load_teacher
+    from refine.pair.pair import conditions, guided_denoiser
     from refine.runs.folder import RunFolder
     from refine.runtime import distributed
 
@@ -189,17 +196,22 @@ def _measure(given: dict[str, Any], options: Any, device: Any) -> None:
 
     def get() -> tuple[Suite, list[tuple[Any, Path]]]:
         """The suite, and what it is to measure with its file; `network-best.pkl` is a link to a snapshot."""
-        networks = [load_generator(spec, trust=trust) for spec in snapshots(given["network"])] if not images else []
+        sigma_init = given["sigma_init"]
+        specs = snapshots(given["network"]) if not images else []
+        networks = [load_generator(spec, trust=trust, sigma_init=sigma_init) for spec in specs]
         measured: list[tuple[Any, Path]] = [(each.network, each.pickle.path.resolve()) for each in networks]
         if images:
             stored = StoredImages(dataset_path(images))
             measured.append((stored, stored.dataset.path))
         teacher = None
         if given["teacher"]:
-            loaded = load_teacher(given["teacher"], trust=trust)
-            network: Any = loaded.network.to(device)
+            settings = given["teacher_settings"]
+            loaded = load_teacher(given["teacher"], trust=trust, settings=settings)
+            guide = load_teacher(given["guide"], trust=trust, settings=settings) if given["guide"] else None
+            denoiser = guided_denoiser(loaded, guide, given["guidance"], device)
+            digests = {} if guide is None else {"guide": file_sha256(guide.pickle.path)}
             sha256 = file_sha256(loaded.pickle.path)
-            teacher = Teacher(network, given["teacher"], sha256, given["class_map"])
+            teacher = Teacher(denoiser, given["teacher"], sha256, given["class_map"], conditions(denoiser, digests))
         if options.data is None and options.ref == "auto" and networks:
             warn_of_recorded_data(networks[0].pickle)
         return Suite.build(options, _on(measured[0][0], device), device, teacher), measured
@@ -249,7 +261,8 @@ def _pictures(given: dict[str, Any], suite: Any, generator: Any, device: Any) ->
     if given["contact_sheet"]:
         contact_sheet.write_sheet(given["contact_sheet"], suite, generator)
     if given["grid"] and distributed.is_rank0():
-        before = (
-            load_generator(given["before"], trust=given["trust_pickle"]).network.to(device) if given["before"] else None
-        )
+        before = None
+        if given["before"]:
+            sigma_init, trust = given["sigma_init"], given["trust_pickle"]
+            before = load_generator(given["before"], trust=trust, sigma_init=sigma_init).network.to(device)
         contact_sheet.write_grid(given["grid"], suite, generator, before)

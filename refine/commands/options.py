@@ -228,5 +228,6 @@ network_option = click.option("--network", required=True, type=Spec(), metavar=N
 trust_option = click.option(
     "--trust-pickle", is_flag=True, help="Run the source embedded in a pickle where Refine has no network of its own."
 )
+sigma_init_option = field_options("sigma_init")
 force_option = click.option("--force", is_flag=True, help="Overwrite files that exist.")
 device_option = field_options("device")

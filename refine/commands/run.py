@@ -76,6 +76,8 @@ def main(
     """Improve a pretrained StyleGAN generator, using nothing but a pretrained diffusion model.
 
     python refine.py --gan=ffhq.pkl --teacher=edm-ffhq.pkl
+
+    Without --gan, distill the diffusion model into a generator of one step.
     """
     changes = _typed(given)
     with_preflight = bool(changes.get("preflight"))

@@ -162,7 +162,8 @@ def _names_a_network(spec: str) -> bool:
     entry = zoo.find(Path(spec).name)
     if entry is not None and not os.path.isfile(spec):
         return entry.kind in ("denoiser", "generator")
-    return Path(spec).suffix.lower() == ".pkl" and not holds_statistics(zoo.resolve(spec).path)
+    suffix = Path(spec).suffix.lower()
+    return suffix in (".pt", ".pth") or (suffix == ".pkl" and not holds_statistics(zoo.resolve(spec).path))
 
 
 @contextmanager

@@ -36,12 +36,14 @@ class Teacher:
         spec: Name that the user gave it by: path, URL or zoo name.
         sha256: SHA-256 of its file.
         class_map: Its class for each class of the generator; None: the same numbers.
+        conditions: What decides its images besides its file, as text; see `pair.conditions`.
     """
 
     network: Denoiser
     spec: str
     sha256: str
     class_map: tuple[int, ...] | None = None
+    conditions: str = ""
 
 
 class Reference(ABC):
@@ -264,6 +266,7 @@ class TeacherReference(_ImageReference):
             "num_images": count,
             "sampler": sampler,
             "seed": self.seed,
+            **self._conditions(),
         }
 
     def _identity(self, metric: Metric) -> dict[str, Any]:
@@ -273,7 +276,11 @@ class TeacherReference(_ImageReference):
             "heun": options,
             "seed": self.seed,
             "class_map": self.teacher.class_map,
+            **self._conditions(),
         }
+
+    def _conditions(self) -> dict[str, str]:
+        return {"conditions": self.teacher.conditions} if self.teacher.conditions else {}
 
     def _numbers(self, metric: Metric) -> range:
         return range(self.num_images or metric.num_gen)

@@ -96,7 +96,9 @@ def statistics_for(teacher: Teacher) -> zoo.ZooEntry | None:
         return None
     model, data = entry.name.split("-")[:2]
     wanted = f"{data}-{entry.resolution}x{entry.resolution}"
-    names = [f"{wanted}-baseline.npz", f"{wanted}.npz"] if model == "baseline" else [f"{wanted}.npz"]
+    names = [f"{wanted}.npz", f"{data}.pkl"]
+    if model in ("baseline", "adm"):  # whose images were reduced in another way than EDM's
+        names.insert(0, f"{wanted}-baseline.npz")
     return next((found for name in names if (found := zoo.find(name)) is not None), None)
 
 

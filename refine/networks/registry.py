@@ -15,11 +15,12 @@ from typing import Any, Literal
 import torch
 
 from refine.errors import UserError
-from refine.networks import edm, stylegan2
+from refine.networks import adm, edm, edm2, stylegan2
 from refine.networks.stylegan2_options import POSITIONAL_ARGUMENTS, Dialect
 from refine.pickles import PickleError
 from refine.pickles.finite import require_finite
 from refine.pickles.records import PersistentObject
+from refine.pickles.state_dict import StateDict
 from refine.pickles.tensor_records import TensorRecord
 from refine.pickles.tree import module_state, named_tensors, submodules
 
@@ -48,8 +49,13 @@ class Architecture:
     build: Build | None = None
 
 
-def identify(record: PersistentObject) -> Architecture:
-    """The architecture of a record, recognized without its source."""
+def identify(record: PersistentObject | StateDict) -> Architecture:
+    """The architecture of a record, recognized without its source; of a state dict, by its tensors."""
+    if isinstance(record, StateDict):
+        try:
+            return Architecture(adm.shape_of(record.tensors).description, "denoiser")
+        except PickleError:
+            return Architecture("ADM network of another form", "unknown")
     name = record.class_name
     if name.endswith("Discriminator"):
         return Architecture("discriminator", "discriminator")
@@ -64,7 +70,7 @@ def identify(record: PersistentObject) -> Architecture:
         unet = getattr(parts["model"], "class_name", "?")
         return Architecture(f"EDM denoiser ({name} over {unet})", "denoiser", _build_denoiser)
     if name == "Precond" and "unet" in parts:
-        return Architecture("EDM2 denoiser", "denoiser")
+        return Architecture("EDM2 denoiser", "denoiser", _build_edm2)
     return Architecture("unknown architecture", "unknown")
 
 
@@ -145,6 +151,10 @@ def _build_denoiser(record: PersistentObject) -> torch.nn.Module:
     parameters = inspect.signature(edm.PRECONDITIONERS[record.class_name]).parameters
     order = tuple(name for name in parameters if name != "model_kwargs")
     return edm.denoiser_from_init_kwargs(record.class_name, _arguments(record, order))
+
+
+def _build_edm2(record: PersistentObject) -> torch.nn.Module:
+    return edm2.denoiser_from_init_kwargs(_arguments(record, ("img_resolution", "img_channels", "label_dim")))
 
 
 def _arguments(record: PersistentObject, order: tuple[str, ...]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from refine.contracts import Denoiser, Generator
 from refine.diffusion.denoiser import usable_sigmas
+from refine.diffusion.guidance import Guided, caution
 from refine.diffusion.sampler import HeunOptions, heun_sample
 from refine.networks.sampling import labels_in_turn
 from refine.pair.bridge import Bridge
@@ -232,6 +233,9 @@ def preflight(
             "Warning: The teacher's classes seem to be in another order than the generator's: the labels do not help "
             "the teacher denoise. Map the classes with --class-map."
         )
+    if isinstance(teacher, Guided):
+        sentence = caution(teacher, samples, noise[0].to(device), labels)
+        sentences += [] if sentence is None else [sentence]
     return Preflight(
         sigmas=sigmas,
         generator_loss=tuple(as_drawn.mean(1).tolist()),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from refine.pickles.errors import DamagedFileError, PickleError
+from refine.pickles.state_dict import explain_names
 from refine.pickles.storage import LEGACY_START
 
 HEAD_BYTES = 1 << 20  # names of globals and of state dict entries stand near the start
@@ -85,7 +86,8 @@ def kind_of(path: Path, size: int) -> Kind:
         return "torch-legacy"
     if _is_safetensors(head, size):
         raise PickleError(
-            "is a safetensors file, weights without a network around them: bring them into a StyleGAN pickle of the "
+            explain_names(_safetensors_names(head))
+            or "is a safetensors file, weights without a network around them: bring them into a StyleGAN pickle of the "
             "same architecture with `python -m refine export --format=pkl --like=PKL`"
         )
     for start, what in _STARTS.items():
@@ -142,7 +144,9 @@ def explain_checkpoint(head: bytes) -> str:
     """
     if b"progress" in head and b"generator" in head and (b"digests" in head or b"hashes" in head):
         return _STATE
-    return _ROSINALITY if b"g_ema" in head else _CHECKPOINT
+    if b"g_ema" in head:
+        return _ROSINALITY
+    return explain_names([head.decode("latin-1")]) or _CHECKPOINT
 
 
 @contextmanager
@@ -183,6 +187,15 @@ def _is_json(head: bytes, size: int) -> bool:
         return isinstance(json.loads(head), (dict, list))
     except (ValueError, RecursionError):
         return False
+
+
+def _safetensors_names(head: bytes) -> list[str]:
+    """Names in the header of a safetensors file, as far as they are at hand."""
+    header = head[8 : 8 + int.from_bytes(head[:8], "little")]
+    try:
+        return list(json.loads(header))
+    except (ValueError, RecursionError):
+        return [header.decode("latin-1")]
 
 
 def _is_safetensors(head: bytes, size: int) -> bool:

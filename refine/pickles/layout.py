@@ -11,8 +11,10 @@ from typing import Any
 
 from refine.pickles.errors import PickleError
 from refine.pickles.records import InertDict, PersistentObject
+from refine.pickles.state_dict import state_dict_of
 from refine.pickles.tree import module_state, submodules
 
+STATE_DICT = "state_dict"  # key of a file's one state dict
 MAX_PLACES = 20_000  # values that are looked at in search of networks
 MAX_DEPTH = 5
 
@@ -74,6 +76,9 @@ def arrange(value: Any) -> Layout:
     """
     if isinstance(value, dict) and any(_is_network(item) for item in value.values()):
         return _dict_layout(value)
+    state_dict = state_dict_of(value)
+    if state_dict is not None:
+        return Layout({STATE_DICT: state_dict}, "a state dict", is_snapshot=False)
     if isinstance(value, PersistentObject):
         return _named([value], "a bare network")
     places = _places(value)

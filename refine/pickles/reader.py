@@ -143,10 +143,10 @@ def damage(path: str | Path) -> str | None:
 
 def _parse(path: Path, size: int, kind: diagnose.Kind, trust: bool) -> _Parsed:
     if kind == "torch-zip":
-        return _Parsed(*torch_file.read_zip(path, size, trust), TORCH_WRITE_PROTOCOL)
+        return _of_torch(torch_file.read_zip(path, size, trust))
     with path.open("rb") as file:
         if kind == "torch-legacy":
-            return _Parsed(*torch_file.read_legacy(file, size, trust), TORCH_WRITE_PROTOCOL)
+            return _of_torch(torch_file.read_legacy(file, size, trust))
         scan = _scan(file, size)
         diagnose.explain_globals(scan.globals)
         file.seek(0)
@@ -154,6 +154,10 @@ def _parse(path: Path, size: int, kind: diagnose.Kind, trust: bool) -> _Parsed:
         if file.tell() != size:
             raise PickleError("reads differently in parts: forged; refused")
         return _Parsed(value, scan.globals, scan.protocol)
+
+
+def _of_torch(file: torch_file.TorchFile) -> _Parsed:
+    return _Parsed(file.value, file.globals, TORCH_WRITE_PROTOCOL)
 
 
 def _scan(file: BinaryIO, size: int) -> Any:

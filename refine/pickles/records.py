@@ -115,20 +115,23 @@ class Inert(metaclass=InertType):
 class InertDict(Inert, dict):
     """A subclass of dict (OrderedDict, EasyDict): its items are its own, everything else as in `Inert`."""
 
-    may_be_new_object = True
+    may_be_new_object = may_have_state = True
     __setitem__ = dict.__setitem__
     __repr__ = dict.__repr__
     __hash__ = None
 
     def check(self) -> None:
-        """No arguments, no state, no list items: only items."""
+        """No arguments and no list items: only items, and the versions of modules that PyTorch adds to state dicts."""
         super().check()
         self._require(not self.args, "call has arguments")
+        is_usual = self.state is None or (isinstance(self.state, dict) and self.state.keys() == {"_metadata"})
+        self._require(is_usual, "call is followed by a state")
 
     def children(self) -> Iterator[Any]:
-        """Keys and values."""
+        """Keys and values, and the state."""
         yield from self.keys()
         yield from self.values()
+        yield self.state
 
 
 class Foreign(Inert):

@@ -12,12 +12,13 @@ import io
 import math
 import pickle
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 
-from refine.pickles.errors import PickleError
+from refine.pickles.errors import DamagedFileError, PickleError
 from refine.pickles.scan import MAX_STORAGE_OPCODES, scan_pickle
 
 MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
@@ -66,6 +67,41 @@ class StorageBlob:
         assert flat.numel() == self.num_elements and flat.dtype == self.dtype and flat.is_contiguous()
         data: Any = flat.reshape(-1).view(torch.uint8).numpy() if flat.numel() else b""
         return self.archive[: self.data_start], memoryview(data)
+
+
+@dataclass(frozen=True)
+class FileBlob:
+    """Raw data that stays in its file until a tensor is read: `num_elements` elements of `dtype` at `data_start`."""
+
+    path: Path
+    data_start: int
+    dtype: torch.dtype
+    num_elements: int
+
+    def view(self, shape: tuple[int, ...], stride: tuple[int, ...], offset: int) -> torch.Tensor:
+        """A view read from the file, in memory of its own; the view has to lie within the data.
+
+        Raises:
+            DamagedFileError: The file has become shorter since it was opened.
+        """
+        if math.prod(shape) == 0:
+            return torch.empty(shape, dtype=self.dtype)
+        span = 1 + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
+        flat = torch.empty(span, dtype=self.dtype)
+        bytes_of_flat: Any = flat.view(torch.uint8).numpy()
+        memory = memoryview(bytes_of_flat)
+        with self.path.open("rb", buffering=0) as file:
+            file.seek(self.data_start + offset * self.dtype.itemsize)
+            while memory:
+                count = file.readinto(memory)
+                if not count:
+                    raise DamagedFileError("is cut off in the middle of a tensor: download or copy it again")
+                memory = memory[count:]
+        return flat.as_strided(shape, stride).contiguous()
+
+    def tensor(self) -> torch.Tensor:
+        """The data as a flat tensor [num_elements] in memory of its own."""
+        return self.view((self.num_elements,), (1,), 0)
 
 
 class _ArchiveUnpickler(pickle.Unpickler):

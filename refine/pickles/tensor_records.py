@@ -10,7 +10,7 @@ import torch
 
 from refine.pickles.errors import PickleError
 from refine.pickles.records import Inert
-from refine.pickles.storage import StorageBlob, parse_storage
+from refine.pickles.storage import FileBlob, StorageBlob, parse_storage
 
 
 class StorageRecord(Inert):
@@ -19,7 +19,7 @@ class StorageRecord(Inert):
     The archive is parsed when the record is made, so that a forged one is refused at once.
     """
 
-    blob: StorageBlob
+    blob: StorageBlob | FileBlob
 
     def __new__(cls, *args: Any) -> StorageRecord:
         """Parses the archive."""
@@ -32,7 +32,7 @@ class StorageRecord(Inert):
 
     @classmethod
     def pending(cls) -> StorageRecord:
-        """A record whose archive comes later: `args` and `blob` have to be set."""
+        """A record whose data come later: `blob` has to be set, and `args` if the record is to be written again."""
         record = Inert.__new__(cls)
         assert isinstance(record, StorageRecord)
         record.is_new_object = False

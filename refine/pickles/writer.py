@@ -22,6 +22,7 @@ from refine.pickles.known_sources import KNOWN_SOURCES
 from refine.pickles.layout import like_dict
 from refine.pickles.reader import NetworkPickle
 from refine.pickles.records import Inert, InertDict, InertType, PersistentObject
+from refine.pickles.storage import StorageBlob
 from refine.pickles.tensor_records import ParameterRecord, StorageRecord, TensorRecord
 from refine.pickles.tree import module_state, named_tensors, walk
 from refine.pickles.unpickler import inert
@@ -234,6 +235,7 @@ class _RecordPickler(_PythonPickler):
     def _save_inert(self, obj: Inert) -> None:
         self.save(type(obj))
         if isinstance(obj, StorageRecord) and id(obj) in self.new_data:
+            assert isinstance(obj.blob, StorageBlob), "a file with networks is read whole"
             head, data = obj.blob.with_data(self.new_data[id(obj)])
             self._save_bytes(head, data)
             self.write(pickle.TUPLE1)

@@ -23,9 +23,8 @@ from refine.metrics.reference import Teacher
 from refine.metrics.resolve import dataset_path, warn_of_recorded_data
 from refine.metrics.suite import Measure as Evaluate
 from refine.metrics.suite import make_measure
-from refine.networks.loading import load_generator, load_teacher
-from refine.networks.preconditioned import as_denoiser
-from refine.pair.pair import Pair
+from refine.networks.loading import as_one_step, load_generator, load_teacher
+from refine.pair.pair import Pair, conditions, guided_denoiser
 from refine.runs.folder import RunFolder
 from refine.runtime.device import choose_device
 from refine.runtime.logs import ALL_RANKS
@@ -100,7 +99,8 @@ def evaluation_for(config: RunConfig, pair: Pair, trainer: Trainer, *, trust_det
         warn_of_recorded_data(pair.gan_file.pickle)
     assert trainer.generator.average is not None
     generator = trainer.generator.average.network.module
-    yardstick = Teacher(trainer.teacher, config.teacher, pair.digests.get("teacher", ""), config.class_map)
+    sha256, more = pair.digests.get("teacher", ""), conditions(trainer.teacher, pair.digests)
+    yardstick = Teacher(trainer.teacher, config.teacher, sha256, config.class_map, more)
     try:
         measure = make_measure(options, generator, trainer.device, yardstick)
     except UserError as error:
@@ -139,13 +139,19 @@ def prefetch_for(config: RunConfig, *, trust: bool = False, trust_detector: bool
     device = choose_device(config.device)
 
     def get() -> list[str]:
-        gan, teacher = load_generator(config.gan, trust=trust), load_teacher(config.teacher, trust=trust)
+        teacher = load_teacher(config.teacher, trust=trust, settings=config.teacher_settings)
+        gan = as_one_step(teacher) if config.gan is None else load_generator(config.gan, trust=trust)
         lines = [f"generator {gan.pickle.path}", f"teacher {teacher.pickle.path}"]
+        guide = None
+        if config.guide is not None:
+            guide = load_teacher(config.guide, trust=trust, settings=config.teacher_settings)
+            lines.append(f"guide {guide.pickle.path}")
         options = metric_options(config, device, trust_detector=trust_detector)
         if options is not None:
-            network = as_denoiser(teacher.network.to(device))
+            denoiser = guided_denoiser(teacher, guide, config.guidance, device)
             sha256 = pickles.file_sha256(teacher.pickle.path)
-            yardstick = Teacher(network, config.teacher, sha256, config.class_map)
+            digests = {} if guide is None else {"guide": pickles.file_sha256(guide.pickle.path)}
+            yardstick = Teacher(denoiser, config.teacher, sha256, config.class_map, conditions(denoiser, digests))
             make_measure(options, gan.network.to(device), device, yardstick)
             lines.append(f"metrics {', '.join(options.metrics)}")
         return lines

@@ -169,7 +169,8 @@ class Run:
         if progress.step == 0 and progress.warmup_nimg == 0:
             self.trackers.add_options(self.config.to_dict())
             self.try_pair()
-            self.grids.save_fakes("fakes_init.png", self.grids.draw(), "before refinement", 0)
+            title = "one step of the teacher" if self.pair.distills else "before refinement"
+            self.grids.save_fakes("fakes_init.png", self.grids.draw(), title, 0)
             self.grids.save_reals(self.config.data)
             self.writer.save(snapshot=True)
             self.evaluate()
@@ -260,14 +261,19 @@ class Run:
         for average in generator.more_averages:
             path = self.folder.average_path(self.tag(), str(average.decay))
             if distributed.is_rank0():
-                self.pair.write_snapshot(path, generator.module.state_dict(), average.network.module.state_dict())
+                self.pair.write_snapshot(
+                    path,
+                    generator.module.state_dict(),
+                    average.network.module.state_dict(),
+                    str(self.trainer.objective),
+                )
             rows = self.measured(average.network, path)
             if distributed.is_rank0():
                 record_average(self.folder, str(average.decay), rows or ())
 
     def try_pair(self) -> None:
-        """Runs the preflight, so that a pair that cannot work is noticed at once."""
-        if self.config.preflight and distributed.is_rank0():
+        """Runs the preflight, so that a pair that cannot work is noticed at once; a copy of the teacher fits it."""
+        if self.config.preflight and distributed.is_rank0() and not self.pair.distills:
             found = preflight_of(self.pair, self.trainer)
             write_preflight(self.folder.path, found)
             for line in found.lines():

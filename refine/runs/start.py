@@ -35,9 +35,9 @@ log = logging.getLogger("refine")
 RESUMABLE_CHANGES = (
     *("kimg", "tick_kimg", "snap_ticks", "batch_gpu"),
     *("metrics", "data", "ref", "detector", "vgg", "metric_every"),
-    *("gan", "teacher"),  # a new place of the same file, which the state recognizes by its digest
+    *("gan", "teacher", "guide"),  # a new place of the same file, which the state recognizes by its digest
 )
-FILES = ("gan", "teacher", "data", "ref", "detector", "vgg")  # options that may name a file
+FILES = ("gan", "teacher", "guide", "data", "ref", "detector", "vgg")  # options that may name a file
 
 
 def run(
@@ -88,7 +88,10 @@ def run(
         trainer = Trainer(pair, config.section(TrainingOptions), device)
         for note in pair.notes if resume is None else ():
             log.log(logging.WARNING if note.startswith(WARNING) else logging.INFO, note)
-        caution = trainer.objective.caution()
+        if pair.distills and resume is None:
+            log.info(f"No --gan: {distillation_line(pair)}")
+        # A copy of the teacher varies hardly more than the teacher in any direction, which the cautions are about.
+        caution = None if pair.distills else trainer.objective.caution()
         if caution is not None:
             log.warning(caution)
         if evaluate is None:
@@ -128,7 +131,26 @@ def _log_shown() -> Iterator[None]:
 
 def pair_for(config: RunConfig, *, trust: bool = False) -> Pair:
     """Loads the pair that the options name."""
-    return load_pair(config.gan, config.teacher, resample=config.resample, class_map=config.class_map, trust=trust)
+    return load_pair(
+        config.gan,
+        config.teacher,
+        resample=config.resample,
+        class_map=config.class_map,
+        sigma_init=config.sigma_init,
+        trust=trust,
+        settings=config.teacher_settings,
+        guide=config.guide,
+        guidance=config.guidance,
+    )
+
+
+def distillation_line(pair: Pair) -> str:
+    """What becomes of the teacher in a distillation, with the noise level of the one evaluation."""
+    sigma: Any = pair.generator.module.sigma_init
+    return (
+        "the teacher is distilled into a one-step generator, which starts as the teacher's own network at sigma_init "
+        f"{sigma:g}"
+    )
 
 
 def _new_run(config: RunConfig, pair: Pair, trainer: Trainer, callbacks: Callbacks, *, trust: bool) -> Run:
@@ -141,7 +163,8 @@ def _new_run(config: RunConfig, pair: Pair, trainer: Trainer, callbacks: Callbac
     drift = DriftProbe(trainer.generator.network, trainer.bridge, config.seed)
     if not drift.start_images.isfinite().all():
         raise UserError(
-            f"The generator in {config.init or config.gan} makes images that are not finite: use an earlier snapshot."
+            f"The generator in {config.init or config.gan or config.teacher} makes images that are not finite: use an "
+            "earlier snapshot."
         )
     config = replace(config, precision=trainer.precision)
     folder = RunFolder(distributed.broadcast(_new_folder(config, pair)))

@@ -18,6 +18,7 @@ from refine.config import TrainingOptions
 from refine.contracts import Denoiser, Generator
 from refine.diffusion import augment
 from refine.diffusion.denoiser import usable_sigmas
+from refine.diffusion.guidance import Guided, parts_of
 from refine.errors import OptionError, literal
 from refine.objectives import Scores, ikl
 from refine.pair import high_frequency
@@ -112,15 +113,15 @@ class Trainer:
         )
         self.networks: list[TrainedNetwork[Any]] = [self.generator]
         if self.objective.needs_fake:
-            fake_score = frozen_copy(pair.teacher, device)
+            fake_score = self._start_of_fake_score(pair.teacher)
             fake_score.module.requires_grad_(True)
             self.fake_score = TrainedNetwork("fake_score", fake_score, self._optimizer(fake_score), self._fake_rate)
             self.networks.append(self.fake_score)
-        self.ratio = make_ratio(self, pair.digests.get("teacher"), self._head_optimizer, self._ratio_rate)
+        self.ratio = make_ratio(self, pair.teacher_key, self._head_optimizer, self._ratio_rate)
         self.networks += self.ratio.trained
         self.backtrack = NoBacktrack()
         if options.backtrack:
-            self.backtrack = Backtrack(frozen_copy(pair.teacher, device), options.backtrack)
+            self.backtrack = Backtrack(self._start_of_fake_score(pair.teacher), options.backtrack)
         self._accelerate()
         self.input_shape = InputShape(
             batch=options.batch,
@@ -280,9 +281,17 @@ class Trainer:
         with torch.enable_grad():
             denoised = self._denoise(network, x_t, sigma, inputs, augment_labels, self.options.fake_dropout, "dropout")
             loss = ikl.fake_score_loss(denoised, x0, sigma, self.teacher.sigma_data)
-            self.fake_score.backward(loss.sum() / self.options.batch)
+            self.fake_score.backward(self._balanced(loss, sigma, x0[0].numel()).sum() / self.options.batch)
         self.statistics.add_by_band("Loss/fake", loss.detach(), sigma)
         return denoised.detach()
+
+    def _balanced(self, loss: Tensor, sigma: Tensor, num_values: int) -> Tensor:
+        """Loss [N] of the fake score, balanced over noise levels if the network estimates it (EDM2, eq. 21)."""
+        module: Any = self.fake_score.module
+        if not hasattr(module, "log_variance"):
+            return loss
+        log_variance = module.log_variance(sigma)
+        return loss / log_variance.exp() + num_values * log_variance
 
     def anchor(self, images: Tensor, inputs: StepInputs) -> Tensor | float:
         """Penalty on changes of the detail that the teacher cannot see, summed over images; 0 without `--anchor`."""
@@ -334,8 +343,15 @@ class Trainer:
     # -- details --------------------------------------------------------------------------------------
 
     def _draw(self, generator: Generator, inputs: StepInputs) -> Any:
-        inputs.seeds.seed_torch("noise")  # PyTorch's default generator draws the generator's noise inputs
-        return generator(inputs.z, inputs.c, noise_mode=self.options.noise_mode, force_fp32=self.precision != "fp16")
+        inputs.seeds.seed_torch("noise")  # PyTorch's default generator draws the noise inputs, or dropout masks
+        if not is_unet(generator):
+            force_fp32 = self.precision != "fp16"
+            return generator(inputs.z, inputs.c, noise_mode=self.options.noise_mode, force_fp32=force_fp32)
+        set_training(generator.module, self.options.gan_dropout)
+        with autocast(self.precision, self.device):
+            drawn = generator(inputs.z, inputs.c)
+        set_training(generator.module, False)
+        return drawn
 
     def _denoise(
         self,
@@ -371,12 +387,27 @@ class Trainer:
         distributed.all_reduce_sum_([w_sum])
         return w_sum / self.options.batch
 
+    def _start_of_fake_score(self, teacher: Denoiser) -> Denoiser:
+        """Frozen copy of the teacher; without its guide, or on request with the same guide as the teacher."""
+        copied = frozen_copy(parts_of(teacher)[0], self.device)
+        if self.options.guide_fake and isinstance(self.teacher, Guided):
+            return Guided(copied, self.teacher.guide, self.teacher.weight)
+        return copied
+
+    def frozen_denoisers(self) -> list[Denoiser]:
+        """Denoisers that are not trained: the teacher first, its guide, intermediate teachers; without guided ones."""
+        return [*parts_of(self.teacher), *(parts_of(network)[0] for network in self.backtrack.networks)]
+
     def _accelerate(self) -> None:
-        frozen_ones = [self.teacher, *self.backtrack.networks]
-        denoisers: list[Any] = [*frozen_ones, *([self.fake_score.network] if self.objective.needs_fake else [])]
+        frozen_ones = self.frozen_denoisers()
+        fake_score = [parts_of(self.fake_score.network)[0]] if self.objective.needs_fake else []
+        denoisers: list[Any] = [*frozen_ones, *fake_score]
         trained = [network.network for network in self.networks]
         for denoiser in denoisers:
             denoiser.module.use_fp16 = False  # the precision is chosen here, not by the pickle
+        if is_unet(self.generator.network):
+            module: Any = self.generator.module
+            module.denoiser.use_fp16 = False
         if self.options.compile:  # before checkpointing, which then recomputes the compiled blocks
             for network in [*frozen_ones, *trained]:
                 compile_blocks(network.blocks())
@@ -419,6 +450,11 @@ class Trainer:
         """Learning rate of the ratio: ramp-up from the start of the warm-up, and no decay."""
         seen = progress.warmup_nimg + progress.cur_nimg
         return learning_rate(self.options.rlr, seen, rampup_nimg=self.options.lr_rampup_kimg * 1000)
+
+
+def is_unet(generator: Generator) -> bool:
+    """True for a one-step generator: a U-Net with dropout, computed in the precision of teacher and fake score."""
+    return bool(getattr(generator, "is_unet", False))
 
 
 def check_options(pair: Pair, options: TrainingOptions) -> None:

@@ -23,6 +23,8 @@ from refine.runs import grids
 VALUES: dict[str, tuple[list[str], list[str]]] = {
     "gan": (["sg2ada/b_cond16.pkl"] * 6 + ["sg2ada/a_uncond32.pkl", "sg2ada/d_gray16.pkl"], ["none.pkl", "cifar11"]),
     "teacher": (["edm/s4_sid_ddpmpp_cond16.pkl"] * 6 + ["edm/s1_edm_ddpmpp_uncond16.pkl"], ["sg2ada/b_cond16.pkl"]),
+    "sigma-init": (["none"], ["0", "x", "2.5"]),
+    "gan-dropout": (["0", "1"], ["2"]),
     "preset": (["tiny", "small", "medium", "released"], ["smal", ""]),
     "init": (["sg2ada/b_cond16.pkl"], ["nowhere.pt", "edm/s1_edm_ddpmpp_uncond16.pkl"]),
     "class-map": (["4,3,2,1,0", "0,0,0,0,0"], ["1,2", "a", "", "9,9,9,9,9", "-1,0,1,2,3"]),

@@ -19,9 +19,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gaussian_denoiser import GaussianDenoiser
 from PIL import Image
 
 from refine import zoo
+from refine.diffusion.guidance import Guided
 from refine.diffusion.sampler import heun_sample
 from refine.errors import UserError
 from refine.files import download
@@ -42,6 +44,7 @@ from refine.metrics.reference_file import StatisticsReference
 from refine.metrics.sampler import Sampler
 from refine.metrics.suite import Suite
 from refine.networks.plain_module import as_contract
+from refine.networks.preconditioned import as_denoiser
 
 CPU = torch.device("cpu")
 Row = dict[str, Any]
@@ -203,6 +206,22 @@ def test_teacher_as_reference(generator: Any, teacher: Teacher, detectors: dict[
     assert fid_row["results"]["fid60_full_at16_teacher"] == pytest.approx(expected, rel=1e-5)
 
 
+def test_guided_teacher_as_reference(teacher: Teacher) -> None:
+    """Its images are those of the guided denoiser; the cache and the row tell them from the plain teacher's."""
+    guide = GaussianDenoiser(0.0, 0.8, img_resolution=16)
+    network = Guided(as_denoiser(teacher.network), guide, 2.0)  # type: ignore[arg-type]
+    guided = dataclasses.replace(teacher, network=network, conditions="guidance=2.0 guide=x")
+    plain, other = (TeacherReference(each, CPU, seed=0, num_images=4) for each in (teacher, guided))
+    spec = parse_metric("fid60_full")
+    images = [torch.cat(list(each._images(spec, range(4), BatchSize(4)))) for each in (plain, other)]
+    assert not torch.equal(*images) and plain._identity(spec) != other._identity(spec)
+    assert other.provenance(spec)["conditions"] == "guidance=2.0 guide=x" and "conditions" not in plain.provenance(spec)
+    from refine.metrics.sampler import draw_latents
+
+    latents = draw_latents(range(4), 3 * 16 * 16, 0, "teacher latents").reshape(4, 3, 16, 16)
+    assert torch.equal(images[1], to_uint8(heun_sample(guided.network, latents)))
+
+
 def test_auto_takes_data_then_the_zoo_then_the_teacher(
     denoiser: Any, data: str, inception: Detector, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -254,7 +273,10 @@ def test_statistics_of_the_zoo_by_name_and_by_teacher(inception: Detector) -> No
         ("baseline-imagenet-64x64-cond-adm", 64, "imagenet-64x64-baseline.npz"),
         ("baseline-cifar10-32x32-uncond-vp", 32, "cifar10-32x32.npz"),
         ("https://example.org/edm/pretrained/edm-afhqv2-64x64-uncond-vp.pkl", 64, "afhqv2-64x64.npz"),
-        ("edm2-img64-s-1073741-0.075", 64, None),
+        ("edm2-img64-s-1073741-0.075", 64, "img64.pkl"),
+        ("adm-imagenet-64x64-cond", 64, "imagenet-64x64-baseline.npz"),
+        ("adm-imagenet-256x256-cond", 256, None),
+        ("p2-ffhq", 256, None),
         ("edm-ffhq.pkl", 128, None),  # a file of that name, but not that network
         ("own.pkl", 64, None),
         ("ffhq.pkl", 1024, None),
