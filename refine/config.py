@@ -116,7 +116,8 @@ class PairOptions(BridgeOptions):
             )
         if self.guidance == 1 and self.guide is not None:
             raise OptionError(
-                f"{{guide={self.guide}}} has no effect with {{guidance=1}}: give a weight such as {{guidance=1.7}}."
+                f"{{guide={literal(self.guide)}}} has no effect with {{guidance=1}}: give a weight such as "
+                "{guidance=1.7}."
             )
 
 

@@ -17,6 +17,7 @@ from refine.networks.python_file import parse_python_spec
 from refine.networks.weights_file import load_state as load_module_state
 from refine.pair.own import own_pair
 from refine.pair.pair import Pair, load_pair
+from refine.report import try_write_report
 from refine.runs.evaluation import Evaluate, evaluation_for
 from refine.runs.folder import RunFolder
 from refine.runs.log import RunLog
@@ -115,7 +116,13 @@ def run(
             made = _resumed_run(config, pair, trainer, callbacks, Path(resume))
         made.say(f"Run directory: {made.folder.path}")
         run_log.use(made.folder)
-        return made.go()
+        try:
+            return made.go()
+        except Exception as error:
+            run_log.end(error)
+            if distributed.is_rank0():
+                try_write_report(made.folder.path)
+            raise
 
 
 @contextmanager
