@@ -29,6 +29,9 @@ INSTALLED := $(shell $(VENV_PYTHON) -c "print(open('.venv/torch.stamp').readline
 # Spinning OpenMP threads are far slower than one thread on a machine that is busy.
 export OMP_NUM_THREADS := 1
 
+# A worker per core, each of which takes tests over from the others when it has none left.
+PARALLEL := -n logical --maxprocesses 8 --dist worksteal
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help venv lint test test-extra demo clean
@@ -50,10 +53,10 @@ lint: .venv/installed.stamp ## run the checks of pre-commit: ruff, ruff format, 
 	$(VENV_PYTHON) -m mypy
 
 test: lint ## run lint and the fast tests
-	$(VENV_PYTHON) -m pytest -m "not slow"
+	$(VENV_PYTHON) -m pytest -m "not slow" $(PARALLEL)
 
 test-extra: .venv/installed.stamp ## run sanitizers, compilers, browsers and long fuzzing
-	$(VENV_PYTHON) -m pytest -m slow -rs
+	$(VENV_PYTHON) -m pytest -m slow -rs $(PARALLEL)
 
 demo: .venv/installed.stamp ## refine the built-in digits generator on the CPU, and write a report: a few minutes
 	$(VENV_PYTHON) -m refine demo

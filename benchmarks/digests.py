@@ -50,9 +50,10 @@ def call(*command: str) -> str:
 def without_times(row: dict[str, Any]) -> dict[str, Any]:
     """A row of statistics or of a metric without what differs from one run to the next.
 
-    The origin of labels in a metric's provenance is left out too: records made before rows named it can be compared.
+    The divergence, and the origin of labels in a metric's provenance, are left out too: records made before there were
+    any can be compared.
     """
-    left_out = ("Timing/", "Resources/", "timestamp", "total_time")
+    left_out = ("Timing/", "Resources/", "Divergence/", "timestamp", "total_time")
     kept = {name: value for name, value in row.items() if not name.startswith(left_out)}
     if "provenance" in kept:
         kept["provenance"] = {name: value for name, value in kept["provenance"].items() if name != "labels"}
@@ -100,6 +101,12 @@ def record() -> dict[str, Any]:
     return digests
 
 
+def differing_files(before: Any, now: Any) -> list[str]:
+    """Names of the files of a run, or numbers of the metric rows, whose digests differ or are missing on one side."""
+    one, other = (dict(enumerate(digests)) if isinstance(digests, list) else digests for digests in (before, now))
+    return [str(name) for name in one.keys() | other.keys() if one.get(name) != other.get(name)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path)
@@ -110,7 +117,11 @@ def main() -> None:
         arguments.out.write_text(json.dumps(digests, indent=1) + "\n", encoding="utf-8")
     if arguments.check:
         before = json.loads(arguments.check.read_text(encoding="utf-8"))
-        different = [name for name in before if digests.get(name) != before[name]]
+        different = [
+            f"{name} ({', '.join(differing_files(before[name], digests[name]))})"
+            for name in before
+            if digests[name] != before[name]
+        ]
         print(f"different: {', '.join(different)}" if different else f"all {len(before)} equal")
         raise SystemExit(bool(different))
 

@@ -19,6 +19,8 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, TypeAlias
 
@@ -136,6 +138,21 @@ def set_mode(mode: str | None) -> None:
         raise ValueError(f"the mode of the operators must be auto, on or off, not {mode!r}")
     _mode = mode
     _chosen.clear()
+
+
+@contextmanager
+def temporary_mode(mode: str | None) -> Iterator[None]:
+    """Choose a mode as `set_mode` does, for the body of a `with` statement.
+
+    Raises:
+        ValueError: There is no such mode.
+    """
+    previous = _mode
+    set_mode(mode)
+    try:
+        yield
+    finally:
+        set_mode(previous)
 
 
 def implementation_for(x: Tensor) -> ModuleType | None:

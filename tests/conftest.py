@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+
+from stylegan_ops import dispatch
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -21,6 +23,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("cuda"):
             item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU, and torch.cuda.is_available() is False"))
+
+
+@pytest.fixture(autouse=True)
+def mode_of_the_operators() -> Iterator[None]:
+    """Undoes what a command line chooses for the whole process."""
+    before = dispatch._mode
+    yield
+    if dispatch._mode != before:
+        dispatch.set_mode(before)
 
 
 @pytest.fixture(scope="session")

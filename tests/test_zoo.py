@@ -469,7 +469,7 @@ def test_file_that_is_whole_but_hostile_is_not_downloaded_again(cache: Path):
 
 
 def test_files_of_a_pair_are_named_together(cache: Path):
-    """Where both would have to be downloaded."""
+    """Both would have to be downloaded."""
     urls = [f"http://127.0.0.1:1/{name}.pkl?token=t0ken" for name in ("gan", "teacher")]
     with pytest.raises(UserError) as caught:
         zoo.resolve_all([urls[0], "digits", urls[1]])

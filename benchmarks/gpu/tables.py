@@ -157,7 +157,8 @@ def kernels(report: Report) -> str:
         text += table(["Mode", "Layer", "Pixels", "Images", "Ratio"], ratios)
     return text + (
         "\nBoth is forward and backward. Bytes are every input and result once, and what lies in the cache of the GPU "
-        "is written over before each call. Errors are against plain PyTorch in float64, of the largest number.\n"
+        "is written over before each call. Errors are root mean squares of differences from plain PyTorch in float64, "
+        "relative to those of the values.\n"
     )
 
 

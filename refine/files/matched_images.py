@@ -17,9 +17,9 @@ def matching_items(
     No item is taken twice before all of its class have been taken.
 
     Args:
-        labels: Of the items: Classes [N] of integers, or vectors [N, D], whose largest entry is the class; None: There
-            are no labels, and any item will do.
-        num_items: N.
+        labels: Classes [N] of the items, or label vectors [N, D], whose largest entry is the class; None: There are no
+            labels, and any item will do.
+        num_items: Number N of items.
         classes: Wanted class of each place; None: Any item will do.
         seed: Seed of the choice.
 

@@ -14,8 +14,7 @@ import logging
 import os
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from refine.errors import OptionError, UserError
 from refine.files.digest import file_sha256
 from refine.files.reading import reading
 from refine.metrics.batch_size import is_out_of_memory
+from refine.runtime.tf32 import exact_convolutions
 
 log = logging.getLogger("refine")
 
@@ -166,20 +166,6 @@ def load_detector(spec: str, device: torch.device | str = "cpu", *, trust: bool 
         raise UserError(f"The detector {resolved.path} {_what_it_is_instead(resolved.path, error)}") from error
     name = resolved.entry.name if resolved.entry else Path(resolved.url or resolved.path).name
     return Detector(name, sha256, official, resolved.path, torch.device(device), module)
-
-
-@contextmanager
-def exact_convolutions() -> Iterator[None]:
-    """Context in which float32 on a GPU means float32, not TF32 with its mantissa of 10 bits."""
-    settings: Any = (torch.backends.cudnn, torch.backends.cuda.matmul)
-    previous = [setting.allow_tf32 for setting in settings]
-    for setting in settings:
-        setting.allow_tf32 = False
-    try:
-        yield
-    finally:
-        for setting, value in zip(settings, previous, strict=True):
-            setting.allow_tf32 = value
 
 
 def _what_it_is_instead(path: Path, error: BaseException) -> str:

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from refine.contracts import Generator
 from refine.files.images import require_finite, to_uint8
-from refine.metrics.detectors import exact_convolutions
 from refine.pair.resize import resize
 from refine.runtime.random import stream_generator, stream_seed
+from refine.runtime.tf32 import exact_convolutions
 
 BLOCK = 64
 

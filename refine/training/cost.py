@@ -18,9 +18,9 @@ class StepCost:
     """U-Net units of a step.
 
     Attributes:
-        generator: Of the generator's update: estimates of teacher and fake score, and gradients through them.
-        fake_score: Of all updates of the fake score.
-        ratio: Of the density ratio's update: features of generated images and of the teacher's samples.
+        generator: Units of the generator's update: estimates of teacher and fake score, and gradients through them.
+        fake_score: Units of all updates of the fake score.
+        ratio: Units of the density ratio's update: features of generated images and of the teacher's samples.
     """
 
     generator: int

@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from refine.runtime import tf32
+
 log = logging.getLogger("refine")
 
 CALLS_BEFORE = 2  # ordinary calls before a graph is captured: many shapes occur only once
@@ -151,8 +153,7 @@ def _key(args: tuple[Any, ...]) -> Any:
         for value in args
     )
     kind = next(value.device.type for value in args if isinstance(value, Tensor))
-    settings = (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)
-    return values, settings, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
+    return values, tf32.flags(), torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
 
 
 @contextmanager

@@ -79,12 +79,9 @@ def estimate_memory(trainer: Trainer, num_processes: int = 1) -> Memory:
     kept = trainer.backtrack.count * _count(trainer.teacher.module.parameters())
     num_trained = _count(p for module in trained for p in module.parameters() if p.requires_grad)
     saved = _count(p for module in [*trained, *averages] for p in module.parameters())
-    mode = dispatch.mode()
-    dispatch.set_mode("off")  # avoids building kernels, which save no more for the backward pass than plain PyTorch
-    try:
+    # Kernels, which would have to be built first, save no more for the backward pass than plain PyTorch.
+    with dispatch.temporary_mode("off"):
         per_image = _activations(trainer)
-    finally:
-        dispatch.set_mode(mode)
     images = options.batch_gpu or -(-options.batch // num_processes)
     return Memory(
         parameters=FLOAT * (saved + _count(p for module in frozen for p in module.parameters())),

@@ -11,6 +11,8 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
+from refine.runtime import tf32
+
 
 def choose_precision(name: str, device: torch.device) -> str:
     """Precision of a name: `auto` is bf16 on NVIDIA GPUs since Ampere, fp16 on older ones, and fp32 elsewhere."""
@@ -34,5 +36,5 @@ def prepare(precision: str, device: torch.device) -> None:
     TF32 stays off in matrix products, because one of them resizes images to the teacher's resolution and must be exact.
     """
     if device.type == "cuda":
-        torch.backends.cudnn.allow_tf32 = precision != "fp32"
+        tf32.allow_in_convolutions(precision != "fp32")
         torch.backends.cudnn.benchmark = True

@@ -54,8 +54,8 @@ class Progress:
         self.cur_nimg += batch
 
 
-class Average(Generic[Network]):
-    """Exponential moving average (EMA) of a network's weights; buffers are copied.
+class EMA(Generic[Network]):
+    """Exponential moving average of a network's weights; buffers are copied.
 
     Args:
         network: Copy of the network, whose weights become the average.
@@ -102,13 +102,13 @@ class TrainedNetwork(Generic[Network]):
         network: Network,
         optimizer: Optimizer,
         learning_rate: Callable[[Progress], float],
-        average: Average[Network] | None = None,
-        more_averages: Sequence[Average[Network]] = (),
+        average: EMA[Network] | None = None,
+        more_averages: Sequence[EMA[Network]] = (),
     ) -> None:
         self.name, self.optimizer, self.learning_rate = name, optimizer, learning_rate
         self.network: Network = network
-        self.average: Average[Network] | None = average
-        self.more_averages: Sequence[Average[Network]] = more_averages
+        self.average: EMA[Network] | None = average
+        self.more_averages: Sequence[EMA[Network]] = more_averages
         self._nonfinite_in_a_row = 0
 
     @property
@@ -121,7 +121,7 @@ class TrainedNetwork(Generic[Network]):
         """Module of the network."""
         return self.network.module
 
-    def averages(self) -> dict[str, Average[Network]]:
+    def averages(self) -> dict[str, EMA[Network]]:
         """All moving averages by name: `average`, and `average 0.5` for a further one of that decay."""
         first = {"average": self.average} if self.average is not None else {}
         return first | {f"average {average.decay}": average for average in self.more_averages}

@@ -37,7 +37,7 @@ from refine.training.precision import autocast, choose_precision, prepare
 from refine.training.ratio import RatioNetwork, make_ratio
 from refine.training.sharing import choose_sharing
 from refine.training.statistics import RunningMeans
-from refine.training.trained import Average, Progress, TrainedNetwork
+from refine.training.trained import EMA, Progress, TrainedNetwork
 
 
 class View(NamedTuple):
@@ -107,8 +107,8 @@ class Trainer:
             generator,
             self._optimizer(generator),
             self._generator_rate,
-            Average(average, HalfLife(options.ema_halflife_kimg, options.ema_rampup)),
-            [Average(frozen_copy(pair.generator, device), decay) for decay in options.ema_more.each],
+            EMA(average, HalfLife(options.ema_halflife_kimg, options.ema_rampup)),
+            [EMA(frozen_copy(pair.generator, device), decay) for decay in options.ema_more.each],
         )
         self.networks: list[TrainedNetwork[Any]] = [self.generator]
         if self.objective.needs_fake:

@@ -40,7 +40,7 @@ def stylegan(monkeypatch):
 
 
 def scripts_image(G, seed, class_index=None, psi=1.0, noise_mode="const"):
-    """What the repository's script does for one seed: a latent in float64, one image at a time."""
+    """Draws as the repository's script does for one seed: a latent in float64, one image at a time."""
     z = torch.from_numpy(np.random.RandomState(seed).randn(1, G.z_dim))
     label = torch.zeros(1, G.c_dim)
     if class_index is not None:

@@ -91,15 +91,6 @@ FAST, ALL = range(40), range(200)
 LENGTH = ["--kimg=0.004", "--warmup-kimg=0.002"]  # a step or two
 
 
-@pytest.fixture(autouse=True)
-def operators_stay_as_they_are():
-    from stylegan_ops import dispatch
-
-    mode = dispatch.mode()
-    yield
-    dispatch.set_mode(mode)
-
-
 def command_line(seed: int, fixtures: Path) -> list[str]:
     """Some options with mostly sensible values, always a pair."""
     rng = random.Random(seed)

@@ -15,7 +15,7 @@ def made(monkeypatch, tmp_path):
     """The options of runs and the folders that were judged; no run takes place."""
     seen = []
     monkeypatch.setattr(start, "run", lambda config: seen.append(config) or tmp_path / "run" / "network.pkl")
-    monkeypatch.setattr(judge, "print_judgement", lambda folder: seen.append(folder))
+    monkeypatch.setattr(judge, "print_judgment", lambda folder: seen.append(folder))
     return seen
 
 

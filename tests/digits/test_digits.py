@@ -182,7 +182,7 @@ def recognized(detector, images, classes):
 
 @torch.no_grad()
 def test_the_generator_is_bad_and_the_teacher_good(detector):
-    """What the demo starts from and what it goes to: the share of images that are of the class that was asked for."""
+    """Share of the images, at the demo's start and of its teacher, that are of the class asked for."""
     classes = torch.arange(100) % 10
     labels = torch.eye(10)[classes]
     torch.manual_seed(0)

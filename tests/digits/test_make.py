@@ -85,7 +85,7 @@ def test_gan_training_moves_all_three_networks(splits):
 
 
 def test_networks_without_labels(splits, tmp_path):
-    """What benchmarks/studies/unconditional.py makes: both files are written, not made again, and draw images."""
+    """Both files of benchmarks/studies/unconditional.py are written, not made again, and draw images."""
     tiny = replace(TINY_GAN, c_dim=0), replace(TINY_TEACHER, label_dim=0)
     paths = unconditional.make_pair(tmp_path, *tiny)
     made = [path.stat().st_mtime_ns for path in paths]

@@ -101,7 +101,7 @@ def test_r1_regularization(
 def test_path_length_regularization(
     name: str, fixture_path: Callable[[str], Path], golden: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """How far the image moves with w (arXiv 1912.04958, section 3.2), through second derivatives; five steps."""
+    """Distance that the image moves with w (arXiv 1912.04958, section 3.2), through second derivatives; five steps."""
     G, arrays = opened(fixture_path(f"sg2ada/{name}.pkl"), monkeypatch)["G_ema"], golden(f"sg2ada/{name}")
     G.train().requires_grad_(True)
     r = torch.from_numpy(arrays["in.r"])
@@ -137,7 +137,7 @@ def test_path_length_regularization(
 
 
 def test_both_ways_of_a_checkpoint(fixture_path: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a training loop does: copies by name, prints summaries, pickles a snapshot, opens it again."""
+    """The ways of a training loop: copies by name, summaries, a pickled snapshot, opened again."""
     data = opened(fixture_path("sg2ada/b_cond16.pkl"), monkeypatch)
     G, G_ema = data["G"], data["G_ema"]
     z, c = torch.randn(2, G.z_dim), torch.eye(G.c_dim)[:2]

@@ -37,7 +37,7 @@ HALF = 200_000
 
 @dataclass
 class Answer:
-    """How the server answers one request; the defaults are those of a server that does everything right."""
+    """An answer of the server to one request; the defaults are those of a server that does everything right."""
 
     content: bytes = CONTENT
     status: int = 200
@@ -131,7 +131,7 @@ def md5(url: str) -> str:
 
 
 def finished(cache: Path) -> list[Path]:
-    """What NVIDIA's tools would take for downloaded files."""
+    """Names that NVIDIA's tools would take for downloaded files."""
     return [path for path in cache.glob("*_*") if re.match("[0-9a-f]{32}_", path.name)]
 
 

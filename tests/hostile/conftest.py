@@ -38,7 +38,7 @@ MEMORY_BASE, MEMORY_PER_BYTE = 24 << 20, 60
 
 @dataclass
 class Watch:
-    """What happened: `events` as (name, first argument), and the peak of memory in bytes."""
+    """Record of what happened: `events` as (name, first argument), and the peak of memory in bytes."""
 
     allowed_file: str
     events: list[tuple[str, object]] = field(default_factory=list)

@@ -63,7 +63,7 @@ def test_frames_within_frames_and_past_the_end(check):
 
 
 def test_frames_within_an_archive(check):
-    """What the scan takes for text within the archive's system information would be the next pickle for torch."""
+    """Text within the archive's system information, by the scan, would be the next pickle for torch."""
     hidden = b"s." + b"\x80\x02cos\nsystem\n" + text("echo hit") + b"\x85R." + pickle.dumps([], 2)
     within = pickle.EMPTY_DICT + text("little_endian") + b"\x88s" + text("y") + pickle.BINFLOAT + b"\0" * 7
     covered = (b"?" + hidden).ljust(300, b"?")

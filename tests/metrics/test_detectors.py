@@ -13,7 +13,7 @@ import torch
 from refine import pickles, zoo
 from refine.errors import UserError
 from refine.files import download
-from refine.metrics.detectors import OFFICIAL, Detector, DetectorChoices, exact_convolutions, load_detector
+from refine.metrics.detectors import OFFICIAL, Detector, DetectorChoices, load_detector
 
 URL = "https://detectors.example.org/somebodys.pt"
 FindPath = Callable[[str], Path]
@@ -109,14 +109,3 @@ def test_what_is_no_detector(tmp_path: Path, tiny: Path, fixture_path: FindPath,
     torch.jit.script(Bad()).save(str(tmp_path / "bad.pt"))
     with pytest.raises(UserError, match=r"returns \[2, 3, 8, 8\] for 2 images"):
         load_detector(str(tmp_path / "bad.pt")).features(images)
-
-
-def test_float32_means_float32() -> None:
-    previous = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = True
-    try:
-        with exact_convolutions():
-            assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
-        assert torch.backends.cudnn.allow_tf32
-    finally:
-        torch.backends.cudnn.allow_tf32 = previous

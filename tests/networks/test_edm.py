@@ -398,7 +398,7 @@ def test_half_precision_on_cuda(init_kwargs):
     torch.testing.assert_close(half, full, rtol=5e-2, atol=5e-2)
 
 
-def test_song_initialisation_is_xavier_with_nearly_silent_branches():
+def test_song_initialization_is_xavier_with_nearly_silent_branches():
     net = build(randomise=False, **SONG | {"model_channels": 32})
     x, sigma = noisy(net)
     weights = net.model.state_dict()
@@ -422,7 +422,7 @@ def test_song_initialisation_is_xavier_with_nearly_silent_branches():
     assert 0 < ((net(x, sigma) - c_skip * x) / c_out).abs().max() < 1e-3
 
 
-def test_adm_initialisation_is_uniform_with_silent_branches():
+def test_adm_initialization_is_uniform_with_silent_branches():
     net = build(randomise=False, **ADM, label_dim=64, augment_dim=4)
     weights = net.model.state_dict()
     for layer in ("enc.4x4_block0.conv0", "enc.4x4_block0.qkv", "enc.4x4_block0.affine"):

@@ -136,7 +136,7 @@ def test_large_c_is_l2_and_a_detached_norm_is_another_gradient():
 
 
 def signs(alpha, ratio):
-    """Whether mean and spread of a generator with B / A = ratio move toward the teacher's."""
+    """Signs of the motion of mean and spread toward the teacher's, of a generator with B / A = ratio."""
     m, s, sigma = 0.0, 1.0, 0.5
     A = s**2 + sigma**2
     tau = math.sqrt(ratio * A - sigma**2)

@@ -118,7 +118,7 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, bool]]:
 
 @dataclass(frozen=True)
 class Implementation:
-    """What the public functions use.
+    """Implementation that the public functions use.
 
     Attributes:
         name: Its name.

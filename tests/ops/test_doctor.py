@@ -265,7 +265,7 @@ def pytorch_for_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("pytorch_for_cuda")
 def test_every_gpu_is_examined(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the kernels compute is on the CPU here; where they are asked to be loaded counts."""
+    """Kernels compute on the CPU here; the devices that they are asked to be loaded on count."""
     devices = []
     monkeypatch.setattr(doctor, "_examine", lambda device: devices.append(device) or Verdict(str(device)))
     verdicts = doctor.examine_cuda(GPU)

@@ -132,7 +132,7 @@ def test_opcheck_without_kernels(name, without_kernels):
 
 @pytest.mark.parametrize("shape", [(3, 1, 4, 1), (2, 1, 1, 1), (3, 0, 4, 4), (2, 3)])
 def test_layouts_of_results_without_kernels(shape, without_kernels):
-    """Where PyTorch's own operators return their argument, or something that lies otherwise in memory."""
+    """PyTorch's own operators return their argument here, or something that lies otherwise in memory."""
     x, dy, ddx = (t.detach().transpose(0, 1) for t in tensors(*[shape] * 3))
     b = torch.randn(x.shape[1])
     quick = {"test_utils": ("test_schema", "test_faketensor")}
@@ -279,7 +279,7 @@ def test_compilers_see_plain_pytorch_of_what_kernels_do_not_take(fresh_compiler)
 
 
 def test_one_compilation_serves_few_pixels_and_many(fresh_compiler):
-    """What it is that computes, the registered operator decides when it runs."""
+    """The registered operator decides when it runs what computes."""
     x, weight, bias, _ = unet_arguments()
     compiled = torch.compile(conv3x3, fullgraph=True, dynamic=True, backend="aot_eager")
     with torch.no_grad():
@@ -296,11 +296,8 @@ def test_compiled_without_private_names(monkeypatch, fresh_compiler):
 
 def test_looking_for_kernels_is_not_compiled(fresh_compiler, monkeypatch):
     monkeypatch.setattr(dispatch, "implementation_for", implementation_for)
-    dispatch.set_mode("on")  # Forgets which kernels there are.
-    try:
+    with dispatch.temporary_mode("on"):  # Forgets which kernels there are.
         assert "stylegan_ops.bias_act.default" in operators_seen_by_the_compiler(layer, *layer_arguments())
-    finally:
-        dispatch.set_mode(None)
 
 
 def test_compiled_derivative_in_the_filter(fresh_compiler):

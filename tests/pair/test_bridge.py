@@ -17,7 +17,7 @@ PILLOW = {"lanczos": Image.Resampling.LANCZOS, "bicubic": Image.Resampling.BICUB
 
 
 def Shape(img_resolution, img_channels, num_classes):
-    """What a bridge looks at, of a generator or a teacher."""
+    """Properties of a generator or a teacher that a bridge looks at."""
     return SimpleNamespace(
         img_resolution=img_resolution, img_channels=img_channels, c_dim=num_classes, label_dim=num_classes
     )

@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 
 
 def test_high_pass_of_waves():
-    """What the teacher's grid can carry is gone, what it cannot carry stays."""
+    """Waves that the teacher's grid can carry are gone, the others stay."""
     bridge = Bridge(16, 0)
     x = (torch.arange(64) + 0.5) / 64 * 2 * math.pi
     slow, fast = torch.sin(2 * x), torch.sin(24 * x)

@@ -54,7 +54,7 @@ def foreign_pickle(tmp_path):
     path = tmp_path / "foreign.pkl"
     path.write_bytes(pickle.dumps({"G": network, "G_ema": network, "D": None}))
     yield path, network
-    del sys.modules["foreign_networks"]
+    sys.modules.pop("foreign_networks", None)
 
 
 def test_refused_without_the_word(foreign_pickle, capsys):
@@ -77,6 +77,7 @@ def test_opening_with_trust_still_runs_nothing(foreign_pickle, capsys):
 
 def test_trusted_source_runs_says_so_and_is_written_back(foreign_pickle, capsys, caplog, tmp_path):
     path, original = foreign_pickle
+    del sys.modules["foreign_networks"]  # Else its own class is taken, and nothing runs.
     capsys.readouterr()
     with caplog.at_level(logging.WARNING, "refine"):
         loaded = load_generator(str(path), trust=True)

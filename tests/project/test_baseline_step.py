@@ -182,7 +182,7 @@ def test_agreement_is_told_by_all_divisions():
 
 
 def test_forms_of_sharing_are_timed():
-    found = sharing.costs(list(sharing.FORMS), 1)
+    found = sharing.costs(sharing.FORMS, 1)
     assert found.keys() == sharing.FORMS.keys() and all(seconds > 0 for both in found.values() for seconds in both)
 
 

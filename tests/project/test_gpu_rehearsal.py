@@ -151,7 +151,7 @@ def test_documents_agree() -> None:
     assert tables.with_scaling(scaling_document, tables.newest_report()) == scaling_document
 
 
-def test_wheels_are_pure_python_and_bring_their_licences() -> None:
+def test_wheels_are_pure_python_and_bring_their_licenses() -> None:
     for path in (GPU / "wheels").glob("*.whl"):
         assert path.name.endswith("-none-any.whl") and path.stat().st_size < 1e6
         with zipfile.ZipFile(path) as archive:

@@ -36,7 +36,7 @@ def code_cells() -> list[str]:
 
 
 def execute(source: str, names: dict[str, Any]) -> None:
-    """What IPython makes of a cell: lines for the shell, and Python."""
+    """Run a cell as IPython does: lines for the shell, and Python."""
     python: list[str] = []
     for line in source.splitlines():
         if line.startswith("!"):
@@ -50,7 +50,7 @@ def execute(source: str, names: dict[str, Any]) -> None:
 
 
 class Colab:
-    """What cells show and offer for download, in place of IPython's and Colab's modules."""
+    """Record of what cells show and offer for download, in place of IPython's and Colab's modules."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, in_colab: bool) -> None:
         self.shown: list[Any] = []

@@ -17,7 +17,7 @@ PAIR = {"gan": "digits", "teacher": "edm-digits"}
 
 
 def stored(**options):
-    """What `training_options.json` holds."""
+    """Contents of `training_options.json`."""
     return json.loads(RunConfig(**(PAIR | options)).to_json())
 
 
@@ -28,7 +28,7 @@ def words(options):
 @pytest.mark.parametrize("name", list(PRESETS))
 @pytest.mark.parametrize("conditional", [True, False])
 def test_a_preset_is_named_and_not_repeated(name, conditional):
-    """What depends on labels is repeated: the folder does not tell whether there were any."""
+    """Options that depend on labels are repeated: the folder does not tell whether there were any."""
     options = stored(**PRESETS[name].options_for(conditional), preset=name)
     assert set(changed_options(options)) - set(PRESETS[name].unconditional) == {"gan", "teacher", "preset"}
     assert set(PRESETS[name].unconditional) <= set(changed_options(options))

@@ -353,7 +353,7 @@ def test_a_finished_run_is_not_measured_again(pair, tmp_path, quick_steps):
 
 
 def test_going_on_from_an_older_state(pair, tmp_path, quick_steps):
-    """What is newer is set aside: rows, states and the best snapshot."""
+    """Newer rows, states and the best snapshot are set aside."""
     options = config(pair, tmp_path, kimg=3, **LARGE)
     folder = start.run(options, evaluate=scripted([5.0, 4.0, 3.0, 2.0])).parent
     (folder / "training-state-000003.pt").write_bytes(b"damaged")

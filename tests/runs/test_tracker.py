@@ -138,7 +138,7 @@ tracker.close()
 
 
 def test_weights_and_biases_offline(tmp_path, picture, monkeypatch):
-    """What it keeps for a later `wandb sync`; a resumed run goes on under the same id."""
+    """Files kept for a later `wandb sync`; a resumed run goes on under the same id."""
     pytest.importorskip("wandb", reason="wandb is not installed (pip install wandb)")
     folder = tmp_path / "00000-digits"
     folder.mkdir()

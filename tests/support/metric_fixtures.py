@@ -16,7 +16,7 @@ FindPath = Callable[[str], Path]
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where downloads and features of references go in a test."""
+    """Folder of downloads and features of references in a test."""
     monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path / "cache"))
     for name in ("REFINE_DETECTOR", "REFINE_VGG"):
         monkeypatch.delenv(name, raising=False)

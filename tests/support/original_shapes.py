@@ -11,7 +11,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def filter_shape(f: Any) -> tuple[int, ...]:
-    """What `setup_filter` makes: an outer product below eight taps, else the taps."""
+    """Shape of `setup_filter`'s result: an outer product below eight taps, else the taps."""
     if not isinstance(f, (list, tuple)):
         return (1, 1)
     if isinstance(f[0], (list, tuple)):

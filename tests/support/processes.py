@@ -40,7 +40,7 @@ def start(count: int, script: str | Path, *args: object) -> list[subprocess.Pope
 
 
 def finish(processes: list[subprocess.Popen[str]], timeout: float = 240) -> list[str]:
-    """What each printed, once all have ended well."""
+    """Output of each, once all have ended well."""
     outputs = [process.communicate(timeout=timeout)[0] for process in processes]
     for process, output in zip(processes, outputs, strict=True):
         assert process.returncode == 0, output

@@ -161,7 +161,7 @@ def test_keywords_of_convolutions() -> None:
 
 
 class WantedGradients(TorchDispatchMode):
-    """Which gradients (input, weight, bias) convolutions were asked for."""
+    """Gradients (input, weight, bias) that convolutions were asked for."""
 
     def __init__(self) -> None:
         super().__init__()

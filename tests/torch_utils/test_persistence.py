@@ -107,7 +107,7 @@ def module(tmp_path: Path) -> Iterator[ModuleType]:
 
 
 def metas(pickled: bytes) -> list[dict[str, Any]]:
-    """What `_reconstruct_persistent_obj` would be called with, from the innermost object outwards; runs nothing."""
+    """Arguments that `_reconstruct_persistent_obj` would be called with, from the innermost outwards; runs nothing."""
     found = []
 
     class Reader(pickle.Unpickler):

@@ -1,4 +1,4 @@
-"""When a graph is made, replayed and left alone, with a stand-in for CUDA; on a GPU, what a replay gives."""
+"""Capture and replay of graphs, with a stand-in for CUDA; on a GPU, the results of a replay."""
 
 from __future__ import annotations
 

@@ -159,13 +159,10 @@ def test_memory_is_what_was_estimated(objective):
     trainer = make(objective, double=False)
     estimated = estimate_memory(trainer).activations
     assert all(p.grad is None for n in trainer.networks for p in n.module.parameters())
-    assert "Loss/gan" not in trainer.statistics.means() and dispatch.mode() == "auto"
+    assert "Loss/gan" not in trainer.statistics.means() and dispatch._mode is None
     with_kernels = kept_for_backward(trainer)
-    dispatch.set_mode("off")
-    try:
+    with dispatch.temporary_mode("off"):
         assert kept_for_backward(trainer) == pytest.approx(estimated, rel=0.1)
-    finally:
-        dispatch.set_mode("auto")
     assert with_kernels <= 1.01 * estimated
     assert estimated > 3 * estimate_memory(make("sds", double=False)).activations
 
@@ -199,7 +196,7 @@ def test_units_of_a_step(objective, changes, parts):
 
 
 def test_units_are_operations():
-    """What a step of SiD computes more than one of IKL is two gradients by the input: two units, within a tenth."""
+    """A step of SiD computes two gradients by the input more than one of IKL: two units, within a tenth."""
     counts = {name: flop_of_a_step(make(name, double=False)) for name in ("ikl", "sid", "f:js")}
     unit = counts["ikl"]["teacher, forward"]
     assert unit == counts["ikl"]["fake score, forward"] / 2 > 0

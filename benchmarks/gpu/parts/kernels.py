@@ -83,7 +83,11 @@ def inputs_of(layer: Layer, dtype: torch.dtype, device: torch.device) -> list[Te
 
 
 def error_of(layer: Layer, inputs: list[Tensor], dy: Tensor) -> float:
-    """Largest difference of value and gradients from plain PyTorch in float64, over the largest number."""
+    """Root mean square difference of value and gradients from plain PyTorch in float64, over that of the numbers.
+
+    Of value and gradients, the worse. The largest difference would be that of the few elements which rounding carries
+    across a kink.
+    """
     small = [t.detach()[:1] if t.ndim == 4 else t.detach() for t in inputs]
 
     def results(tensors: list[Tensor], gradient: Tensor) -> list[Tensor]:
@@ -92,12 +96,9 @@ def error_of(layer: Layer, inputs: list[Tensor], dy: Tensor) -> float:
         return [y.detach(), *torch.autograd.grad(y, tensors[:1], gradient)]
 
     found = results(small, dy[:1])
-    dispatch.set_mode("off")
-    try:
+    with dispatch.temporary_mode("off"):
         expected = results([t.double() for t in small], dy[:1].double())
-    finally:
-        dispatch.set_mode("on")
-    return max(float((a.double() - b).abs().max() / b.abs().max()) for a, b in zip(found, expected, strict=True))
+    return max(float((a.double() - b).norm() / b.norm()) for a, b in zip(found, expected, strict=True))
 
 
 def measure(layer: Layer, dtype_name: str, setting: Setting, clock: DeviceClock, copy: float, rounds: int) -> None:
@@ -122,8 +123,8 @@ def measure(layer: Layer, dtype_name: str, setting: Setting, clock: DeviceClock,
     for name, run in (("forward", forward), ("both", both)):
         seconds = {}
         for mode in ("on", "off"):
-            dispatch.set_mode(mode)
-            seconds[mode] = clock.median(run, rounds)
+            with dispatch.temporary_mode(mode):
+                seconds[mode] = clock.median(run, rounds)
         row[name] = {"kernel": seconds["on"], "plain": seconds["off"], "bytes": sizes[name]}
     setting.emit("kernel", **row)
 
@@ -140,9 +141,9 @@ def calls(setting: Setting) -> None:
     for name, run in runs.items():
         seconds = {}
         for mode in ("on", "off"):
-            dispatch.set_mode(mode)
-            wall(run, device, 10)
-            seconds[mode] = wall(run, device, 10 if setting.rehearse else CALLS)
+            with dispatch.temporary_mode(mode):
+                wall(run, device, 10)
+                seconds[mode] = wall(run, device, 10 if setting.rehearse else CALLS)
         setting.emit("call", op=name, kernel=seconds["on"], plain=seconds["off"])
 
 

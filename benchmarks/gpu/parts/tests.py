@@ -5,6 +5,7 @@ python -m benchmarks.gpu.parts.tests NVRTC|nvcc --out=DIR --seconds=S
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import time
@@ -57,6 +58,8 @@ def main() -> None:
     setting, options = Setting.from_arguments(compiler=str)
     if options.compiler == "nvcc":
         from benchmarks.gpu import without_nvrtc  # noqa: F401
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # Plugins of this machine may lack what they need.
+    os.environ.pop("PYTEST_ADDOPTS", None)
     counts, begun = Counts(), time.perf_counter()
     paths = [str(path.relative_to(ROOT)) for path in files()]
     status = pytest.main(["-m", "cuda", "-q", "-p", "no:cacheprovider", "--rootdir", str(ROOT), *paths], [counts])

@@ -12,7 +12,7 @@ from toolchains import GXX, script, write_sources
 
 @pytest.fixture(autouse=True)
 def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the cache will be: at a difficult path."""
+    """Folder of the cache, at a difficult path."""
     folder = tmp_path / "a cache: with $signs"
     monkeypatch.setenv("STYLEGAN_OPS_CACHE", str(folder))
     return folder

@@ -174,7 +174,7 @@ def accept(path: Path) -> None:
 
 
 def test_stale_lock(cache_folder: Path) -> None:
-    """What a process that is gone has left; the number is that of a process that has just ended."""
+    """The lock of a process that is gone; its number is that of a process that has just ended."""
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     cache_folder.mkdir()
