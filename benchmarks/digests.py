@@ -3,9 +3,10 @@
     python benchmarks/digests.py --out=before.json
     python benchmarks/digests.py --check=before.json
 
-Recorded are weights and statistics of short runs of the demo's pair with IKL (seeds 0 and 1, with each way of sharing passes), of one
-that was stopped and resumed, of two processes, and the metric rows of the README's command and of a run. Timings are
-left out. Digests hold for one machine: other processors round differently. Takes some five minutes on one core.
+Recorded are weights and statistics of short runs of the demo's pair with IKL (seeds 0 and 1, with each way of sharing
+passes), of one that was stopped and resumed, of two processes, and the metric rows of a README command and of a run.
+Timings are left out. They hold for one machine: other processors round differently. Takes some five minutes on one
+core.
 """
 
 from __future__ import annotations

@@ -20,14 +20,15 @@ from refine import run as refine
 from refine.digits.figures import Figures, figures_of
 from refine.presets import PRESETS
 
-# The demo's own settings; each row of the table changes some of them.
-COMMON: dict[str, Any] = {
+DEMO: dict[str, Any] = {
     **PRESETS["digits"].options,
     "metrics": "none",
     "snap_ticks": 1000,
     "preflight": False,
     "device": "cpu",
 }
+# The published method at the demo's rates, batch and noise levels; each row of the tables changes some settings.
+COMMON: dict[str, Any] = {**DEMO, "objective": "ikl", "kimg": 30.0}
 
 
 def sigmas(text: str) -> dict[str, str]:
@@ -47,11 +48,15 @@ TRIES: dict[str, dict[str, Any]] = {
     "sigma 0.6, rates 5e-3, 26 kimg": {**SIGMA_06, **RATES_5, "kimg": 26.0},
     "sigma 0.6, rates 5e-3, 30 kimg": {**SIGMA_06, **RATES_5, "kimg": 30.0},
     "sigma 0.6, rate 7e-3 to 0, one batch, 32 kimg": {"share_forward": True, "kimg": 32.0},
-    # The demo, and what becomes of it without its parts.
-    "demo": {},
+    # The published method, and what becomes of it without its parts.
+    "IKL": {},
     "without warm-up": {"warmup_kimg": 0.0},
     "without fake score (SDS)": {"objective": "sds"},
     "at the paper's sigma": sigmas("lognormal:-1.2,1.2"),
+    # What the objective was chosen from, and the demo.
+    "SIM, 20 kimg": {**DEMO, "kimg": 20.0},
+    "SIM, batch 16, one batch, 17 kimg": {**DEMO, "batch": 16, "share_forward": True, "kimg": 17.0},
+    "demo": DEMO,
 }
 
 
