@@ -103,7 +103,7 @@ def main() -> None:
             changes = TRIES[name] | ({} if args.kimg is None else {"kimg": args.kimg})
             figures, seconds = run(changes, seed, args.split, args.samples)
             if not start_shown:
-                print(row("the generator as it is", figures[0], None))
+                print(row("the generator before refinement", figures[0], None))
                 start_shown = True
             print(row(f"{name}, seed {seed}", figures[-1], seconds), flush=True)
 
