@@ -51,8 +51,8 @@ class Preset:
         return {**self.options, **({} if conditional else self.unconditional)}
 
 
-# docs/demo.md: chosen on the selection images, from the tries that are listed there. A fresh batch for each update costs
-# a tenth more time here and is worth it; the high rate needs its decay.
+# docs/demo.md: chosen on the selection images, from the tries that are listed there. A fresh batch for each update
+# costs a tenth more time here and is worth it; the high rate needs its decay.
 _TINY: dict[str, Any] = {
     "objective": "sim:c=1,detach_norm=1",
     "sigma": "lognormal:0.6,1.2",
