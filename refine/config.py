@@ -12,7 +12,7 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from refine.errors import OptionError, UserError
+from refine.errors import OptionError, UserError, literal
 from refine.options import MAX_INT, Option, Section, named, option
 from refine.presets import PRESETS, choose_preset
 
@@ -31,6 +31,8 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 GROUPS = (
     "Pair", "Run", "Length", "Method", "Noise levels", "Optimization", "Networks", "Metrics", "Machine",
 )  # fmt: skip
+
+FIRST = ("gan", "teacher")  # to give first, and listed first
 
 _NETWORK = "PKL|URL|NAME"
 _MODULE = "PATH|URL|NAME"
@@ -77,8 +79,15 @@ class BridgeOptions(Section):
 class PairOptions(BridgeOptions):
     """Generator, teacher, and the bridge between them."""
 
-    gan: str = option(help="StyleGAN pickle to refine.", group="Pair", metavar=_NETWORK, path=True)
+    gan: str | None = option(
+        None, "StyleGAN pickle to refine. Without it, the teacher is distilled into a one-step generator.", "Pair",
+        metavar=_NETWORK, path=True,
+    )  # fmt: skip
     teacher: str = option(help="EDM pickle to learn from.", group="Pair", metavar=_NETWORK, path=True)
+    sigma_init: float | None = option(
+        None, "Noise level of a one-step generator. Default: as its file tells, else 2.5.", "Pair",
+        metavar="SIGMA", above=0,
+    )  # fmt: skip
     init: str | None = option(
         None, "Start from the weights in this pickle or training state.", "Pair", metavar="PKL|PT", path=True
     )
@@ -114,6 +123,7 @@ class TrainingOptions(SeedOptions, LengthOptions):
         0.0, "Probability of each augmentation of the fake score's training images.", "Method",
         metavar="P", minimum=0, maximum=1,
     )  # fmt: skip
+    gan_dropout: bool = option(True, "Train a one-step generator with dropout.", "Method", metavar="0|1")
     paired_dropout: bool = option(
         False, "Use the same dropout masks in both U-Nets for the generator's update.", "Method", metavar="0|1"
     )
@@ -331,7 +341,9 @@ class EvaluationOptions(BridgeOptions):
         if self.ref == "data" and self.data is None:
             raise OptionError("{ref=data} needs a data set: give one with {data}.")
         if self.data is not None and self.ref not in ("auto", "data"):
-            raise OptionError(f"{{data={self.data}}} and {{ref={self.ref}}} are two references: give one of them.")
+            raise OptionError(
+                f"{{data={literal(self.data)}}} and {{ref={literal(self.ref)}}} are two references: give one of them."
+            )
         watched = self.metrics.auto or any(name.startswith(("fid", "fdd")) for name in self.metrics.names)
         if self.stop_if_worse is not None and not watched:
             raise OptionError(
@@ -354,17 +366,35 @@ class RunConfig(EvaluationOptions, RunOptions, TrainingOptions, PairOptions):
     @classmethod
     def options(cls) -> tuple[Option, ...]:
         """All options, in the order of `--help`: those to give first, then by group."""
-        return tuple(
-            sorted(super().options(), key=lambda each: (each.default is not MISSING, GROUPS.index(each.group)))
-        )
+        return tuple(sorted(super().options(), key=lambda each: (each.name not in FIRST, GROUPS.index(each.group))))
 
     def check(self) -> None:
-        """Refuses a watch over a divergence that is not estimated."""
+        """Refuses a watch over a divergence that is not estimated, and what needs a generator of its own."""
         super().check()
+        if self.gan is None:
+            self._check_distillation()
         if self.stop_if_flat is not None and not self.objective.needs_fake:
             raise OptionError(
                 f"{{stop_if_flat={self.stop_if_flat}}} watches the divergence that the fake score tells of, and "
                 f"{{objective={self.objective}}} has no fake score: leave it out."
+            )
+
+    def _check_distillation(self) -> None:
+        """Refuses options that have no meaning for a copy of the teacher."""
+        if self.class_map is not None:
+            raise OptionError(
+                "{class_map} joins the classes of two networks, and without {gan} the generator is a copy of the "
+                "teacher: leave it out, or give {gan}."
+            )
+        if self.train_layers.resolutions:
+            raise OptionError(
+                f"{{train_layers={self.train_layers}}} chooses blocks of a StyleGAN, and without {{gan}} the generator "
+                "is a copy of the teacher's U-Net, whose blocks all work for the whole image: leave it out."
+            )
+        if self.anchor:
+            raise OptionError(
+                f"{{anchor={self.anchor:g}}} preserves detail that the teacher cannot see, and without {{gan}} there "
+                "is none: leave it out."
             )
 
     def __new__(cls, **given: Any) -> RunConfig:
@@ -401,8 +431,9 @@ class RunConfig(EvaluationOptions, RunOptions, TrainingOptions, PairOptions):
         given = {each_name: known[each_name].checked(value) for each_name, value in given.items()}
         name = known["preset"].checked(given.pop("preset", None) if name is None else name)
         cls._check_alone(name, given)
-        resolution, conditional, path = _teacher_facts(given["gan"], given["teacher"], trust)
-        chosen = name or choose_preset(resolution, path)
+        gan = given.get("gan")
+        resolution, conditional, path = _teacher_facts(gan, given["teacher"], trust)
+        chosen = name or choose_preset(resolution, path, distills=gan is None)
         return cls(**(_preset_options(chosen, conditional, given) | given | {"preset": chosen}))
 
     @classmethod
@@ -456,22 +487,17 @@ def _preset_options(name: str, conditional: bool, given: Mapping[str, Any]) -> d
     return options
 
 
-def _teacher_facts(gan: str, teacher: str, trust: bool) -> tuple[int, bool, Path]:
+def _teacher_facts(gan: str | None, teacher: str, trust: bool) -> tuple[int, bool, Path]:
     """Resolution of the teacher's images, whether it has labels, and its file.
 
     Raises:
-        UserError: The teacher cannot be downloaded or read. If the same is true of the generator, both are named.
+        UserError: A file cannot be found or downloaded, or the teacher cannot be read.
     """
-    from refine.networks.loading import load_generator, load_teacher
+    from refine import zoo
+    from refine.networks.loading import load_teacher
 
-    try:
-        loaded = load_teacher(teacher, trust=trust)
-    except UserError as error:
-        try:
-            load_generator(gan, trust=trust)
-        except UserError as first:
-            raise UserError(f"{first} {error}") from error
-        raise
+    zoo.resolve_all([spec for spec in (gan, teacher) if spec is not None])
+    loaded = load_teacher(teacher, trust=trust)
     network: Any = loaded.network
     return int(network.img_resolution), bool(network.label_dim), loaded.pickle.path
 

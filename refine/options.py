@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, TypeVar
 
-from refine.errors import OptionError, UserError
+from refine.errors import OptionError, UserError, literal, template_of
 
 MAX_INT = 2**31 - 1  # of any option: what fits into the integers of files and tensors
 _FLAGS = {**dict.fromkeys(("1", "true", "t", "yes", "y", "on"), True),
@@ -104,7 +104,7 @@ class Option:
             return self._parsed(value)
         converted = self._converted(value)
         if converted is None or not self._is_allowed(converted):
-            raise OptionError(f"{{{self.name}}} must be {self.expected}, not {value!r}.")
+            raise OptionError(f"{{{self.name}}} must be {self.expected}, not {literal(repr(value))}.")
         if isinstance(converted, int) and converted > MAX_INT:
             raise OptionError(f"{{{self.name}}} must be at most {MAX_INT}, not {value!r}.")
         return converted
@@ -145,7 +145,7 @@ class Option:
         try:
             return named(self.parse)(value)
         except UserError as error:
-            raise OptionError(f"{{{self.name}}}: {error}") from error
+            raise OptionError(f"{{{self.name}}}: {template_of(error)}") from error
 
     def _converted(self, value: Any) -> Any:
         """The value in the field's type; None: it is of another type."""

@@ -16,7 +16,13 @@ The evidence, by name:
   update reached FID 48.8, one generator pass for both updates 56.0, one pass of the fake score as well 52.8: all
   presets use fresh batches.
 
-All presets but `released` therefore use higher noise levels than the published code: a median sigma of 1.0 instead of
+Without a GAN, the teacher is distilled into a one-step generator (docs/distilling.md). For this:
+
+- *SiD*, *released*, *DMD2*: as above, each with its own objective and sigma_init. What could not be taken over is named
+  beside each preset. None has been run here at its full length, which takes days on several GPUs.
+- *distillation study*: `python -m benchmarks.studies.distillation`, on the built-in digits.
+
+All presets for GANs but `released` use higher noise levels than the published code: a median sigma of 1.0 instead of
 0.3, and of 2.5 or more if no labels distinguish the classes. `small` and `medium` have not been run on a GPU yet.
 """
 
@@ -50,6 +56,115 @@ class Preset:
         """The options for a pair with or without labels."""
         return {**self.options, **({} if conditional else self.unconditional)}
 
+
+def _sid(summary: str, **changes: Any) -> Preset:
+    """SiD's settings: those of CIFAR-10 with changes. Its steps begin at once, without a warm-up."""
+    options: dict[str, Any] = {
+        "objective": "sid:alpha=1.2",
+        "sigma": "karras:0.002,24.4,7",
+        "fake_sigma": "lognormal:-1.2,1.2",
+        "glr": 1e-5,
+        "flr": 1e-5,
+        "batch": 256,
+        "kimg": 500_000.0,
+        "warmup_kimg": 0.0,
+        "tick_kimg": 50.0,
+        "snap_ticks": 200,
+    }
+    return Preset(summary, options | changes)
+
+
+# Settings of the built-in digits. Distillation study: `lognormal:0.6,1.2` as for the refinement; no dropout.
+_DIGITS_DISTILLED: dict[str, Any] = {
+    "objective": "ikl",
+    "sigma": "lognormal:0.6,1.2",
+    "fake_sigma": "lognormal:0.6,1.2",
+    "gan_dropout": False,
+    "glr": 1e-3,
+    "flr": 2e-3,
+    "lr_rampup_kimg": 0.5,
+    "lr_decay": "cosine",
+    "batch": 32,
+    "kimg": 24.0,
+    "warmup_kimg": 0.5,
+    "ema_halflife_kimg": 1.0,
+    "ema_rampup": None,
+    "tick_kimg": 1.5,
+    "snap_ticks": 8,
+}
+
+DISTILLATION: dict[str, Preset] = {
+    "distill-digits": Preset(
+        "the demo of distillation: the built-in teacher on a CPU, a few minutes",
+        {
+            **_DIGITS_DISTILLED,
+            "metrics": "fid5k_full,pr5k3_full",
+            "data": "digits-test.zip",
+            "detector": "digits-detector.pt",
+        },
+    ),
+    "distill-tiny": Preset("distillation of teachers of up to 16 pixels", _DIGITS_DISTILLED),
+    "sid-cifar10": _sid("distillation as in SiD, for teachers of 17 to 48 pixels: CIFAR-10"),
+    # SiD's Adam beta1 of 0.9 for one of the two networks is not among our options.
+    "sid-ffhq": _sid("distillation as in SiD, for 64-pixel teachers: FFHQ", batch=512),
+    # SiD trains with dropout 0.05 here, and the teacher's own is 0.25.
+    "sid-afhqv2": _sid("distillation as in SiD: AFHQv2", objective="sid:alpha=1.0", glr=5e-6, flr=5e-6, batch=512),
+    # SiD takes fp16 with an Adam epsilon of 1e-6.
+    "sid-imagenet": _sid(
+        "distillation as in SiD: ImageNet",
+        glr=4e-6,
+        flr=4e-6,
+        batch=8192,
+        batch_gpu=32,
+        kimg=1_000_000.0,
+        ema_halflife_kimg=2000.0,
+        tick_kimg=200.0,
+    ),
+    # Released. The number of images is the program's default; that of the published result is not known.
+    "diff-instruct": Preset(
+        "distillation as in the published code of Diff-Instruct, for CIFAR-10",
+        {
+            "objective": "ikl",
+            "sigma_init": 1.0,
+            "sigma": "lognormal:-1.2,1.2",
+            "fake_sigma": "lognormal:-1.2,1.2",
+            "fake_augment": 0.12,
+            "fake_dropout": True,
+            "paired_dropout": True,
+            "glr": 1e-5,
+            "flr": 1e-5,
+            "batch": 128,
+            "kimg": 200_000.0,
+            "warmup_kimg": 0.0,
+            "ema_halflife_kimg": 500.0,
+            "ema_rampup": 0.05,
+            "tick_kimg": 50.0,
+            "snap_ticks": 200,
+        },
+    ),
+    # DMD2 has AdamW with weight decay 0.01, and real images where we have samples of the teacher. The length is ours.
+    "dmd2": Preset(
+        "distillation as in DMD2, for ImageNet; with samples of the teacher in place of real images",
+        {
+            "objective": "ikl:weighting=dmd",
+            "sigma_init": 80.0,
+            "gan_weight": 3e-3,
+            "ratio_samples": 50_000,
+            "sigma": "karras:0.0032,71.7,7",
+            "fake_sigma": "karras:0.002,80,7",
+            "fake_steps": 5,
+            "glr": 2e-6,
+            "flr": 2e-6,
+            "beta1": 0.9,
+            "clip_grad": 10.0,
+            "batch": 280,
+            "kimg": 100_000.0,
+            "warmup_kimg": 0.0,
+            "tick_kimg": 50.0,
+            "snap_ticks": 200,
+        },
+    ),
+}
 
 # docs/demo.md: chosen on the selection images, from the tries that are listed there. A fresh batch for each update
 # costs a tenth more time here and is worth it; the high rate needs its decay.
@@ -137,17 +252,24 @@ PRESETS: dict[str, Preset] = {
             "warmup_kimg": 20.0,
         },
     ),
+    **DISTILLATION,
 }
 
 
-def choose_preset(img_resolution: int, teacher: Path | None = None) -> str:
+def choose_preset(img_resolution: int, teacher: Path | None = None, *, distills: bool = False) -> str:
     """The name of the preset for a teacher; the built-in teacher has one of its own, under whatever name it lies.
 
     Args:
         img_resolution: Pixels along either axis of the teacher's images.
         teacher: The teacher's file; None: not the built-in one.
+        distills: Whether the teacher is distilled, without a GAN.
     """
-    if teacher is not None and _same_content(teacher, BUILT_IN_TEACHER):
+    built_in = teacher is not None and _same_content(teacher, BUILT_IN_TEACHER)
+    if distills:
+        if img_resolution <= 16:
+            return "distill-digits" if built_in else "distill-tiny"
+        return "sid-cifar10" if img_resolution <= 48 else "sid-ffhq"
+    if built_in:
         return "digits"
     return "tiny" if img_resolution <= 16 else "small" if img_resolution <= 48 else "medium"
 

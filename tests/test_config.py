@@ -62,6 +62,7 @@ def test_nonsense_is_refused_in_one_sentence_with_option_and_value(option, value
     [
         ({"ref": "data"}, ("ref", "data")),
         ({"ref": "teacher", "data": "a.zip"}, ("ref", "data")),
+        ({"ref": "teacher", "data": "{ref}/{x=1}.zip"}, ("ref", "data={ref}/{x=1}.zip")),
         ({"stop_if_worse": 2, "metrics": "none"}, ("stop_if_worse", "metrics")),
         ({"stop_if_flat": 5, "objective": "sds"}, ("stop_if_flat", "objective=sds")),
         ({"stop_if_worse": 2, "metrics": "is50k,pr50k3_full"}, ("stop_if_worse", "metrics")),

@@ -8,18 +8,21 @@ from __future__ import annotations
 import io
 import logging
 import sys
+import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import click
 
 from refine.errors import OptionError, UserError
 from refine.files.addresses import without_secrets
-from refine.runtime.logs import RankFilter, rank_from_environment
+from refine.runtime.logs import RankFilter, line_of, rank_from_environment
 
 MAX_CHARACTERS = 900
+# An error that all processes meet is told by rank 0: the launcher ends the others while they wait.
+LATER_SECONDS = 3.0
 
 
 class Command(click.Command):
@@ -31,6 +34,14 @@ class Command(click.Command):
         super().__init__(*args, **kwargs)
         self.params.append(click.Option(["--debug"], is_flag=True, help="Show the traceback of an error."))
 
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        """Reads the command line."""
+        try:
+            return super().make_context(*args, **kwargs)
+        except click.ClickException:
+            _let_rank0_speak()
+            raise
+
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command's function; exceptions become sentences and exit codes."""
         debug = ctx.params.pop("debug")
@@ -41,12 +52,16 @@ class Command(click.Command):
             with _messages_on_stderr(logging.DEBUG if debug else logging.INFO):
                 return super().invoke(ctx)
         # click's own, and a closed pipe (`| head`), which click ends quietly.
-        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+        except (click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise
+        except click.ClickException:
+            _let_rank0_speak()
             raise
         except KeyboardInterrupt:
             click.echo("Interrupted.", err=True)
             ctx.exit(130)
         except Exception as error:
+            _let_rank0_speak()
             if debug:
                 traceback.print_exc()
             raise failure(error) from error
@@ -70,12 +85,19 @@ def printable(text: str) -> str:
 
 class _Formatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        return printable(record.getMessage())
+        return printable(line_of(record))
 
 
 def is_rank0() -> bool:
     """True on rank 0 of the processes that `torchrun` started, which writes to stdout and logs."""
     return rank_from_environment() == 0
+
+
+def _let_rank0_speak() -> None:
+    """Waits on all ranks but 0, until the launcher has ended this process if rank 0 failed, too."""
+    if not is_rank0():
+        with suppress(KeyboardInterrupt):
+            time.sleep(LATER_SECONDS)
 
 
 def failure(error: Exception) -> click.ClickException:

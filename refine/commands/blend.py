@@ -23,6 +23,7 @@ from refine.commands.options import (
     device_option,
     force_option,
     refusal,
+    sigma_init_option,
     trust_option,
 )
 from refine.errors import UserError
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
     from refine.pickles import NetworkPickle
 
-NETWORKS = ("G", "G_ema")
+NETWORKS = ("G", "G_ema", "net", "ema")
 
 
 class _Alphas(click.ParamType):
@@ -66,6 +67,7 @@ class _Alphas(click.ParamType):
 @click.option(
     "--trunc", "truncation_psi", type=Finite(), metavar="PSI", default=1.0, show_default=True, help="Truncation psi."
 )
+@sigma_init_option
 @force_option
 @device_option
 @trust_option
@@ -76,6 +78,7 @@ def main(
     out: Path | None,
     seeds: str,
     truncation_psi: float,
+    sigma_init: float | None,
     force: bool,
     device: str,
     trust_pickle: bool,
@@ -95,7 +98,8 @@ def main(
     numbers, where = parse_seeds(seeds), choose_device(device)
     ends = [pickles.load(file.path, trust=trust_pickle) for file in zoo.resolve_all((origin, refined))]
     weights = blendable(ends[0], ends[1])
-    generator = loading.generator_of(ends[1])
+    generator = loading.generator_of(ends[1], sigma_init=sigma_init)
+    _require_same_sigma(loading.generator_of(ends[0], sigma_init=sigma_init).network, generator.network)
     if generator.key not in weights:
         raise UserError(
             f"{ends[0].path} has no {generator.key}, which is the generator of {ends[1].path}: give a pickle with both."
@@ -112,6 +116,16 @@ def main(
     if out is not None:
         pickles.save(ends[1], out, {key: interpolate(*pair, alphas[0]) for key, pair in weights.items()})
         click.echo(f"Wrote {' and '.join(weights)} at alpha {alphas[0]:g}, the rest as in {ends[1].path}: {out}")
+
+
+def _require_same_sigma(origin: Any, refined: Any) -> None:
+    """Refuses one-step generators of different noise levels, whose blend would be of neither."""
+    levels = [getattr(generator, "sigma_init", None) for generator in (origin, refined)]
+    if levels[0] != levels[1]:
+        raise UserError(
+            f"--from is a one-step generator of sigma_init {levels[0]:g} and --to of {levels[1]:g}: blend two of the "
+            "same noise level."
+        )
 
 
 def blendable(origin: NetworkPickle, refined: NetworkPickle) -> dict[str, tuple[dict[str, Tensor], dict[str, Tensor]]]:

@@ -9,9 +9,9 @@ import errno
 import math
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,24 +22,27 @@ import torch
 from refine import zoo
 from refine.config import RunConfig, TrainingOptions
 from refine.contracts import Denoiser, Generator
-from refine.errors import OptionError, UserError
-from refine.files.atomic import cannot_write
+from refine.errors import OptionError, UserError, template_of
+from refine.files.atomic import cannot_write, check_folder
 from refine.files.dataset import ImageDataset
 from refine.metrics.resolve import dataset_path
 from refine.networks.loading import LoadedNetwork
+from refine.networks.one_step import LIVE, OneStep
 from refine.pair.pair import Pair
 from refine.runs.evaluation import evaluation_for, metric_names
 from refine.runs.run import preflight_of
-from refine.runs.start import pair_for, run_name
+from refine.runs.start import distillation_line, pair_for, run_name
 from refine.runtime.device import choose_device
-from refine.runtime.text import format_bytes, format_time
+from refine.runtime.text import counted, format_bytes, format_time
 from refine.training.cost import step_cost
 from refine.training.memory import Memory, estimate_memory
 from refine.training.state import load_weights, read_state
 from refine.training.trained import Progress
 from refine.training.trainer import Trainer
 
-TIMED_IMAGES = 4  # in the step that is timed
+TIMED_IMAGES = 4  # in the first step that is timed
+MAX_TIMED_IMAGES = 64
+ENOUGH_SECONDS = 0.2  # a shorter step is mostly what comes with every step, so more images are tried
 MAX_CLASSES_SHOWN = 10
 
 
@@ -89,8 +92,7 @@ def describe_run(
         tried(lambda: ImageDataset(dataset_path(data)))
     tried(lambda: evaluation_for(config, pair, on_device, trust_detector=trust_detector))  # detector and reference
     if found:
-        texts = (error.template if isinstance(error, OptionError) else str(error) for error in found)
-        raise OptionError(" ".join(dict.fromkeys(texts)))
+        raise OptionError(" ".join(dict.fromkeys(map(template_of, found))))
     memory = estimate_memory(trainer, num_processes)
     folder = resume.parent if resume else outdir / f"NNNNN-{run_name(config, pair)}"
     lines = [
@@ -102,7 +104,7 @@ def describe_run(
         *_time_lines(config, pair, device, progress, num_processes),
         *_disk_lines(config, pair, memory, folder),
     ]
-    if with_preflight:
+    if with_preflight and not pair.distills:
         lines += preflight_of(pair, on_device).lines()
     return "\n".join([*lines, config.to_json()])
 
@@ -117,11 +119,8 @@ def writable_folder(outdir: str) -> Path:
     existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     if not existing.is_dir():
         raise cannot_write(path, NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)))
-    try:
-        with tempfile.TemporaryFile(dir=existing):  # whoever may ask, only trying tells
-            return path
-    except OSError as error:
-        raise cannot_write(path, error) from error
+    check_folder(existing, path)
+    return path
 
 
 def _pair_lines(config: RunConfig, pair: Pair, trainer: Trainer) -> list[str]:
@@ -137,7 +136,8 @@ def _pair_lines(config: RunConfig, pair: Pair, trainer: Trainer) -> list[str]:
         _network_line("Teacher", pair.teacher_file, teacher, teacher.label_dim),
         f"Bridge    The teacher sees the generator's images {seen}, {classes} classes.",
         *pair.notes,
-        *([f"Warning: {caution}"] if (caution := config.objective.caution()) else []),
+        *([f"Distilled {distillation_line(pair)}"] if pair.distills else []),
+        *([f"Warning: {caution}"] if (caution := config.objective.caution()) and not pair.distills else []),
         f"Trained   {trained:,} of {sum(p.numel() for p in parameters):,} parameters ({config.train_layers})",
     ]
     unused = sorted(set(range(bridge.label_dim)) - set(config.class_map or range(bridge.label_dim)))
@@ -156,8 +156,8 @@ def _plan_lines(config: RunConfig, pair: Pair, memory: Memory, device: torch.dev
     elif progress.warmup_nimg:
         done = f", of which {progress.warmup_nimg / 1000:g} kimg are done"
     return [
-        f"Plan      {config.kimg:g} kimg in {steps:,} steps of {config.batch} images, after "
-        f"{config.warmup_kimg:g} kimg of warm-up ({warm_up:,} steps){done}",
+        f"Plan      {config.kimg:g} kimg in {counted(steps, 'step')} of {counted(config.batch, 'image')}, after "
+        f"{config.warmup_kimg:g} kimg of warm-up ({counted(warm_up, 'step')}){done}",
         f"          a status line every {config.tick_kimg:g} kimg; a snapshot every "
         f"{config.tick_kimg * config.snap_ticks:g} kimg, {num_snapshots(config)} of {format_bytes(_size(pair))} each, "
         f"and two states of {format_bytes(memory.state)}",
@@ -166,12 +166,17 @@ def _plan_lines(config: RunConfig, pair: Pair, memory: Memory, device: torch.dev
 
 
 def num_snapshots(config: RunConfig) -> int:
-    """Snapshots of a run: the generator as it came, those at ticks, and the last one."""
+    """Snapshots of a run: the unrefined generator, those at ticks, and the last one."""
     return 1 + math.ceil(round(config.kimg / (config.tick_kimg * config.snap_ticks), 9))
 
 
 def _size(pair: Pair) -> int:
-    return pair.gan_file.pickle.path.stat().st_size if pair.gan_file else 0
+    if pair.gan_file is None:
+        return 0
+    size = pair.gan_file.pickle.path.stat().st_size
+    if not isinstance(pair.gan_file.network, OneStep) or LIVE in pair.gan_file.pickle:
+        return size
+    return size + 4 * sum(p.numel() for p in pair.gan_file.network.parameters())  # the live weights join
 
 
 def _memory_warnings(memory: Memory, device: torch.device) -> list[str]:
@@ -195,23 +200,39 @@ def _time_lines(
     rest = max(config.kimg * 1000 - progress.cur_nimg, 0)
     total = (seconds[0] * warm_up + seconds[1] * rest) / num_processes
     rate = 1000 * seconds[1] / num_processes
-    return [f"Time      about {format_time(total)} without metrics: {rate:.3g} sec/kimg in a step of a few images here"]
+    return [f"Time      about {format_time(total)} without metrics: {rate:.3g} sec/kimg in a few steps here"]
 
 
 def seconds_per_image(config: RunConfig, pair: Pair, device: torch.device) -> tuple[float, float]:
-    """Seconds per image of the warm-up and of the refinement, from one step each after one that is not timed."""
-    images = min(TIMED_IMAGES, config.batch_gpu or config.batch)
+    """Seconds per image of the warm-up and of the refinement, each from the faster of two steps after another one.
+
+    Steps of a few images are dominated by what a step costs in any case, so short ones are tried with more images.
+    """
+    most = min(config.batch_gpu or config.batch, MAX_TIMED_IMAGES)
+    images = min(TIMED_IMAGES, most)
+    found = _seconds_per_image(config, pair, device, images)
+    while images < most and found[-1] * images < ENOUGH_SECONDS:
+        images = min(4 * images, most)
+        with suppress(torch.OutOfMemoryError):
+            found = _seconds_per_image(config, pair, device, images)
+    return found
+
+
+def _seconds_per_image(config: RunConfig, pair: Pair, device: torch.device, images: int) -> tuple[float, float]:
     options = config.section(TrainingOptions)
     options = replace(options, batch=images, batch_gpu=None, compile=False, ratio_samples=2)
     trainer = Trainer(replace(pair, digests={}), options, device)  # without digests no samples are kept
     measured = []
     for step in (trainer.warm_up_step, trainer.step) if trainer.needs_warm_up else (trainer.step,):
         step()
-        _synchronize(device)
-        start = time.perf_counter()
-        step()
-        _synchronize(device)
-        measured.append((time.perf_counter() - start) / images)
+        times = []
+        for _ in range(2):
+            _synchronize(device)
+            start = time.perf_counter()
+            step()
+            _synchronize(device)
+            times.append(time.perf_counter() - start)
+        measured.append(min(times) / images)
     return (measured[0] if len(measured) > 1 else 0.0), measured[-1]
 
 
@@ -235,5 +256,5 @@ def _network_line(title: str, file: LoadedNetwork | None, network: Generator | D
     name = f"{file.pickle.path} [{file.key}]: {file.architecture.name}" if file else type(network.module).__name__
     return (
         f"{title:<9} {name}, {network.img_resolution}x{network.img_resolution}x{network.img_channels}, "
-        f"{f'{num_classes} classes' if num_classes else 'unconditional'}, {num_parameters:,} parameters"
+        f"{counted(num_classes, 'class', 'classes') if num_classes else 'unconditional'}, {num_parameters:,} parameters"
     )

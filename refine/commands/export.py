@@ -8,7 +8,15 @@ import click
 
 from refine.commands.base import Command
 from refine.commands.locate import network_file
-from refine.commands.options import NETWORK, OutFile, Spec, check_output, force_option, trust_option
+from refine.commands.options import (
+    NETWORK,
+    OutFile,
+    Spec,
+    check_output,
+    force_option,
+    sigma_init_option,
+    trust_option,
+)
 from refine.errors import UserError
 from refine.export.formats import FORMATS
 
@@ -27,9 +35,12 @@ from refine.export.formats import FORMATS
 )  # fmt: skip
 @click.option("--out", required=True, type=OutFile(), metavar="FILE", help="File to write.")
 @click.option("--like", type=Spec(), metavar=NETWORK, help="For --format=pkl: a pickle of the same architecture.")
+@sigma_init_option
 @force_option
 @trust_option
-def main(network: str, kind: str, out: Path, like: str | None, force: bool, trust_pickle: bool) -> None:
+def main(
+    network: str, kind: str, out: Path, like: str | None, sigma_init: float | None, force: bool, trust_pickle: bool
+) -> None:
     """Write a generator in another format, once the file has been found to make the same images."""
     if (kind == "pkl") != (like is not None):
         raise click.UsageError("--format=pkl and --like belong together: weights are brought back into such a pickle.")
@@ -42,9 +53,9 @@ def main(network: str, kind: str, out: Path, like: str | None, force: bool, trus
     from refine.export import convert  # torch takes seconds to import
 
     if like is not None:
-        done = convert.bring_back(Path(network), network_file(like), out, trust=trust_pickle)
+        done = convert.bring_back(Path(network), network_file(like), out, sigma_init=sigma_init, trust=trust_pickle)
     else:
-        done = convert.export(network, kind, out, trust=trust_pickle)
+        done = convert.export(network, kind, out, sigma_init=sigma_init, trust=trust_pickle)
     size = out.stat().st_size
     note = f". {done.note}" if done.note else ""
     click.echo(f"Wrote {out} ({size:,} bytes): its images are the same within {done.difference:.1e}{note}")

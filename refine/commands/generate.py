@@ -24,6 +24,7 @@ from refine.commands.options import (
     device_option,
     force_option,
     network_option,
+    sigma_init_option,
     trust_option,
 )
 from refine.config import NOISE_MODES
@@ -43,6 +44,7 @@ _FILE = click.Path(path_type=Path)
 @network_option
 @click.option("--seeds", metavar="0-35,40", help="Seeds, one image for each.")
 @click.option("--latents", type=_FILE, metavar="NPZ|NPY", help="Latents z [N, z_dim] in place of seeds.")
+@sigma_init_option
 @click.option("--projected-w", type=_FILE, metavar="NPZ|NPY", help="Projected w [N, num_ws, w_dim] in place of seeds.")
 @click.option(
     "--trunc", "truncation_psi", type=Finite(), metavar="PSI", default=1.0, show_default=True, help="Truncation psi."
@@ -84,6 +86,7 @@ def main(
     network: str,
     seeds: str | None,
     latents: Path | None,
+    sigma_init: float | None,
     projected_w: Path | None,
     truncation_psi: float,
     classes: str | None,
@@ -118,20 +121,21 @@ def main(
         check_output(video, force)
 
     from refine.networks import loading  # torch takes seconds to import
-    from refine.networks.sampling import parse_seeds
+    from refine.networks.sampling import has_noise_latents, parse_seeds
     from refine.runtime.device import choose_device
 
     numbers = parse_seeds(seeds) if seeds is not None else None
     where = choose_device(device)
     specs = [network_file(spec) for spec in (network, compare) if spec is not None]
-    loaded = [loading.load_generator(spec, trust=trust_pickle) for spec in specs]
+    loaded = [loading.load_generator(spec, trust=trust_pickle, sigma_init=sigma_init) for spec in specs]
     generators: list[Any] = [each.network.to(where) for each in loaded]
     _require_same_shape(generators)
-    c = _labels(generators[0], classes, label, needs_one=projected_w is None)
+    draws_classes = numbers is not None and classes is None and label is None and has_noise_latents(generators[0])
+    c = _labels(generators[0], classes, label, needs_one=projected_w is None and not draws_classes)
     inputs = (
         _from_ws(generators[0], projected_w)
         if projected_w is not None
-        else _from_seeds(generators[0], numbers, c)
+        else _from_seeds(generators[0], numbers, c, draws_classes, where)
         if numbers is not None
         else _from_latents(generators[0], latents, c)
     )
@@ -226,11 +230,19 @@ def draw(generator: Any, each: Input, settings: Settings) -> Tensor:
 
 
 def _require_same_shape(generators: Sequence[Any]) -> None:
+    from refine.networks.sampling import z_shape_of
+
+    def shape(generator: Any) -> dict[str, Any]:
+        names = ("c_dim", "img_resolution", "img_channels")
+        z = z_shape_of(generator)
+        return {"z_dim": z[0] if len(z) == 1 else list(z), **{name: getattr(generator, name) for name in names}}
+
+    first = shape(generators[0])
     for other in generators[1:]:
-        for name in ("z_dim", "c_dim", "img_resolution", "img_channels"):
-            if getattr(other, name) != getattr(generators[0], name):
+        for name, value in shape(other).items():
+            if value != first[name]:
                 raise UserError(
-                    f"--compare has {name} {getattr(other, name)} and --network {getattr(generators[0], name)}: "
+                    f"--compare has {name} {value} and --network {first[name]}: "
                     "compare a generator with the one that it was refined from."
                 )
 
@@ -270,23 +282,29 @@ def _labels(generator: Any, classes: str | None, label: str | None, *, needs_one
     return [(f"-class{k}" if len(chosen) > 1 else "", sampling.label(count, k)) for k in dict.fromkeys(chosen)]
 
 
-def _from_seeds(generator: Any, seeds: Sequence[int], labels: list[tuple[str, Tensor]]) -> list[Input]:
-    from refine.networks.sampling import latent
+def _from_seeds(
+    generator: Any, seeds: Sequence[int], labels: list[tuple[str, Tensor]], draws_classes: bool, device: Any
+) -> list[Input]:
+    """Inputs of seeds; a one-step generator without a given class takes each seed's own, as SiD's script does."""
+    from refine.networks.sampling import label, seed_input
 
     seeds = list(dict.fromkeys(seeds))
     if len(seeds) * len(labels) > MAX_IMAGES:
         raise UserError(f"{len(seeds)} seeds and {len(labels)} labels are more than {MAX_IMAGES:,} images: take fewer.")
-    return [
-        Input(f"seed{seed:04d}{suffix}", seed, latent(seed, generator.z_dim), c)
-        for seed in seeds
-        for suffix, c in labels
-    ]
+    found = []
+    for seed in seeds:
+        z, number = seed_input(generator, seed, None, device)
+        own = [("", label(int(generator.c_dim), number))] if draws_classes else labels
+        found += [Input(f"seed{seed:04d}{suffix}", seed, z.cpu(), c) for suffix, c in own]
+    return found
 
 
 def _from_latents(generator: Any, file: Path | None, labels: list[tuple[str, Tensor]]) -> list[Input]:
     import torch
 
-    rows = read_rows(str(file), int(generator.z_dim), "--latents", "z", "latents")
+    from refine.networks.sampling import z_shape_of
+
+    rows = read_rows(str(file), z_shape_of(generator), "--latents", "z", "latents")
     return [
         Input(f"latent{index:04d}{suffix}", index, torch.from_numpy(row)[None], c)
         for index, row in enumerate(rows)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
@@ -10,6 +9,7 @@ import click
 from refine.commands.base import Command
 from refine.commands.locate import network_file
 from refine.commands.options import Folder, Spec
+from refine.files.jsonl import to_json
 
 
 @click.command(cls=Command)
@@ -27,7 +27,7 @@ def main(file: str, as_json: bool, extract_source: Path | None, trust_pickle: bo
     network_pickle = pickles.load(zoo.resolve(network_file(file)).path, trust=trust_pickle)
     with pickles.about(network_pickle.path):
         description = describe.describe(network_pickle)
-    click.echo(json.dumps(description, indent=2) if as_json else describe.format_description(description))
+    click.echo(to_json(description, indent=2) if as_json else describe.format_description(description))
     if extract_source is not None:
         files = describe.extract_sources(network_pickle, extract_source)
         plural = "" if len(files) == 1 else "s"

@@ -1,11 +1,16 @@
-"""`python -m refine metrics --network=PKL`: measures a generator as the StyleGAN suite does, beside its snapshots."""
+"""`python -m refine metrics --network=PKL`: measures a generator, or images in files.
+
+Rows are those of the StyleGAN suite; those of a run's snapshots go beside them.
+"""
 
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from refine.commands.base import Command
 from refine.commands.locate import snapshots
@@ -18,6 +23,7 @@ from refine.commands.options import (
     check_output,
     field_options,
     force_option,
+    sigma_init_option,
     trust_option,
 )
 from refine.errors import UserError
@@ -35,12 +41,16 @@ _NAMED_ALIKE = ("data", "ref", "detector", "vgg", "trust_detector", "fid_seeds",
     "--network", type=Spec(), metavar=f"{NETWORK}|DIR",
     help="Generator to measure; DIR: all snapshots of a run.",
 )  # fmt: skip
+@click.option(
+    "--images", type=Spec(), metavar="ZIP|DIR", help="Images to measure in place of a generator's, all of one size."
+)
 @field_options(
     "metrics", "data", "ref", "teacher", "class_map", "detector", "vgg", "metric_seed", "fid_seeds", "resample",
     "noise_mode", "device",
     metrics={"default": "fid50k_full", "help": "Metrics such as fid50k_full,pr50k3_full; any count."},
     teacher={"required": False, "help": "EDM pickle, for --ref=teacher and the zoo's statistics."},
 )  # fmt: skip
+@sigma_init_option
 @click.option("--trust-detector", is_flag=True, help="Load a downloaded detector whose digest is not known.")
 @click.option(
     "--batch",
@@ -93,12 +103,19 @@ _NAMED_ALIKE = ("data", "ref", "detector", "vgg", "trust_detector", "fid_seeds",
 @force_option
 @trust_option
 def main(metrics: MetricNames, **given: Any) -> None:
-    """Measure a generator as the StyleGAN suite does; rows go to stdout, and beside the snapshot in a run's folder."""
+    """Measure a generator, or images in files, as the StyleGAN suite does; rows go to stdout and beside snapshots."""
     if given["check_data"]:
         _check_data(given["check_data"])
         return
-    if not given["network"]:
-        raise click.UsageError("Give --network, the generator to measure, or --check-data.")
+    if not given["network"] and not given["images"]:
+        raise click.UsageError("Give --network, the generator to measure, --images or --check-data.")
+    if given["network"] and given["images"]:
+        raise click.UsageError("--network draws images and --images has them: give one of the two.")
+    if given["images"]:
+        source = click.get_current_context().get_parameter_source
+        for name in ("before", "noise_mode", "trunc"):
+            if source(name) is not ParameterSource.DEFAULT:
+                raise click.UsageError(f"--{name.replace('_', '-')} is for a generator: leave it out with --images.")
     if metrics.auto or not metrics.names:
         raise click.UsageError(f"--metrics={metrics} measures nothing: name metrics, such as --metrics=fid5k_full.")
     if given["data"] is not None and given["ref"] not in ("auto", "data"):
@@ -111,7 +128,11 @@ def main(metrics: MetricNames, **given: Any) -> None:
         raise click.UsageError("--export-features adds to --export-ref: name that file, too.")
     for name in ("export_ref", "contact_sheet", "grid"):
         if given[name] is not None:
-            check_output(given[name], given["force"], (given["network"], given["data"], given["ref"], given["before"]))
+            check_output(
+                given[name],
+                given["force"],
+                (given["network"], given["images"], given["data"], given["ref"], given["before"]),
+            )
 
     from refine.metrics.options import MetricOptions
     from refine.runtime import distributed
@@ -138,12 +159,14 @@ def _check_data(path: str) -> None:
     """
     from refine.files.dataset import check_dataset
     from refine.metrics.resolve import dataset_path
+    from refine.runtime.text import counted
 
     found = check_dataset(dataset_path(path))
     for line in (*found.problems, *found.notes, found.summary):
         click.echo(line)
     if found.problems:
-        raise UserError(f"{path} has {len(found.problems):,} problems, listed above: fix or remove these files.")
+        problems = counted(len(found.problems), "problem")
+        raise UserError(f"{path} has {problems}, listed above: fix or remove these files.")
 
 
 def _backend() -> str:
@@ -157,47 +180,57 @@ def _measure(given: dict[str, Any], options: Any, device: Any) -> None:
     from refine.files.jsonl import to_json
     from refine.metrics.offline import prefetch
     from refine.metrics.reference import Teacher
-    from refine.metrics.resolve import warn_of_recorded_data
+    from refine.metrics.resolve import dataset_path, warn_of_recorded_data
+    from refine.metrics.stored_images import StoredImages
     from refine.metrics.suite import Suite
     from refine.networks.loading import load_generator, load_teacher
     from refine.runs.folder import RunFolder
     from refine.runtime import distributed
 
-    trust = given["trust_pickle"]
+    trust, images = given["trust_pickle"], given["images"]
 
-    def get() -> tuple[Suite, list[Any]]:
-        networks = [load_generator(spec, trust=trust) for spec in snapshots(given["network"])]
+    def get() -> tuple[Suite, list[tuple[Any, Path]]]:
+        """The suite, and what it is to measure with its file; `network-best.pkl` is a link to a snapshot."""
+        sigma_init = given["sigma_init"]
+        specs = snapshots(given["network"]) if not images else []
+        networks = [load_generator(spec, trust=trust, sigma_init=sigma_init) for spec in specs]
+        measured = [(each.network, each.pickle.path.resolve()) for each in networks]
+        if images:
+            stored = StoredImages(dataset_path(images))
+            measured.append((stored, stored.dataset.path))
         teacher = None
         if given["teacher"]:
             loaded = load_teacher(given["teacher"], trust=trust)
             network: Any = loaded.network.to(device)
             sha256 = file_sha256(loaded.pickle.path)
             teacher = Teacher(network, given["teacher"], sha256, given["class_map"])
-        if options.data is None and options.ref == "auto":
+        if options.data is None and options.ref == "auto" and networks:
             warn_of_recorded_data(networks[0].pickle)
-        return Suite.build(options, networks[0].network.to(device), device, teacher), networks
+        return Suite.build(options, _on(measured[0][0], device), device, teacher), measured
 
     if given["prefetch"]:
         suite, _ = prefetch(get)
         files = sorted({str(detector.path) for detector in suite.detectors.values()})
         click.echo(f"Everything that is needed has been downloaded and tested with the network off: {', '.join(files)}")
         return
-    suite, networks = get()
+    suite, measured = get()
     if given["export_ref"]:
         _export(given, suite)
-    for loaded in networks:
-        generator = loaded.network.to(device)
-        path = loaded.pickle.path.resolve()  # network-best.pkl is a link to a snapshot
-        for row in suite.measure(generator, path.name):
+    for generator, path in measured:
+        for row in suite.measure(_on(generator, device), path.name):
             if distributed.is_rank0():
                 click.echo(to_json(row))
                 results = " ".join(f"{name} {value:.6g}" for name, value in row["results"].items() if value is not None)
                 click.echo(f"{path.name}: {results}", err=True)
                 if (path.parent / "training_options.json").is_file() and re.fullmatch(r"network-.*\.pkl", path.name):
                     RunFolder(path.parent).add_metric(row)
-        generator.to("cpu")
-    generator = networks[-1].network.to(device)
-    _pictures(given, suite, generator, device)
+        _on(generator, "cpu")
+    _pictures(given, suite, _on(measured[-1][0], device), device)
+
+
+def _on(generator: Any, device: Any) -> Any:
+    """A network on a device; stored images as they are."""
+    return generator.to(device) if hasattr(generator, "to") else generator
 
 
 def _export(given: dict[str, Any], suite: Any) -> None:
@@ -220,7 +253,8 @@ def _pictures(given: dict[str, Any], suite: Any, generator: Any, device: Any) ->
     if given["contact_sheet"]:
         contact_sheet.write_sheet(given["contact_sheet"], suite, generator)
     if given["grid"] and distributed.is_rank0():
-        before = (
-            load_generator(given["before"], trust=given["trust_pickle"]).network.to(device) if given["before"] else None
-        )
+        before = None
+        if given["before"]:
+            sigma_init, trust = given["sigma_init"], given["trust_pickle"]
+            before = load_generator(given["before"], trust=trust, sigma_init=sigma_init).network.to(device)
         contact_sheet.write_grid(given["grid"], suite, generator, before)

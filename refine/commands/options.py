@@ -15,6 +15,7 @@ from click.shell_completion import CompletionItem
 from refine.commands.base import Command, UserFailure, failure, printable
 from refine.config import GROUPS, RunConfig
 from refine.errors import OptionError, UserError
+from refine.files.atomic import check_folder
 from refine.options import Option
 
 NETWORK = "PKL|URL|NAME"
@@ -184,8 +185,7 @@ def check_output(path: Path, force: bool, inputs: Iterable[str | os.PathLike[str
     folder = path.absolute().parent
     if not folder.is_dir():
         raise UserError(f"Cannot write {path} because there is no folder {path.parent}: create that folder first.")
-    if not os.access(folder, os.W_OK):
-        raise UserError(f"Cannot write {path} because {path.parent} is read-only: choose another folder.")
+    check_folder(folder, path)
 
 
 def field_option(field: Option, *, with_default: bool = False, **changes: Any) -> Callable[[Any], Any]:
@@ -228,5 +228,6 @@ network_option = click.option("--network", required=True, type=Spec(), metavar=N
 trust_option = click.option(
     "--trust-pickle", is_flag=True, help="Run the source embedded in a pickle where Refine has no network of its own."
 )
+sigma_init_option = field_options("sigma_init")
 force_option = click.option("--force", is_flag=True, help="Overwrite files that exist.")
 device_option = field_options("device")

@@ -13,8 +13,8 @@ from refine.commands.options import Whole, field_options, trust_option
 
 @click.command(cls=Command)
 @field_options(
-    "gan", "teacher", "objective", "gan_weight", "batch", "batch_gpu", "precision", "device",
-    batch={"default": "8"}, gan={"help": "StyleGAN pickle."}, teacher={"help": "EDM pickle."},
+    "gan", "teacher", "sigma_init", "objective", "gan_weight", "batch", "batch_gpu", "precision", "device",
+    batch={"default": "8"}, teacher={"help": "EDM pickle."},
 )  # fmt: skip
 @click.option("--threads", type=Whole(1, 4096), metavar="N", help="Threads of the CPU.")
 @click.option(
@@ -43,7 +43,8 @@ def main(threads: int | None, rounds: int, operators: int, trust_pickle: bool, *
     if threads is not None:
         torch.set_num_threads(threads)
     config = RunConfig(**given, ratio_samples=2)
-    pair = replace(load_pair(config.gan, config.teacher, trust=trust_pickle), digests={})  # which keeps no samples
+    pair = load_pair(config.gan, config.teacher, sigma_init=config.sigma_init, trust=trust_pickle)
+    pair = replace(pair, digests={})  # which keeps no samples
     trainer = Trainer(pair, config.section(TrainingOptions), choose_device(config.device))
     for line in lines(profile(trainer, rounds), config.batch, operators):
         click.echo(line)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import MISSING
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,8 @@ def main(
     """Improve a pretrained StyleGAN generator, using nothing but a pretrained diffusion model.
 
     python refine.py --gan=ffhq.pkl --teacher=edm-ffhq.pkl
+
+    Without --gan, distill the diffusion model into a generator of one step.
     """
     changes = _typed(given)
     with_preflight = bool(changes.get("preflight"))
@@ -90,6 +93,9 @@ def main(
         changes = read_config(Path(config_file).expanduser()) | changes
     _check_gpus(gpus)
     if resume is None:
+        needed = [each for each in RunConfig.options() if each.default is MISSING and each.name not in changes]
+        if needed:
+            raise click.UsageError(f"Give {needed[0].flags[0]}, the {needed[0].help}")
         config, state = RunConfig.from_preset(trust=trust_pickle, **changes), None
     else:
         config, state = _resumed(os.path.expanduser(resume), changes)

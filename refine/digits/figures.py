@@ -21,6 +21,7 @@ from refine.files.images import to_uint8
 from refine.metrics.fid import frechet_distance
 from refine.metrics.moments import Moments
 from refine.metrics.precision_recall import precision_recall
+from refine.networks.sampling import z_shape_of
 
 Sampler = Callable[[Tensor], Tensor]  # one-hot labels [N, 10] -> images [N, 1, R, R] in [-1, 1]
 NEAREST = 5  # k of precision, recall and coverage
@@ -124,7 +125,7 @@ def sample(sampler: Sampler, count: int, batch: int = 200) -> tuple[Tensor, Tens
 
 def generator_sampler(G: Any) -> Sampler:
     """Images of a generator, with latents from PyTorch's default random generator."""
-    return lambda labels: G(torch.randn(len(labels), G.z_dim), labels)
+    return lambda labels: G(torch.randn(len(labels), *z_shape_of(G)), labels)
 
 
 def teacher_sampler(denoiser: Denoiser) -> Sampler:

@@ -29,6 +29,7 @@ from refine.digits.figures import Figures, figures, figures_of
 from refine.errors import UserError
 from refine.files.atomic import atomic_write
 from refine.files.image_grid import layout_of, side_by_side
+from refine.files.jsonl import to_json
 from refine.metrics.fid import frechet_distance
 from refine.metrics.moments import Moments
 from refine.metrics.options import MetricOptions
@@ -240,7 +241,7 @@ def write_yardsticks(folder: Path) -> None:
         if results and (row["name"] != "teacher" or _sha256_of(run.options.get("teacher")) == known["teacher"]):
             rows.append(row | {"results": results})
     with atomic_write(folder / YARDSTICKS) as file:
-        file.write(json.dumps(rows, indent=2).encode())
+        file.write(to_json(rows, indent=2).encode())
 
 
 def _compared() -> dict[str, Path]:
@@ -304,7 +305,7 @@ def main(rundir: Path | None, samples: int, yardsticks: Path | None) -> None:
     if yardsticks is not None:
         record = measure_yardsticks(samples - samples % 1000 or 1000)
         with atomic_write(yardsticks) as file:
-            file.write((json.dumps(record, indent=2) + "\n").encode())
+            file.write((to_json(record, indent=2) + "\n").encode())
         click.echo(f"Wrote {yardsticks}")
         return
     if rundir is None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from refine.errors import UserError
-from refine.networks.sampling import label, latent
+from refine.networks.sampling import label, seed_input
 
 TOLERANCE = 1e-4  # of images in [-1, 1]
 
@@ -20,7 +20,7 @@ class Probe:
     """Inputs at which images are compared.
 
     Attributes:
-        z: Latents [N, z_dim].
+        z: Latents [N, *z_shape].
         c: Labels [N, c_dim].
         psis: Truncations; 1 alone would not show a wrong average w.
     """
@@ -34,7 +34,7 @@ class Probe:
         """Seeds 0, 1, ... with the classes in turn."""
         seeds = range(count)
         classes = [seed % generator.c_dim if generator.c_dim else None for seed in seeds]
-        z = torch.cat([latent(seed, generator.z_dim) for seed in seeds])
+        z = torch.cat([seed_input(generator, seed, index).z for seed, index in zip(seeds, classes, strict=True)])
         c = torch.cat([label(generator.c_dim, index) for index in classes])
         has_average = getattr(getattr(generator, "mapping", None), "w_avg", None) is not None
         return cls(z, c, (1.0, 0.7) if has_average else (1.0,))

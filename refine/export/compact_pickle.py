@@ -9,12 +9,18 @@ from typing import BinaryIO
 from torch import Tensor
 
 from refine.export.agreement import Probe, images_of_network
+from refine.networks import one_step
 from refine.networks.loading import LoadedNetwork, load_generator
 from refine.pickles import writer
 
 
 def write(loaded: LoadedNetwork, file: BinaryIO) -> None:
-    """Writes the generator under G and G_ema, one object, and an empty module under D."""
+    """Writes the generator under G and G_ema, one object, and an empty module under D; a one-step generator as ema."""
+    if isinstance(loaded.network, one_step.OneStep):
+        alone = replace(loaded.pickle, root={one_step.AVERAGE: loaded.record}, layout=None)
+        objective = (one_step.recorded(loaded.pickle) or {}).get("objective")
+        writer.write(one_step.described(alone, loaded.network.sigma_init, objective), file)
+        return
     root = writer.snapshot_of({"G_ema": loaded.record})
     writer.write(replace(loaded.pickle, root=root, layout=None), file)
 

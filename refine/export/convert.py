@@ -14,6 +14,7 @@ from refine.errors import UserError
 from refine.export.agreement import Probe, agreement, images_of_network
 from refine.export.formats import FORMATS, module_of
 from refine.files.atomic import atomic_write
+from refine.networks import one_step
 from refine.networks.loading import load_generator
 from refine.pickles import PersistentObject, writer
 from refine.pickles.finite import require_finite
@@ -32,13 +33,14 @@ class Exported:
     note: str = ""
 
 
-def export(network: str, kind: str, out: Path, *, trust: bool = False) -> Exported:
+def export(network: str, kind: str, out: Path, *, sigma_init: float | None = None, trust: bool = False) -> Exported:
     """Writes a generator in another format.
 
     Args:
-        network: Path, http(s) URL or zoo name of a StyleGAN pickle.
+        network: Path, http(s) URL or zoo name of the pickle of a StyleGAN or one-step generator.
         kind: A key of `FORMATS`.
         out: File to write.
+        sigma_init: Noise level of a one-step generator; None: as its file tells, else 2.5.
         trust: Permission to run the source embedded in the pickle.
 
     Raises:
@@ -46,7 +48,7 @@ def export(network: str, kind: str, out: Path, *, trust: bool = False) -> Export
             does not make the same images.
     """
     module = module_of(kind)
-    loaded = load_generator(network, trust=trust)
+    loaded = load_generator(network, trust=trust, sigma_init=sigma_init)
     probe = Probe.of(loaded.network)
     expected = probe.images(images_of_network(loaded.network))
     if not expected.isfinite().all():
@@ -60,13 +62,16 @@ def export(network: str, kind: str, out: Path, *, trust: bool = False) -> Export
     return Exported(difference, f"Open it with {module.usage(loaded)}" if kind == "rosinality" else "")
 
 
-def bring_back(weights: Path, like: str, out: Path, *, trust: bool = False) -> Exported:
+def bring_back(
+    weights: Path, like: str, out: Path, *, sigma_init: float | None = None, trust: bool = False
+) -> Exported:
     """Writes a pickle whose generators have the weights of a file in another format.
 
     Args:
         weights: A file of a format that comes back.
-        like: Path, http(s) URL or zoo name of a StyleGAN pickle of the same architecture.
+        like: Path, http(s) URL or zoo name of a pickle of the same architecture.
         out: File to write.
+        sigma_init: Noise level of a one-step generator; None: as its file tells, else 2.5.
         trust: Permission to run the source embedded in the pickle.
 
     Raises:
@@ -76,7 +81,7 @@ def bring_back(weights: Path, like: str, out: Path, *, trust: bool = False) -> E
     if weights.suffix not in kinds:
         raise UserError(f"{weights} cannot be brought back: give a {' or '.join(kinds)} file as --network.")
     module = module_of(kinds[weights.suffix])
-    loaded = load_generator(like, trust=trust)
+    loaded = load_generator(like, trust=trust, sigma_init=sigma_init)
     ours = loaded.network.state_dict()
     state = module.read(weights, ours)
     for name in [*(n for n in ours if n not in state), *(n for n in state if n not in ours)]:
@@ -90,9 +95,14 @@ def bring_back(weights: Path, like: str, out: Path, *, trust: bool = False) -> E
     require_finite(state, str(weights))
     probe = Probe.of(loaded.network)
     expected = module.images(weights, loaded, probe)
-    entries = [key for key in ("G", "G_ema") if isinstance(loaded.pickle.get(key), PersistentObject)]
+    network, pickle = loaded.network, loaded.pickle
+    is_one_step = isinstance(network, one_step.OneStep)
+    if isinstance(network, one_step.OneStep):
+        pickle = one_step.described(pickle, network.sigma_init)
+    names = (one_step.LIVE, one_step.AVERAGE) if is_one_step else ("G", "G_ema")
+    entries = [key for key in names if isinstance(pickle.get(key), PersistentObject)]
     with atomic_write(out) as file:
-        writer.write(loaded.pickle, file, dict.fromkeys(entries, state))
+        writer.write(pickle, file, dict.fromkeys(entries, state))
         file.flush()
         written = load_generator(file.name, trust=trust).network
         difference = agreement(expected, probe.images(images_of_network(written)), str(out))

@@ -1,4 +1,7 @@
-"""ONNX: the generator as a graph. Inputs z, c and truncation_psi, output image; the noise is the stored one."""
+"""ONNX: the generator as a graph. Inputs z, c and truncation_psi, output image; the noise is the stored one.
+
+A one-step generator has no truncation_psi, and its sigma_init is part of the graph.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,8 @@ from torch import Tensor
 from refine.errors import UserError
 from refine.export.agreement import Probe
 from refine.networks.loading import LoadedNetwork
+from refine.networks.one_step import OneStep
+from refine.networks.sampling import z_shape_of
 
 OPSET = 18
 
@@ -35,6 +40,17 @@ class _Graph(torch.nn.Module):
         return self.generator.synthesis(ws, noise_mode="const", force_fp32=True)
 
 
+class _OneStepGraph(torch.nn.Module):
+    """A one-step generator, which has no truncation."""
+
+    def __init__(self, generator: Any) -> None:
+        super().__init__()
+        self.generator = generator
+
+    def forward(self, z: Tensor, c: Tensor | None = None) -> Tensor:
+        return self.generator(z, c, force_fp32=True)
+
+
 class _UnconditionalGraph(_Graph):
     def forward(self, z: Tensor, truncation_psi: Tensor) -> Tensor:  # type: ignore[override]
         return super().forward(z, z[:, :0], truncation_psi)
@@ -48,20 +64,24 @@ def write(loaded: LoadedNetwork, file: BinaryIO) -> None:
     """
     generator: Any = loaded.network
     batch = torch.export.Dim("N", min=1)
-    inputs: dict[str, Tensor] = {"z": torch.zeros(2, generator.z_dim)}
+    inputs: dict[str, Tensor] = {"z": torch.zeros(2, *z_shape_of(generator))}
     if generator.c_dim:
         inputs["c"] = torch.zeros(2, generator.c_dim)
     shapes: dict[str, Any] = {name: {0: batch} for name in inputs}
+    graph: torch.nn.Module = _OneStepGraph(generator)
+    if not isinstance(generator, OneStep):
+        graph = (_Graph if generator.c_dim else _UnconditionalGraph)(generator)
+        inputs["truncation_psi"], shapes["truncation_psi"] = torch.tensor(1.0), None
     with _quiet():
         try:
             program = torch.onnx.export(
-                (_Graph if generator.c_dim else _UnconditionalGraph)(generator),
-                (*inputs.values(), torch.tensor(1.0)),
-                input_names=[*inputs, "truncation_psi"],
+                graph,
+                tuple(inputs.values()),
+                input_names=list(inputs),
                 output_names=["image"],
                 opset_version=OPSET,
                 dynamo=True,
-                dynamic_shapes={**shapes, "truncation_psi": None},
+                dynamic_shapes=shapes,
             )
         except Exception as error:  # the exporter's many ways to fail
             line = (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -7,7 +7,6 @@ constructor, as JSON.
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
@@ -19,7 +18,9 @@ from torch import Tensor
 
 from refine.errors import UserError
 from refine.export.agreement import Probe, images_of_network
+from refine.files.jsonl import to_json
 from refine.networks.loading import LoadedNetwork
+from refine.networks.one_step import OneStep
 
 
 def write(loaded: LoadedNetwork, file: BinaryIO) -> None:
@@ -29,10 +30,12 @@ def write(loaded: LoadedNetwork, file: BinaryIO) -> None:
         "format": "pt",
         "class_name": loaded.record.class_name,
         "architecture": loaded.architecture.name,
-        "init_args": json.dumps(loaded.record.init_args, default=str),
-        "init_kwargs": json.dumps(loaded.record.init_kwargs, default=str),
+        "init_args": to_json(loaded.record.init_args, default=str),
+        "init_kwargs": to_json(loaded.record.init_kwargs, default=str),
         "source": loaded.pickle.path.name,
     }
+    if isinstance(loaded.network, OneStep):
+        about["sigma_init"] = repr(loaded.network.sigma_init)
     file.write(safetensors.torch.save(tensors, metadata=about))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,6 +13,7 @@ from uuid import uuid4
 
 from refine.errors import UserError
 
+_OTHER_FOLDER = "choose a folder that you may write to"
 _REMEDIES = {
     errno.ENOSPC: "free some space or choose another disk",
     errno.EDQUOT: "free some space or choose another disk",
@@ -28,8 +30,27 @@ def cannot_write(path: str | os.PathLike[str], error: OSError) -> UserError:
         path: File or folder.
         error: Failure.
     """
-    remedy = _REMEDIES.get(error.errno or 0, "choose a folder that you may write to")
+    remedy = _REMEDIES.get(error.errno or 0, _OTHER_FOLDER)
+    if error.errno == errno.ENOENT and Path(path).absolute().parent.is_dir():  # such as /proc
+        remedy = _OTHER_FOLDER
     return UserError(f"Cannot write {os.fspath(path)} ({error.strerror or error}): {remedy}.")
+
+
+def check_folder(folder: Path, path: str | os.PathLike[str]) -> None:
+    """Writes a nameless file and removes it, because only trying tells whether one may write.
+
+    Args:
+        folder: Folder that exists.
+        path: File or folder to be written there, for the message.
+
+    Raises:
+        UserError: The folder cannot be written to.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise cannot_write(path, error) from error
 
 
 def _target(path: str | os.PathLike[str]) -> Path:

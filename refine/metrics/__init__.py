@@ -24,11 +24,13 @@ if TYPE_CHECKING:
     from refine.metrics.metric import Metric, parse_metric, parse_metrics
     from refine.metrics.options import MetricOptions
     from refine.metrics.reference import Teacher
+    from refine.metrics.stored_images import StoredImages
     from refine.metrics.suite import make_measure
 
 _HOME = {
     "Metric": "metric",
     "MetricOptions": "options",
+    "StoredImages": "stored_images",
     "Teacher": "reference",
     "evaluate": "evaluation",
     "make_measure": "suite",
@@ -42,6 +44,7 @@ __all__ = [
     "MetricOptions",
     "Moments",
     "PrecisionRecall",
+    "StoredImages",
     "Teacher",
     "evaluate",
     "fid",

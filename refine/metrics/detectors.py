@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from refine import zoo
-from refine.errors import OptionError, UserError
+from refine.errors import OptionError, UserError, literal
 from refine.files.digest import file_sha256
 from refine.files.reading import reading
 from refine.metrics.batch_size import is_out_of_memory
@@ -142,7 +142,7 @@ def load_detector(spec: str, device: torch.device | str = "cpu", *, trust: bool 
     official = sha256 in _official_digests()
     if resolved.url and not official and not trust:
         raise OptionError(
-            f"The detector {_braced(resolved.url)} has the unknown sha256 {sha256}: if you trust it, add "
+            f"The detector {literal(resolved.url)} has the unknown sha256 {sha256}: if you trust it, add "
             "{trust_detector}, or download the file and give its path."
         )
     with reading(resolved.path), open(resolved.path, "rb") as file:
@@ -161,7 +161,7 @@ def load_detector(spec: str, device: torch.device | str = "cpu", *, trust: bool 
     except Exception as error:  # RuntimeError, ValueError and others, depending on what is broken
         if is_out_of_memory(error):
             raise OptionError(
-                f"Out of memory while loading the detector {_braced(resolved.path)}: use {{device=cpu}}."
+                f"Out of memory while loading the detector {literal(resolved.path)}: use {{device=cpu}}."
             ) from error
         raise UserError(f"The detector {resolved.path} {_what_it_is_instead(resolved.path, error)}") from error
     name = resolved.entry.name if resolved.entry else Path(resolved.url or resolved.path).name
@@ -179,11 +179,6 @@ def _what_it_is_instead(path: Path, error: BaseException) -> str:
         return f"is a damaged TorchScript module ({_last_line(error)}): download it again."
     what = "a ZIP file without code" if names else "another kind of file, or cut off"
     return f"is not a TorchScript module but {what}: give another, or download it again."
-
-
-def _braced(text: object) -> str:
-    """Text that stays as it is in the template of an `OptionError`."""
-    return str(text).replace("{", "(").replace("}", ")")
 
 
 def _official_digests() -> set[str]:

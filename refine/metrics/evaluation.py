@@ -18,6 +18,7 @@ from refine.metrics.metric import parse_metric, parse_metrics
 from refine.metrics.options import MetricOptions
 from refine.metrics.reference import Teacher
 from refine.metrics.reference_file import holds_statistics
+from refine.metrics.stored_images import StoredImages
 from refine.metrics.suite import Suite
 from refine.networks.loading import LoadedNetwork, load_generator, load_teacher
 from refine.networks.plain_module import as_contract
@@ -45,10 +46,11 @@ def evaluate(
 
     Args:
         generator: One of: path, URL or zoo name of a StyleGAN pickle; folder of a run, all of whose snapshots are
-            measured; a `LoadedNetwork`; a `refine.Generator`; or a module or function with an attribute `z_dim`,
-            called as `G(z)` or `G(z, c)` with z [N, z_dim] and one-hot labels c [N, c_dim] for images [N, C, R, R] in
-            [-1, 1], and with `truncation_psi` and `noise_mode` if it takes them. Its attributes `c_dim`,
-            `img_channels` and `img_resolution` may be missing: then it has no classes, and an image is drawn to see.
+            measured; `refine.metrics.StoredImages(path)`, images in a ZIP or folder; a `LoadedNetwork`; a
+            `refine.Generator`; or a module or function with an attribute `z_dim`, called as `G(z)` or `G(z, c)` with
+            z [N, z_dim] and one-hot labels c [N, c_dim] for images [N, C, R, R] in [-1, 1], and with `truncation_psi`
+            and `noise_mode` if it takes them. Its attributes `c_dim`, `img_channels` and `img_resolution` may be
+            missing: then it has no classes, and an image is drawn to see.
         metrics: Names of the StyleGAN suite with any count, in a list or separated by commas; see
             `refine.metrics.parse_metric`.
         reference: Reference to compare with: a StyleGAN data set (ZIP, folder or zoo name), statistics (.npz by path,
@@ -115,6 +117,8 @@ def _network(snapshot: Any, trust: bool) -> tuple[Any, str]:
         snapshot = load_generator(os.fspath(snapshot), trust=trust)
     if isinstance(snapshot, LoadedNetwork):
         return snapshot.network, snapshot.pickle.path.name
+    if isinstance(snapshot, StoredImages):
+        return snapshot, snapshot.dataset.path.name
     if not callable(snapshot):
         raise TypeError(f"a generator is a path, a name, a LoadedNetwork, a module or a function, not {snapshot!r:.80}")
     named = getattr(snapshot, "module", snapshot)

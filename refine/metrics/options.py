@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from refine.errors import OptionError
+from refine.errors import OptionError, literal
 from refine.metrics.metric import parse_metric
 from refine.pair.bridge import FILTERS
 
@@ -65,10 +65,11 @@ class MetricOptions:
         if not 0 <= self.seed < 2**31:
             raise OptionError(f"{{seed}} must be from 0 to 2^31 - 1, not {self.seed}.")
         if self.noise_mode not in NOISE_MODES:
-            raise OptionError(f"{{noise_mode}} must be one of {', '.join(NOISE_MODES)}, not {self.noise_mode!r}.")
+            given = literal(repr(self.noise_mode))
+            raise OptionError(f"{{noise_mode}} must be one of {', '.join(NOISE_MODES)}, not {given}.")
         if not math.isfinite(self.truncation_psi):
             raise OptionError(f"{{truncation_psi}} must be a finite number, not {self.truncation_psi}.")
         if self.resample not in FILTERS:
-            raise OptionError(f"{{resample}} must be one of {', '.join(FILTERS)}, not {self.resample!r}.")
+            raise OptionError(f"{{resample}} must be one of {', '.join(FILTERS)}, not {literal(repr(self.resample))}.")
         if self.ref == "data" and self.data is None:
             raise OptionError("{ref=data} compares with a data set: name it with {data}.")

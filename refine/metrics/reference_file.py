@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from refine import pickles
 from refine.errors import UserError
 from refine.files.atomic import atomic_write
 from refine.files.digest import file_sha256
+from refine.files.jsonl import to_json
 from refine.files.reading import cannot_read, reading
 from refine.metrics.detectors import Detector
 from refine.metrics.metric import FeatureSpec, Metric, too_few
@@ -208,7 +208,7 @@ def save_reference(path: Path, reference: Reference, detector: Detector, metric:
         "detector_sha256": detector.sha256,
         "resolution": np.int64(reference.resolution or 0),
         "num_channels": np.int64(reference.num_channels or 0),
-        "source": json.dumps(reference.provenance(metric)),
+        "source": to_json(reference.provenance(metric)),
     }
     if reference.labels is not None:
         if reference.labels.counts is not None:

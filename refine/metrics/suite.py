@@ -21,6 +21,7 @@ from refine.metrics.options import MetricOptions
 from refine.metrics.reference import Reference, Teacher
 from refine.metrics.resolve import choose_reference, fit, fit_labels, labels_source, load_detectors
 from refine.metrics.sampler import Labels, Sampler, for_detector
+from refine.metrics.stored_images import StoredImages, StoredSampler
 from refine.networks.plain_module import as_contract
 from refine.runtime import distributed
 from refine.runtime.text import format_time
@@ -91,6 +92,9 @@ class Suite:
         """See `make_measure`."""
         generator = as_contract(generator)
         metrics = tuple(parse_metric(name) for name in options.metrics)
+        if isinstance(generator, StoredImages):
+            for metric in metrics:
+                generator.check(metric, options.fid_seeds)
         detectors = load_detectors(metrics, options, device)
         reference = resolution = labels = None
         if any(metric.needs_reference for metric in metrics) or options.data is not None:
@@ -146,7 +150,7 @@ class Suite:
             start, saved = time.time(), drawn.saved_seconds
             results = self._results(metric, drawn)
             seconds = time.time() - start + drawn.saved_seconds - saved
-            rows.append(self._row(metric, results, seconds, snapshot_pkl))
+            rows.append(self._row(metric, results, seconds, snapshot_pkl, drawn.generator))
         if self.options.contact_sheet:
             self.kept.update(drawn.kept)
         return rows
@@ -158,9 +162,11 @@ class Suite:
             return metric.name
         return f"{metric.name}{'' if self.resolution is None else f'_at{self.resolution}'}{reference.suffix}"
 
-    def sampler(self, generator: Any, resolution: int | None) -> Sampler:
+    def sampler(self, generator: Any, resolution: int | None) -> Sampler | StoredSampler:
         """Source of the images that are measured."""
         o = self.options
+        if isinstance(generator, StoredImages):
+            return StoredSampler(generator, o.seed, resolution, o.resample)
         return Sampler(
             as_contract(generator),
             self.device,
@@ -195,9 +201,14 @@ class Suite:
                 raise UserError(f"{name} is {value}: check the generator's images, the reference and the detector.")
         return results
 
-    def _row(self, metric: Metric, results: Results, seconds: float, snapshot_pkl: str) -> dict[str, Any]:
+    def _row(
+        self, metric: Metric, results: Results, seconds: float, snapshot_pkl: str, generator: Any
+    ) -> dict[str, Any]:
         """A row as the StyleGAN suite writes it, and its provenance."""
         options, reference = self.options, self._reference_of(metric)
+        is_stored = isinstance(generator, StoredImages)
+        drawn = metric.conditions(options.truncation_psi, options.noise_mode)
+        conditions = {"images": generator.provenance()} if is_stored else drawn
         provenance: dict[str, Any] = {
             "detector": self.detectors[metric.name].provenance(),
             "reference": reference.provenance(metric) if reference is not None else None,
@@ -206,7 +217,7 @@ class Suite:
             "num_images": metric.num_gen,
             "batch": self.batch.now,
             "resize": f"{options.resample} to {self.resolution}" if self.resolution_for(metric) else None,
-            **metric.conditions(options.truncation_psi, options.noise_mode),
+            **conditions,
             "precision": metric.precision,
             **results.notes,
         }

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from refine import networks, pickles, zoo
+from refine.errors import OptionError
+from refine.networks import one_step
 from refine.networks.rebuilding import unknown_sources
 from refine.networks.registry import Architecture
 from refine.pickles import NetworkPickle, PersistentObject, PickleError
@@ -52,22 +54,27 @@ class LoadedNetwork:
     @property
     def is_embedded(self) -> bool:
         """True if the network is the one that the pickle brings as source, not Refine's own."""
-        return not type(self.network).__module__.startswith("refine.")
+        network = self.network.denoiser if isinstance(self.network, one_step.OneStep) else self.network
+        return not type(network).__module__.startswith("refine.")
 
 
-def load_generator(spec: str, *, trust: bool = False) -> LoadedNetwork:
-    """Opens a StyleGAN pickle and rebuilds its generator, `G_ema` if there is one.
+def load_generator(spec: str, *, trust: bool = False, sigma_init: float | None = None) -> LoadedNetwork:
+    """Opens a StyleGAN pickle, or that of a one-step generator, and rebuilds its generator.
+
+    Of a StyleGAN pickle it is `G_ema` if there is one, and `G` if not; of a one-step generator it is `ema`.
 
     Args:
         spec: Path, http(s) URL or zoo name.
         trust: Permission to run the source embedded in the pickle, where Refine has no such network or may have
             another one; see `networks.rebuild`.
+        sigma_init: Noise level of a one-step generator. None: as the file tells, and 2.5 for SiD's files, which do not
+            tell it.
 
     Raises:
         UserError: The file cannot be downloaded or read, is not a network pickle, or has no generator with finite
             weights.
     """
-    return generator_of(pickles.load(zoo.resolve(spec).path, trust=trust))
+    return generator_of(pickles.load(zoo.resolve(spec).path, trust=trust), sigma_init=sigma_init)
 
 
 def load_teacher(spec: str, *, trust: bool = False) -> LoadedNetwork:
@@ -81,7 +88,14 @@ def load_teacher(spec: str, *, trust: bool = False) -> LoadedNetwork:
         UserError: The file cannot be downloaded or read, is not a network pickle, or has no denoiser with finite
             weights.
     """
-    return denoiser_of(pickles.load(zoo.resolve(spec).path, trust=trust))
+    network_pickle = pickles.load(zoo.resolve(spec).path, trust=trust)
+    about = one_step.recorded(network_pickle)
+    if about is not None:
+        raise PickleError(
+            f"{network_pickle.path}: it holds a one-step generator (sigma_init {about['sigma_init']:g}), which is no "
+            "teacher: give the diffusion model that it was distilled from as --teacher, and this file as --gan"
+        )
+    return denoiser_of(network_pickle)
 
 
 def save(loaded: LoadedNetwork, path: str | os.PathLike[str]) -> None:
@@ -96,22 +110,75 @@ def save(loaded: LoadedNetwork, path: str | os.PathLike[str]) -> None:
     Raises:
         UserError: The file cannot be written, or a weight is not finite.
     """
-    weights = loaded.network.state_dict()
+    weights, pickle = loaded.network.state_dict(), loaded.pickle
     require_finite(weights, f"the network that would be written to {os.fspath(path)}")
-    pickles.save(loaded.pickle, Path(path), {loaded.key: weights})
+    if isinstance(loaded.network, one_step.OneStep):
+        pickle = one_step.described(pickle, loaded.network.sigma_init)
+    pickles.save(pickle, Path(path), {loaded.key: weights})
 
 
-def generator_of(network_pickle: NetworkPickle, keys: Sequence[str] = _GENERATOR_KEYS) -> LoadedNetwork:
+def generator_of(
+    network_pickle: NetworkPickle, keys: Sequence[str] = _GENERATOR_KEYS, *, sigma_init: float | None = None
+) -> LoadedNetwork:
     """Rebuilds the generator of an open pickle.
 
     Args:
         network_pickle: Result of `pickles.load`.
         keys: Entries to look for, the preferred one first.
+        sigma_init: Noise level of a one-step generator; see `load_generator`.
 
     Raises:
         UserError: The pickle holds no generator with finite weights under these keys.
     """
-    return _load(network_pickle, keys, "generator", _GENERATOR_ATTRIBUTES)
+    is_gan = any(isinstance(network_pickle.get(key), PersistentObject) for key in keys)
+    denoiser = None if is_gan else _denoiser_key(network_pickle)
+    if denoiser and (sigma_init is not None or one_step.holds_one_step(network_pickle)):
+        return as_one_step(denoiser_of(network_pickle), sigma_init)
+    loaded = _load(network_pickle, keys, "generator", _GENERATOR_ATTRIBUTES)
+    if sigma_init is not None:
+        raise OptionError(
+            f"{{sigma_init={sigma_init:g}}} is the noise level of a one-step generator, and {network_pickle.path} "
+            f"holds a {loaded.architecture.name}: leave it out."
+        )
+    return loaded
+
+
+def as_one_step(loaded: LoadedNetwork, sigma_init: float | None = None) -> LoadedNetwork:
+    """A loaded denoiser as a one-step generator; the two share their weights.
+
+    Args:
+        loaded: Result of `load_teacher`.
+        sigma_init: Noise level; None: as the file tells, else 2.5.
+
+    Raises:
+        UserError: The network does not know the noise level.
+    """
+    about = one_step.recorded(loaded.pickle)
+    if sigma_init is None and about is None:
+        sigma_init = one_step.DEFAULT_SIGMA_INIT
+        if one_step.holds_one_step(loaded.pickle):
+            log.info(
+                f"{loaded.pickle.path} does not tell the noise level of its one-step generator: taking "
+                f"sigma_init {sigma_init:g}, which SiD's scripts take; --sigma-init gives another"
+            )
+    elif sigma_init is None and about is not None:
+        sigma_init = float(about["sigma_init"])
+    assert sigma_init is not None
+    architecture = replace(loaded.architecture, name=f"one-step generator, {loaded.architecture.name}")
+    return replace(loaded, network=one_step.OneStep(loaded.network, sigma_init).eval(), architecture=architecture)
+
+
+def _denoiser_key(network_pickle: NetworkPickle) -> str | None:
+    """The entry of a pickle's denoiser; None if there is none."""
+    records = {key: network_pickle.get(key) for key in _DENOISER_KEYS}
+    return next(
+        (
+            key
+            for key, record in records.items()
+            if isinstance(record, PersistentObject) and networks.identify(record).role in ("denoiser", "unknown")
+        ),
+        None,
+    )
 
 
 def denoiser_of(network_pickle: NetworkPickle, keys: Sequence[str] = _DENOISER_KEYS) -> LoadedNetwork:
@@ -163,7 +230,11 @@ def _what_it_is_instead(network_pickle: NetworkPickle, wanted: str) -> PickleErr
     other = "denoiser" if wanted == "generator" else "generator"
     if other in roles.values():
         found, option = {
-            "denoiser": ("an EDM denoiser", "as --teacher"),
+            "denoiser": (
+                "an EDM denoiser",
+                "as --teacher; without --gan it is distilled into a one-step generator, and one that is a one-step "
+                "generator already needs its --sigma-init",
+            ),
             "generator": ("a StyleGAN generator", "as --gan"),
         }[other]
         return PickleError(f"{path}: it holds {found}, where a {wanted} is needed (refine.py takes it {option})")

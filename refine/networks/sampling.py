@@ -1,10 +1,14 @@
-"""Images by seed, as StyleGAN's own scripts make them: the same seed is the same latent everywhere."""
+"""Images by seed, as StyleGAN's own scripts make them: the same seed is the same latent everywhere.
+
+A one-step generator, whose latents are images of noise, has the seeds of the scripts of EDM and SiD: a random generator
+of PyTorch for each seed, which draws the noise and then, for a generator with classes, the class.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +21,18 @@ if TYPE_CHECKING:
 
 MAX_SEED = 2**32 - 1
 MAX_SEEDS = 1_000_000
+
+
+class SeedInput(NamedTuple):
+    """Input of the image of a seed.
+
+    Attributes:
+        z: Latent, [1, *z_shape].
+        class_index: Class; None for a label of zeros.
+    """
+
+    z: Tensor
+    class_index: int | None
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
@@ -46,6 +62,49 @@ def latent(seed: int, z_dim: int) -> Tensor:
     return torch.from_numpy(np.random.RandomState(seed).randn(1, z_dim).astype(np.float32))
 
 
+def z_shape_of(generator: Any) -> tuple[int, ...]:
+    """Shape of one latent: `(z_dim,)`, or (C, R, R) for a one-step generator."""
+    shape = getattr(generator, "z_shape", None)
+    return (int(generator.z_dim),) if shape is None else tuple(shape)
+
+
+def has_noise_latents(generator: Any) -> bool:
+    """True for a one-step generator, whose latents are images of noise."""
+    return len(z_shape_of(generator)) > 1
+
+
+def noise_latent(seed: int, z_shape: Sequence[int], c_dim: int, device: torch.device | str = "cpu") -> SeedInput:
+    """Noise [1, C, R, R] of a seed, and the class that the scripts of EDM and SiD draw after it.
+
+    PyTorch's random numbers on a GPU differ from those on the CPU, as in those scripts.
+
+    Args:
+        seed: Seed, 0 to 2^32 - 1.
+        z_shape: Shape (C, R, R) of the noise.
+        c_dim: Number of classes; 0 for none.
+        device: Device that draws.
+    """
+    draw = torch.Generator(device).manual_seed(seed % 2**32)
+    z = torch.randn(tuple(z_shape), generator=draw, device=device)[None]
+    drawn = torch.randint(c_dim, size=[], generator=draw, device=device) if c_dim else None
+    return SeedInput(z, None if drawn is None else int(drawn))
+
+
+def seed_input(generator: Any, seed: int, class_index: int | None, device: torch.device | str = "cpu") -> SeedInput:
+    """Latent [1, *z_shape] of a seed, and the class: the given one, or for a one-step generator the seed's own.
+
+    Args:
+        generator: Generator of any family.
+        seed: Seed, 0 to 2^32 - 1.
+        class_index: Class; None for the seed's own, or none.
+        device: Device of the generator.
+    """
+    if not has_noise_latents(generator):
+        return SeedInput(latent(seed, generator.z_dim).to(device), class_index)
+    drawn = noise_latent(seed, z_shape_of(generator), int(generator.c_dim), device)
+    return drawn if class_index is None else drawn._replace(class_index=class_index)
+
+
 def label(c_dim: int, class_index: int | None) -> Tensor:
     """One-hot label [1, c_dim] of a class; zeros without a class.
 
@@ -61,12 +120,12 @@ def label(c_dim: int, class_index: int | None) -> Tensor:
 
 
 def class_of(generator: Any, class_index: int | None) -> int | None:
-    """Class to generate; None for a generator without classes.
+    """Class to generate; None for a generator without classes, and for a one-step generator that draws its classes.
 
     Raises:
         UserError: The generator has classes, and none was chosen, or the chosen class does not exist.
     """
-    if not generator.c_dim:
+    if not generator.c_dim or (class_index is None and has_noise_latents(generator)):
         return None
     if class_index is None:
         count = generator.c_dim
@@ -88,14 +147,14 @@ def images_of(
     Args:
         generator: Generator on `device`.
         seeds: Seeds of the latents; with `noise_mode="random"` also of the noise.
-        class_index: Class of all images; None for a label of zeros.
+        class_index: Class of all images; None for a label of zeros, and for each seed's own of a one-step generator.
         truncation_psi: Truncation: 1 for the full distribution, 0 for the average image.
         noise_mode: Noise inputs: `const`, `random` or `none`.
         device: Device of the generator.
     """
     for seed in seeds:
-        z = latent(seed, generator.z_dim).to(device)
-        c = label(generator.c_dim, class_index).to(device)
+        z, number = seed_input(generator, seed, class_index, device)
+        c = label(generator.c_dim, number).to(device)
         if noise_mode == "random":
             torch.manual_seed(seed)
         with torch.no_grad():
@@ -116,7 +175,8 @@ def generate(
     Args:
         generator: Result of `load_generator`, or its network, on any device.
         seeds: Seeds of the latents, 0 to 2^32 - 1; with `noise_mode="random"` also of the noise.
-        class_index: Class of all images; needed for a generator with classes, and for no other.
+        class_index: Class of all images; needed for a GAN with classes. A one-step generator without it draws a class
+            for each seed, as SiD's script does.
         truncation_psi: Truncation: 1 for the full distribution, 0 for the average image.
         noise_mode: Noise inputs: `const`, `random` or `none`.
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from refine.contracts import Generator, GeneratorOutput
 from refine.errors import UserError
+from refine.networks.one_step import OneStep, OneStepGenerator
 from refine.networks.stylegan2 import SynthesisBlock, update_w_avg
 
 
@@ -58,12 +59,14 @@ def as_generator(module: nn.Module, name: str = "The network") -> Generator:
     """A network behind the contract of a generator.
 
     Args:
-        module: A generator of the StyleGAN family.
+        module: A generator of the StyleGAN family, or a one-step generator.
         name: Beginning of the sentence of an error, such as the file and the class.
 
     Raises:
         UserError: The network is not made of a mapping and a synthesis network.
     """
+    if isinstance(module, OneStep):
+        return OneStepGenerator(module)
     if not (hasattr(module, "mapping") and hasattr(module, "synthesis")):
         raise UserError(
             f"{name} is not made of a mapping and a synthesis network, as StyleGAN's generators are: "

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from refine.errors import OptionError
+from refine.errors import OptionError, literal
 from refine.pickles import NetworkPickle, PickleError
 from refine.pickles.records import to_python
 
@@ -88,8 +88,8 @@ def _compare_names(names: list[str], teacher_names: list[str], class_map: Sequen
     if class_map is not None:
         return [f"Warning: The teacher has no class named {missing!r}; using --class-map as given."]
     raise OptionError(
-        f"The teacher has no class named {missing!r}, which the generator has: map each generator class to a teacher "
-        "class with {class_map}."
+        f"The teacher has no class named {literal(repr(missing))}, which the generator has: map each generator class "
+        "to a teacher class with {class_map}."
     )
 
 

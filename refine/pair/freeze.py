@@ -59,13 +59,19 @@ def select_layers(generator: Generator, layers: str | Layers, teacher_resolution
     layers = parse_layers(layers)
     resolutions = {name: generator.resolution_of(name) for name, _ in generator.module.named_parameters()}
     known = {resolution for resolution in resolutions.values() if resolution is not None}
+    if layers.resolutions and not known:
+        raise OptionError(
+            f"{{train_layers={layers}}} chooses blocks of a StyleGAN by their resolution, and this generator has no "
+            "such blocks: leave it out."
+        )
     if layers.resolutions - known:
         raise OptionError(
             f"{{train_layers}} contains {min(layers.resolutions - known)}, and the generator has no block of "
             f"{min(layers.resolutions - known)} pixels: use some of {', '.join(map(str, sorted(known)))}."
         )
     chosen = layers.resolutions or frozenset(r for r in known if r <= teacher_resolution)
-    everything = layers.text == "all" or (layers.text == "auto" and teacher_resolution >= generator.img_resolution)
+    sees_all = teacher_resolution >= generator.img_resolution or not known
+    everything = layers.text == "all" or (layers.text == "auto" and sees_all)
     names = [name for name, resolution in resolutions.items() if everything or resolution in chosen]
     for name, parameter in generator.module.named_parameters():
         parameter.requires_grad_(name in names)

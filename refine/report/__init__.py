@@ -54,5 +54,5 @@ def try_write_report(folder: str | Path) -> Path | None:
         return write_report([folder])
     except Exception as error:  # hours of training are worth more than a page about them
         about = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        log.warning(f"Warning: No report was written ({about}). Try again with python -m refine report {folder}.")
+        log.warning(f"No report was written ({about}). Try again with python -m refine report {folder}.")
         return None

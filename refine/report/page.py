@@ -203,6 +203,12 @@ def page(runs: Sequence[Run], folder: Path) -> str:
     )
 
 
+def _title(gan: Any, teacher: Any) -> str:
+    if gan is None:
+        return f"{_file_name(teacher)} distilled into one step"
+    return f"{_file_name(gan)} refined with {_file_name(teacher)}"
+
+
 def section(run: Run, folder: Path, letter: str = "") -> Section:
     """Section of the page about one run."""
     metrics = measured(run)
@@ -212,7 +218,7 @@ def section(run: Run, folder: Path, letter: str = "") -> Section:
     return Section(
         run=run,
         letter=letter,
-        title=f"{_file_name(run.options.get('gan'))} refined with {_file_name(run.options.get('teacher'))}",
+        title=_title(run.options.get("gan"), run.options.get("teacher")),
         verdict=verdict,
         verdict_title=TITLES[verdict.state],
         warnings=[without_secrets(sentence) for sentence in warnings(run, metrics)],

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, features
 
@@ -13,6 +16,7 @@ from refine.files.image_grid import layout_of
 
 MAX_SIDE = 2200  # pixels of a whole picture in the page
 MAX_PNG_BYTES = 300_000  # beyond which a picture is compressed with loss
+SAMPLED = 16  # one in so many rows is compressed to tell the size of the whole
 STRIP_ROWS = 10  # snapshots in the strip
 STRIP_IMAGES = 12  # images across in it
 STRIP_TILE = 96  # pixels of an image in it
@@ -36,6 +40,29 @@ class Embedded:
 
 def embedded(path: Path) -> Embedded | None:
     """A whole picture without its title, reduced if it is large; None: It cannot be read."""
+    return _remembered(_whole, path)
+
+
+def first_row(path: Path) -> Embedded | None:
+    """The first images of a picture's first row; the whole picture, small, where it has no layout; None: Unreadable."""
+    return _remembered(_first_row, path)
+
+
+def _remembered(made: Callable[[Path], Embedded | None], path: Path) -> Embedded | None:
+    """Result for a file that has not changed since, because a run writes its report again at each snapshot."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return _made(made, path, (status.st_ctime_ns, status.st_mtime_ns, status.st_size, status.st_ino))
+
+
+@lru_cache(maxsize=64)
+def _made(made: Callable[[Path], Embedded | None], path: Path, version: tuple[int, ...]) -> Embedded | None:
+    return made(path)
+
+
+def _whole(path: Path) -> Embedded | None:
     try:
         with Image.open(path) as picture:
             layout = layout_of(picture)
@@ -45,8 +72,7 @@ def embedded(path: Path) -> Embedded | None:
         return None
 
 
-def first_row(path: Path) -> Embedded | None:
-    """The first images of a picture's first row; the whole picture, small, where it has no layout; None: Unreadable."""
+def _first_row(path: Path) -> Embedded | None:
     try:
         with Image.open(path) as picture:
             layout = layout_of(picture)
@@ -70,13 +96,28 @@ def _encoded(picture: Image.Image, factor: float) -> Embedded:
     if factor < 1:
         size = [max(round(side * factor), 1) for side in picture.size]
         picture = picture.resize((size[0], size[1]), Image.Resampling.LANCZOS)
-    lossy, options = ("WEBP", {"quality": 85}) if features.check("webp") else ("JPEG", {"quality": 90})
-    for kind, settings in (("PNG", {}), (lossy, options)):
-        file = io.BytesIO()
-        picture.convert("L" if picture.mode == "L" else "RGB").save(file, kind, **settings)
-        if file.tell() <= MAX_PNG_BYTES:
-            break
-    return Embedded(_uri(file.getvalue(), kind.lower()), *picture.size)
+    picture = picture.convert("L" if picture.mode == "L" else "RGB")
+    kind, content = "PNG", _png(picture)
+    if content is None:
+        kind, options = ("WEBP", {"quality": 85}) if features.check("webp") else ("JPEG", {"quality": 90})
+        content = _bytes(picture, kind, **options)
+    return Embedded(_uri(content, kind.lower()), *picture.size)
+
+
+def _png(picture: Image.Image) -> bytes | None:
+    """The picture as PNG; None if that is large, which a part of it tells before all of it is compressed."""
+    middle, height = picture.height // 2, -(-picture.height // SAMPLED)
+    part = picture.crop((0, middle, picture.width, min(middle + height, picture.height)))
+    if len(_bytes(part, "PNG")) * picture.height > 2 * MAX_PNG_BYTES * part.height:
+        return None
+    content = _bytes(picture, "PNG")
+    return content if len(content) <= MAX_PNG_BYTES else None
+
+
+def _bytes(picture: Image.Image, kind: str, **options: Any) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, kind, **options)
+    return file.getvalue()
 
 
 def _uri(content: bytes, kind: str) -> str:

@@ -26,7 +26,7 @@ PREFLIGHT, YARDSTICKS, REALS, FIRST_FAKES = "preflight.json", "yardsticks.json",
 _SNAPSHOT = re.compile(r"network-snapshot-(\d{6,}(?:_\d{3})?)\.pkl")
 _FAKES = re.compile(r"fakes(\d{6,}(?:_\d{3})?)\.png")
 _BAND = re.compile(r"(?P<base>.+)/sigma_(?P<low>[^_]+)_(?P<high>[^_]+)")
-_WARNING = "Warning: "
+_WARNING, _ERROR = "Warning: ", "Error: "
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,10 @@ class Run:
 
     def logged_warnings(self) -> list[str]:
         """Warnings that the run itself gave, each once."""
-        return list(dict.fromkeys(line.removeprefix(_WARNING) for line in self.log if line.startswith(_WARNING)))
+        found = [line.removeprefix(_WARNING) for line in self.log if line.startswith(_WARNING)]
+        if self.log and self.log[-1].startswith(_ERROR):
+            found.append(f"The run ended with an error: {self.log[-1].removeprefix(_ERROR)}")
+        return list(dict.fromkeys(found))
 
     def times(self) -> list[float]:
         """Times of everything that was recorded, in seconds since the epoch, ascending."""

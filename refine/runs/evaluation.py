@@ -23,11 +23,12 @@ from refine.metrics.reference import Teacher
 from refine.metrics.resolve import dataset_path, warn_of_recorded_data
 from refine.metrics.suite import Measure as Evaluate
 from refine.metrics.suite import make_measure
-from refine.networks.loading import load_generator, load_teacher
+from refine.networks.loading import as_one_step, load_generator, load_teacher
 from refine.networks.preconditioned import as_denoiser
 from refine.pair.pair import Pair
 from refine.runs.folder import RunFolder
 from refine.runtime.device import choose_device
+from refine.runtime.logs import ALL_RANKS
 from refine.runtime.text import counted
 from refine.training.divergence import best_snapshot, is_flat, readings
 from refine.training.trainer import Trainer
@@ -105,7 +106,7 @@ def evaluation_for(config: RunConfig, pair: Pair, trainer: Trainer, *, trust_det
     except UserError as error:
         if asked_for(config):
             raise
-        log.warning(f"Continuing without metrics: {error}")
+        log.warning(f"Continuing without metrics: {error}", extra=ALL_RANKS)
         return None
 
     def guarded(network: torch.nn.Module, snapshot_pkl: str) -> Sequence[dict[str, Any]]:
@@ -113,7 +114,7 @@ def evaluation_for(config: RunConfig, pair: Pair, trainer: Trainer, *, trust_det
             return measure(network, snapshot_pkl)
         except Exception as error:  # hours of training are worth more than a metric
             about = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-            log.warning(f"Could not measure {snapshot_pkl}: {about}")
+            log.warning(f"Could not measure {snapshot_pkl}: {about}", extra=ALL_RANKS)
             return []
 
     return guarded
@@ -138,7 +139,8 @@ def prefetch_for(config: RunConfig, *, trust: bool = False, trust_detector: bool
     device = choose_device(config.device)
 
     def get() -> list[str]:
-        gan, teacher = load_generator(config.gan, trust=trust), load_teacher(config.teacher, trust=trust)
+        teacher = load_teacher(config.teacher, trust=trust)
+        gan = as_one_step(teacher) if config.gan is None else load_generator(config.gan, trust=trust)
         lines = [f"generator {gan.pickle.path}", f"teacher {teacher.pickle.path}"]
         options = metric_options(config, device, trust_detector=trust_detector)
         if options is not None:

@@ -6,7 +6,6 @@ the preflight.
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import subprocess
@@ -21,6 +20,7 @@ import torch
 
 import refine
 from refine.files.atomic import atomic_write, cannot_write
+from refine.files.jsonl import to_json
 from refine.pair.preflight import Preflight
 
 SESSIONS, PREFLIGHT = "sessions.jsonl", "preflight.json"
@@ -65,7 +65,7 @@ def add_session(folder: Path, row: Mapping[str, Any]) -> None:
     path = folder / SESSIONS
     try:
         with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(to_json(row) + "\n")
     except OSError as error:
         raise cannot_write(path, error) from error
 
@@ -78,7 +78,7 @@ def write_preflight(folder: Path, found: Preflight) -> None:
     """
     row = asdict(found) | {"verdict": found.lines()[-1].strip()}
     with atomic_write(folder / PREFLIGHT) as file:
-        file.write(json.dumps(row, indent=2).encode())
+        file.write(to_json(row, indent=2).encode())
 
 
 def git_commit(folder: Path) -> str | None:

@@ -15,7 +15,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from refine.config import RunConfig
 from refine.contracts import Generator
-from refine.errors import OptionError
+from refine.errors import OptionError, literal
 from refine.pair.pair import Pair
 from refine.pair.preflight import Preflight, preflight
 from refine.report import REPORT, try_write_report
@@ -23,6 +23,7 @@ from refine.runs.evaluation import Evaluate, flat, is_measured, link_best_by_div
 from refine.runs.folder import RunFolder, snapshot_tag
 from refine.runs.grids import Grids
 from refine.runs.interrupts import StopRequest
+from refine.runs.log import IN_LOG
 from refine.runs.provenance import write_preflight
 from refine.runs.status import Tick, resources, tick_line, tick_row, warm_up_row
 from refine.runs.tensorboard import TensorBoard
@@ -30,8 +31,9 @@ from refine.runs.tracker import Tracker, Trackers
 from refine.runs.wandb import WeightsAndBiases
 from refine.runs.writer import Origin, Writer
 from refine.runtime import distributed
+from refine.runtime.logs import WARNING
 from refine.runtime.text import format_time
-from refine.training.drift import DriftProbe
+from refine.training.drift import IMAGE_RANGE, DriftProbe
 from refine.training.memory import memory_advice
 from refine.training.statistics import RunningMeans
 from refine.training.trainer import Trainer
@@ -128,7 +130,7 @@ class Run:
         finished = trainer.progress.cur_nimg >= config.kimg * 1000
         has_snapshot = finished and self.snapshot_path().exists()
         self.saved_nimg = trainer.progress.cur_nimg if has_snapshot else None
-        self.stopping = self.ending = False
+        self.stopping = self.ending = self.warned_of_drift = False
         self.trackers = Trackers(self._choose_trackers() if distributed.is_rank0() else [])
         self.grids = Grids(folder, self.trackers, self.averaged_generator(), config.seed)
 
@@ -142,7 +144,6 @@ class Run:
             UserError: A file cannot be written, or the run has diverged.
             KeyboardInterrupt: A signal stopped the run; its state is saved.
         """
-        self.say(f"Run directory: {self.folder.path}")
         with ExitStack() as stack:
             stack.enter_context(logging_redirect_tqdm([log]))
             stack.callback(self.trackers.close)
@@ -168,7 +169,8 @@ class Run:
         if progress.step == 0 and progress.warmup_nimg == 0:
             self.trackers.add_options(self.config.to_dict())
             self.try_pair()
-            self.grids.save_fakes("fakes_init.png", self.grids.draw(), "before refinement", 0)
+            title = "one step of the teacher" if self.pair.distills else "before refinement"
+            self.grids.save_fakes("fakes_init.png", self.grids.draw(), title, 0)
             self.grids.save_reals(self.config.data)
             self.writer.save(snapshot=True)
             self.evaluate()
@@ -227,7 +229,7 @@ class Run:
         self.tick_end_time = time.perf_counter()
         self.start_tick()
         kimg = self.trainer.progress.warmup_nimg / 1000
-        self.say(f"Warm-up done: fake score trained on {kimg:.1f} kimg of samples from the unrefined generator")
+        self.say(f"Warm-up done: fake score trained on {kimg:g} kimg of samples from the unrefined generator")
 
     def finish(self) -> None:
         """Saves and measures the last snapshot; for a stopped run, saves the state.
@@ -259,14 +261,19 @@ class Run:
         for average in generator.more_averages:
             path = self.folder.average_path(self.tag(), str(average.decay))
             if distributed.is_rank0():
-                self.pair.write_snapshot(path, generator.module.state_dict(), average.network.module.state_dict())
+                self.pair.write_snapshot(
+                    path,
+                    generator.module.state_dict(),
+                    average.network.module.state_dict(),
+                    str(self.trainer.objective),
+                )
             rows = self.measured(average.network, path)
             if distributed.is_rank0():
                 record_average(self.folder, str(average.decay), rows or ())
 
     def try_pair(self) -> None:
-        """Runs the preflight, so that a pair that cannot work is noticed at once."""
-        if self.config.preflight and distributed.is_rank0():
+        """Runs the preflight, so that a pair that cannot work is noticed at once; a copy of the teacher fits it."""
+        if self.config.preflight and distributed.is_rank0() and not self.pair.distills:
             found = preflight_of(self.pair, self.trainer)
             write_preflight(self.folder.path, found)
             for line in found.lines():
@@ -323,6 +330,7 @@ class Run:
             values |= self.drift.measure(self.trainer.generator.network) | resources(self.trainer.device)
             row = tick_row(tick, values, progress.num_nonfinite)
             self.say(tick_line(tick, values, progress.num_nonfinite))
+            self.warn_of_drift(values["Drift/image"])
             self.add_row(row)
             if problem is None and self.callbacks.on_tick is not None:
                 end = bool(self.callbacks.on_tick(row))
@@ -334,6 +342,16 @@ class Run:
         self.raise_everywhere(problem)
         self.trainer.statistics = RunningMeans()
         self.tick_end_time = now
+
+    def warn_of_drift(self, change: float) -> None:
+        """Says once that the images are no longer images, though they are finite."""
+        if change > IMAGE_RANGE and not self.warned_of_drift:
+            self.warned_of_drift = True
+            self.say(
+                f"Warning: The images have changed by {change:.3g} (root mean square) since the start, more than their "
+                f"whole range of {IMAGE_RANGE:g}: the generator has diverged. Start a new run with lower --glr and "
+                "--flr."
+            )
 
     def gradient_problem(self, values: Mapping[str, float]) -> str | None:
         """Message if no gradient since the last tick was finite; None with an adaptive loss scale, which takes time."""
@@ -359,8 +377,8 @@ class Run:
         if good is None:
             raise OptionError(f"{problem}: start a new run with lower {{glr}} and {{flr}}, or {{precision=fp32}}.")
         raise OptionError(
-            f"{problem}, and the last good snapshot is {good}: start a new run from it with {{init}}, with lower "
-            "{glr} and {flr}, or {precision=fp32}."
+            f"{problem}, and the last good snapshot is {literal(good)}: start a new run from it with {{init}}, with "
+            "lower {glr} and {flr}, or {precision=fp32}."
         )
 
     def add_row(self, row: dict[str, Any]) -> None:
@@ -388,7 +406,8 @@ class Run:
 
     def say(self, line: str) -> None:
         """Logs a line, also to `log.txt`."""
-        log.info(line)
+        is_warning = line.startswith(WARNING)
+        log.log(logging.WARNING if is_warning else logging.INFO, line, extra=IN_LOG)
         if distributed.is_rank0():
             self.folder.log(line)
 

@@ -16,12 +16,14 @@ from refine.errors import OptionError, UserError
 from refine.pair.pair import Pair, load_pair
 from refine.runs.evaluation import Evaluate, evaluation_for
 from refine.runs.folder import RunFolder
+from refine.runs.log import RunLog
 from refine.runs.provenance import add_session, session
 from refine.runs.run import Callbacks, OnSnapshot, OnTick, Run, position
 from refine.runs.wandb import require_wandb
 from refine.runs.writer import Origin
 from refine.runtime import distributed
 from refine.runtime.device import choose_device, would_use_cuda
+from refine.runtime.logs import WARNING, LineFormatter
 from refine.training.drift import DriftProbe
 from refine.training.state import load_state, load_weights, read_state, remember_start
 from refine.training.trainer import Trainer
@@ -73,7 +75,7 @@ def run(
     if config.wandb:
         require_wandb()
     backend = "nccl" if would_use_cuda(config.device) else "gloo"
-    with _log_shown(), distributed.processes(backend) as place:
+    with _log_shown(), distributed.processes(backend) as place, RunLog(log, distributed.is_rank0()) as run_log:
         device = choose_device(config.device, place.local_rank if place.world_size > 1 else None)
         if place.world_size > config.batch:
             raise OptionError(
@@ -84,16 +86,23 @@ def run(
         config = with_lasting_paths(config)
         trainer = Trainer(pair, config.section(TrainingOptions), device)
         for note in pair.notes if resume is None else ():
-            log.info(note)
-        caution = trainer.objective.caution()
-        if caution is not None and distributed.is_rank0():
+            log.log(logging.WARNING if note.startswith(WARNING) else logging.INFO, note)
+        if pair.distills and resume is None:
+            log.info(f"No --gan: {distillation_line(pair)}")
+        # A copy of the teacher varies hardly more than the teacher in any direction, which the cautions are about.
+        caution = None if pair.distills else trainer.objective.caution()
+        if caution is not None:
             log.warning(caution)
         if evaluate is None:
             evaluate = evaluation_for(config, pair, trainer, trust_detector=trust_detector)
         callbacks = Callbacks(evaluate, on_tick, on_snapshot)
         if resume is None:
-            return _new_run(config, pair, trainer, callbacks, trust=trust).go()
-        return _resumed_run(config, pair, trainer, callbacks, Path(resume)).go()
+            made = _new_run(config, pair, trainer, callbacks, trust=trust)
+        else:
+            made = _resumed_run(config, pair, trainer, callbacks, Path(resume))
+        made.say(f"Run directory: {made.folder.path}")
+        run_log.use(made.folder)
+        return made.go()
 
 
 @contextmanager
@@ -103,6 +112,7 @@ def _log_shown() -> Iterator[None]:
         yield
         return
     handler, level = logging.StreamHandler(), log.level
+    handler.setFormatter(LineFormatter())
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     try:
@@ -114,7 +124,23 @@ def _log_shown() -> Iterator[None]:
 
 def pair_for(config: RunConfig, *, trust: bool = False) -> Pair:
     """Loads the pair that the options name."""
-    return load_pair(config.gan, config.teacher, resample=config.resample, class_map=config.class_map, trust=trust)
+    return load_pair(
+        config.gan,
+        config.teacher,
+        resample=config.resample,
+        class_map=config.class_map,
+        sigma_init=config.sigma_init,
+        trust=trust,
+    )
+
+
+def distillation_line(pair: Pair) -> str:
+    """What becomes of the teacher in a distillation, with the noise level of the one evaluation."""
+    sigma: Any = pair.generator.module.sigma_init
+    return (
+        "the teacher is distilled into a one-step generator, which starts as the teacher's own network at sigma_init "
+        f"{sigma:g}"
+    )
 
 
 def _new_run(config: RunConfig, pair: Pair, trainer: Trainer, callbacks: Callbacks, *, trust: bool) -> Run:
@@ -127,7 +153,8 @@ def _new_run(config: RunConfig, pair: Pair, trainer: Trainer, callbacks: Callbac
     drift = DriftProbe(trainer.generator.network, trainer.bridge, config.seed)
     if not drift.start_images.isfinite().all():
         raise UserError(
-            f"The generator in {config.init or config.gan} makes images that are not finite: use an earlier snapshot."
+            f"The generator in {config.init or config.gan or config.teacher} makes images that are not finite: use an "
+            "earlier snapshot."
         )
     config = replace(config, precision=trainer.precision)
     folder = RunFolder(distributed.broadcast(_new_folder(config, pair)))

@@ -36,6 +36,11 @@ class Tick:
     remaining_nimg: float
 
     @property
+    def kimg(self) -> str:
+        """Thousands of images so far, with as many digits as tell two ticks apart."""
+        return f"{self.cur_nimg / 1000:.{1 if self.nimg >= 100 else 3}f}"
+
+    @property
     def sec_per_kimg(self) -> float:
         """Seconds per thousand images."""
         return self.seconds / max(self.nimg, 1) * 1000
@@ -78,7 +83,7 @@ def warm_up_row(cur_nimg: int, values: Mapping[str, float]) -> dict[str, Any]:
 def tick_line(tick: Tick, values: Mapping[str, float], num_nonfinite: int) -> str:
     """Status line: StyleGAN's fields in StyleGAN's order, then Refine's."""
     return (
-        f"tick {tick.number:<5d} kimg {tick.cur_nimg / 1e3:<8.1f} time {format_time(tick.total_seconds):<12s} "
+        f"tick {tick.number:<5d} kimg {tick.kimg:<8s} time {format_time(tick.total_seconds):<12s} "
         f"sec/tick {tick.seconds:<7.1f} sec/kimg {tick.sec_per_kimg:<7.2f} "
         f"maintenance {tick.maintenance_seconds:<6.1f} cpumem {values['Resources/cpu_mem_gb']:<6.2f} "
         f"gpumem {values['Resources/peak_gpu_mem_gb']:<6.2f} "

@@ -73,10 +73,10 @@ class Tracker(ABC):
         except ModuleNotFoundError as error:
             self._ended = True
             if not self.optional:
-                log.warning(f"Warning: Continuing without {self.title}: {error}.")
+                log.warning(f"Continuing without {self.title}: {error}.")
         except Exception as error:  # a full disk, a server that is down, incompatible versions
             self._ended = True
-            log.warning(f"Warning: Continuing without {self.title} ({error}); stats.jsonl is complete.")
+            log.warning(f"Continuing without {self.title} ({error}); stats.jsonl is complete.")
 
     @abstractmethod
     def _start(self) -> None: ...

@@ -71,13 +71,14 @@ class Writer(Background):
 
     def _work(self, content: dict[str, Any], nimg: int, *, snapshot: bool, state: bool) -> Any:
         path = self.folder.snapshot_path(snapshot_tag(nimg, self.trainer.options.batch))
+        objective = str(self.trainer.objective)
         copied, arrive = host_copy(content, shared=[self.origin.start])
 
         def write() -> None:
             arrive()
             if snapshot:
                 weights = copied["networks"]["generator"]
-                self.pair.write_snapshot(path, weights["module"], weights["average"])
+                self.pair.write_snapshot(path, weights["module"], weights["average"], objective)
             if state:
                 with atomic_write(self.folder.state_path(nimg)) as file:
                     torch.save(copied, file)

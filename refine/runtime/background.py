@@ -19,8 +19,8 @@ T = TypeVar("T")
 class Background:
     """Thread for work whose result is needed later; `wait` and `check` raise the errors of the work.
 
-    As a context manager, it waits at the end of the `with` block. The thread is a daemon: if the process has to end at
-    once, after a second Ctrl-C or an error in `wait` itself, it does not wait for the thread.
+    As a context manager, it waits at the end of the `with` block, unless that ends with KeyboardInterrupt: a second
+    Ctrl-C means now. The thread is a daemon, so the end of the process does not wait for it.
     """
 
     def __init__(self) -> None:
@@ -70,6 +70,8 @@ class Background:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if isinstance(error, KeyboardInterrupt):
+            return
         try:
             self.wait()
         except Exception:

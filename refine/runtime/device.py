@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from refine.errors import OptionError, UserError
+from refine.errors import OptionError, UserError, literal
 from refine.runtime.text import counted
 
 
@@ -22,7 +22,9 @@ def choose_device(name: str, index: int | None = None) -> torch.device:
     if name == "auto":
         name = next(kind for kind, is_there in available.items() if is_there)
     if not available.get(name, False):
-        raise OptionError(f"{{device={name}}} is not available to PyTorch on this machine: use {{device=auto}}.")
+        raise OptionError(
+            f"{{device={literal(name)}}} is not available to PyTorch on this machine: use {{device=auto}}."
+        )
     if name != "cuda" or index is None:
         return torch.device(name)
     if index >= torch.cuda.device_count():

@@ -15,7 +15,8 @@ import torch
 
 def _flags() -> list[tuple[Any, str, Any]]:
     """Flags of matrix products and of cuDNN: object, attribute, and the value of exact arithmetic."""
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    matmul: Any = torch.backends.cuda.matmul
+    cudnn: Any = torch.backends.cudnn
     try:
         _ = matmul.allow_tf32, cudnn.allow_tf32
     except RuntimeError:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -64,10 +64,22 @@ class CudaGraphs:
             # Other threads (NCCL's, and the writer of snapshots) may use CUDA at the same time.
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 output = run()
-        finally:
+        except RuntimeError:
             torch.cuda.set_stream(current)  # a capture that fails to end leaves its own stream behind
+            _release_random_numbers()
+            raise
         self._pool = graph.pool()
         return output, graph.replay
+
+
+def _release_random_numbers() -> None:
+    """Makes PyTorch's generator for CUDA usable after a capture that failed.
+
+    Until a capture succeeds, the generator takes itself for being captured and refuses to draw.
+    """
+    number = torch.zeros(1, device="cuda")
+    with suppress(RuntimeError), torch.cuda.graph(torch.cuda.CUDAGraph(), capture_error_mode="thread_local"):
+        number.add_(1)
 
 
 class _Graph(NamedTuple):

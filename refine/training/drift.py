@@ -12,6 +12,7 @@ from refine.pair.high_frequency import high_pass
 from refine.runtime.random import stream_generator
 
 NUM_PROBES = 16  # enough for a trend; each tick costs a forward pass
+IMAGE_RANGE = 2.0  # from -1 to 1; images that have changed by more are no images
 
 
 class DriftProbe:

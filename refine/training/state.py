@@ -12,7 +12,8 @@ from torch import Tensor
 
 from refine import networks, pickles
 from refine.errors import OptionError, UserError
-from refine.pickles import PersistentObject
+from refine.networks import one_step
+from refine.pickles import NetworkPickle, PersistentObject
 from refine.runtime import distributed
 from refine.training.statistics import RunningMeans
 from refine.training.trained import Progress
@@ -108,7 +109,7 @@ def load_weights(trainer: Trainer, path: Path, *, trust: bool = False) -> None:
     """Loads weights, and nothing else, from a training state or a StyleGAN pickle.
 
     A state provides the live generator, its moving average and the fake score; a pickle provides G and G_ema, or one
-    of them for both.
+    of them for both. For a one-step generator these are net and ema.
 
     Args:
         trainer: Trainer whose networks receive the weights.
@@ -125,14 +126,19 @@ def load_weights(trainer: Trainer, path: Path, *, trust: bool = False) -> None:
             raise
         stored = read_state(path)["networks"]
     else:
+        generator: Any = trainer.generator.module
+        is_one_step = isinstance(generator, one_step.OneStep)
+        if is_one_step:
+            _require_sigma(pickle, generator.sigma_init)
         live, average = (
             networks.rebuild(pickle[key], trust=trust).state_dict()
             if isinstance(pickle.get(key), PersistentObject)
             else None
-            for key in ("G", "G_ema")
+            for key in ((one_step.LIVE, one_step.AVERAGE) if is_one_step else ("G", "G_ema"))
         )
         if not (live or average):
-            raise UserError(f"{path} contains no generator to start from: give a StyleGAN pickle or a training state.")
+            kind = "the pickle of a one-step generator" if is_one_step else "a StyleGAN pickle"
+            raise UserError(f"{path} contains no generator to start from: give {kind} or a training state.")
         stored = {"generator": {"module": live or average, "average": average or live}}
     for trained in trainer.networks:
         if trained.name in stored:
@@ -143,6 +149,16 @@ def load_weights(trainer: Trainer, path: Path, *, trust: bool = False) -> None:
                     f"The weights in {path} do not fit the run's {trained.title}: give a file of the same architecture."
                 ) from error
     remember_start(trainer, trainer.generator.module.state_dict())
+
+
+def _require_sigma(pickle: NetworkPickle, sigma_init: float) -> None:
+    """Refuses a one-step generator of another noise level."""
+    about = one_step.recorded(pickle)
+    if about is not None and about["sigma_init"] != sigma_init:
+        raise OptionError(
+            f"The one-step generator in {pickle.path} has sigma_init {about['sigma_init']:g}, and the run "
+            f"{{sigma_init={sigma_init:g}}}: use {{sigma_init={about['sigma_init']:g}}}."
+        )
 
 
 def remember_start(trainer: Trainer, weights: Mapping[str, Tensor]) -> None:

@@ -18,7 +18,7 @@ from refine.config import TrainingOptions
 from refine.contracts import Denoiser, Generator
 from refine.diffusion import augment
 from refine.diffusion.denoiser import usable_sigmas
-from refine.errors import OptionError
+from refine.errors import OptionError, literal
 from refine.objectives import Scores, ikl
 from refine.pair import high_frequency
 from refine.pair.freeze import select_layers
@@ -334,8 +334,15 @@ class Trainer:
     # -- details --------------------------------------------------------------------------------------
 
     def _draw(self, generator: Generator, inputs: StepInputs) -> Any:
-        inputs.seeds.seed_torch("noise")  # PyTorch's default generator draws the generator's noise inputs
-        return generator(inputs.z, inputs.c, noise_mode=self.options.noise_mode, force_fp32=self.precision != "fp16")
+        inputs.seeds.seed_torch("noise")  # PyTorch's default generator draws the noise inputs, or dropout masks
+        if not is_unet(generator):
+            force_fp32 = self.precision != "fp16"
+            return generator(inputs.z, inputs.c, noise_mode=self.options.noise_mode, force_fp32=force_fp32)
+        set_training(generator.module, self.options.gan_dropout)
+        with autocast(self.precision, self.device):
+            drawn = generator(inputs.z, inputs.c)
+        set_training(generator.module, False)
+        return drawn
 
     def _denoise(
         self,
@@ -377,6 +384,9 @@ class Trainer:
         trained = [network.network for network in self.networks]
         for denoiser in denoisers:
             denoiser.module.use_fp16 = False  # the precision is chosen here, not by the pickle
+        if is_unet(self.generator.network):
+            module: Any = self.generator.module
+            module.denoiser.use_fp16 = False
         if self.options.compile:  # before checkpointing, which then recomputes the compiled blocks
             for network in [*frozen_ones, *trained]:
                 compile_blocks(network.blocks())
@@ -421,6 +431,11 @@ class Trainer:
         return learning_rate(self.options.rlr, seen, rampup_nimg=self.options.lr_rampup_kimg * 1000)
 
 
+def is_unet(generator: Generator) -> bool:
+    """True for a one-step generator: a U-Net with dropout, computed in the precision of teacher and fake score."""
+    return bool(getattr(generator, "is_unet", False))
+
+
 def check_options(pair: Pair, options: TrainingOptions) -> None:
     """Checks that the options fit the pair.
 
@@ -436,5 +451,5 @@ def check_options(pair: Pair, options: TrainingOptions) -> None:
         name = pair.teacher_file.pickle.path if pair.teacher_file else "this teacher"
         raise OptionError(
             f"{{fake_augment}} needs a teacher trained with EDM's {augment.NUM_LABELS} augmentation labels, and "
-            f"{name} was not: use {{fake_augment=0}}."
+            f"{literal(name)} was not: use {{fake_augment=0}}."
         )

@@ -4,6 +4,7 @@ import errno
 import logging
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import click
@@ -11,8 +12,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 import refine
+from refine.commands import base
 from refine.commands.base import Command
-from refine.errors import OptionError, UserError
+from refine.errors import OptionError, UserError, literal
 
 OUTCOMES = {
     "nothing": None,
@@ -22,6 +24,7 @@ OUTCOMES = {
     "interrupt": KeyboardInterrupt(),
     "usage": click.UsageError("Two seeds are one too many."),
     "option": OptionError("{batch_gpu} must divide 8, and {share_unet=True} too: use {ema_rampup=None}."),
+    "braces": OptionError(f"{{data={literal('/{run}/{gan=1}.pkl')}}} and {literal('/{data}')}: use {{ref}}."),
     "disk": OSError(errno.ENOSPC, "No space left on device", "a.pkl"),
     "device": OSError(errno.EIO, "Input/output error"),
     "memory": MemoryError("Unable to allocate 7 TiB"),
@@ -67,6 +70,7 @@ def test_user_error_is_one_sentence_and_exit_code_2():
     ("outcome", "words"),
     [
         ("option", ["--batch-gpu", "--share-unet=1", "--ema-rampup=none"]),
+        ("braces", ["--data=/{run}/{gan=1}.pkl and /{data}: use --ref."]),
         ("disk", ["a.pkl", "No space left on device"]),
         ("device", ["Input/output error"]),
         ("memory", ["memory", "7 TiB"]),
@@ -80,7 +84,18 @@ def test_what_the_user_can_mend_is_one_sentence_and_exit_code_2(outcome: str, wo
     assert sentence.startswith("Error: ") and all(word in sentence for word in words), sentence
 
 
+@pytest.mark.parametrize("arguments", ["--outcome=user", "--outcome=usage", "--outcom=user"])
+def test_what_fails_in_all_processes_is_told_by_rank_0(arguments: str, monkeypatch: pytest.MonkeyPatch):
+    """The launcher ends the others while they wait; an error of theirs alone is told after that."""
+    waits: list[float] = []
+    monkeypatch.setattr(time, "sleep", waits.append)
+    assert call(arguments).exit_code == 2 and waits == []
+    monkeypatch.setenv("RANK", "1")
+    assert call(arguments).exit_code == 2 and waits == [base.LATER_SECONDS]
+
+
 def test_of_several_processes_one_speaks(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(base, "LATER_SECONDS", 0.0)
     monkeypatch.setenv("RANK", "1")
     result = call("--outcome=user")
     assert result.exit_code == 2 and "a message" not in result.stderr and "a.pkl" in result.stderr

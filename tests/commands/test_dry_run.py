@@ -75,6 +75,27 @@ def test_time_is_that_of_the_steps(describe, pair, monkeypatch):
     assert all(second > 0 for second in dry_run.seconds_per_image(options, start.pair_for(options), CPU))
 
 
+def test_short_steps_are_timed_with_more_images(pair, monkeypatch):
+    """Up to the images of a pass, and until a step is long enough or memory ends."""
+    tried = []
+
+    def seconds(config, pair, device, images):
+        tried.append(images)
+        if images == 64:
+            raise torch.OutOfMemoryError
+        return 0.0, 0.001
+
+    monkeypatch.setattr(dry_run, "_seconds_per_image", seconds)
+    for batch, images in ((2, [2]), (40, [4, 16, 40]), (512, [4, 16, 64])):
+        tried.clear()
+        assert dry_run.seconds_per_image(RunConfig(**pair, batch=batch), None, CPU) == (0.0, 0.001)
+        assert tried == images
+    monkeypatch.setattr(dry_run, "TIMED_SECONDS", 0.004)
+    tried.clear()
+    dry_run.seconds_per_image(RunConfig(**pair, batch=512), None, CPU)
+    assert tried == [4]
+
+
 def test_what_is_left_of_a_run(describe, pair, tmp_path, monkeypatch):
     options = RunConfig(
         **pair, outdir=str(tmp_path / "runs"), device="cpu", batch=8, kimg=0.016, warmup_kimg=0.008, preflight=False

@@ -252,3 +252,35 @@ def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
         text=True,
         timeout=300,
     )
+
+
+def test_images_in_files(arguments: list[str], data: str, tmp_path: Path) -> None:
+    """A data set compared with itself; fewer images than there are are a random choice; they can be smaller."""
+    stored = arguments[1:]
+    (row,) = rows(run(*stored, f"--images={data}", "--metrics=fid256_full").stdout)
+    assert abs(row["results"]["fid256_full"]) < 1e-6 and row["snapshot_pkl"] == Path(data).name
+    known = row["provenance"]["images"]
+    assert known["num_images"] == 256 and len(known["sha256"]) == 64 and "truncation_psi" not in row["provenance"]
+    drawn = [
+        rows(run(*stored, f"--images={data}", "--metrics=is100", f"--metric-seed={seed}").stdout)[0]["results"]
+        for seed in (0, 0, 1)
+    ]
+    assert drawn[0] == drawn[1] != drawn[2]
+    files = ImageDataset(data)
+    small = tmp_path / "small"
+    small.mkdir()
+    for index in range(60):
+        image = Image.fromarray(files.image(index).transpose(1, 2, 0)).resize((16, 16), Image.Resampling.LANCZOS)
+        image.save(small / f"{index}.png")
+    (row,) = rows(run(f"--images={data}", f"--data={small}", *stored[1:], "--metrics=fid60_full").stdout)
+    assert list(row["results"]) == ["fid60_full_at16"]
+
+
+def test_images_in_files_that_cannot_be_measured(arguments: list[str], data: str) -> None:
+    stored = [*arguments[1:], f"--images={data}"]
+    assert "257" in run(*stored, "--metrics=fid257_full", code=2).stderr
+    assert "fid85_full" in run(*stored, "--metrics=fid200_full", "--fid-seeds=3", code=2).stderr
+    assert "ppl2_wend20" in run(*stored, "--metrics=ppl2_wend20", code=2).stderr
+    for wrong in (arguments[0], "--trunc=0.5", "--noise-mode=const", arguments[0].replace("network", "before")):
+        assert wrong.partition("=")[0] in run(*stored, wrong, "--metrics=fid60_full", code=2).stderr
+    assert "nowhere" in run(*arguments[1:], "--images=nowhere", "--metrics=fid60_full", code=2).stderr

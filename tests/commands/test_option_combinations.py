@@ -13,14 +13,18 @@ import pytest
 from click.testing import CliRunner
 
 from refine import pickles
+from refine.commands import dry_run
 from refine.commands import run as cli
 from refine.config import RunConfig
 from refine.runs import evaluation as measuring
+from refine.runs import grids
 
 # For each option, values that make sense alone, and values that do not.
 VALUES: dict[str, tuple[list[str], list[str]]] = {
     "gan": (["sg2ada/b_cond16.pkl"] * 6 + ["sg2ada/a_uncond32.pkl", "sg2ada/d_gray16.pkl"], ["none.pkl", "cifar11"]),
     "teacher": (["edm/s4_sid_ddpmpp_cond16.pkl"] * 6 + ["edm/s1_edm_ddpmpp_uncond16.pkl"], ["sg2ada/b_cond16.pkl"]),
+    "sigma-init": (["none"], ["0", "x", "2.5"]),
+    "gan-dropout": (["0", "1"], ["2"]),
     "preset": (["tiny", "small", "medium", "released"], ["smal", ""]),
     "init": (["sg2ada/b_cond16.pkl"], ["nowhere.pt", "edm/s1_edm_ddpmpp_uncond16.pkl"]),
     "class-map": (["4,3,2,1,0", "0,0,0,0,0"], ["1,2", "a", "", "9,9,9,9,9", "-1,0,1,2,3"]),
@@ -36,7 +40,7 @@ VALUES: dict[str, tuple[list[str], list[str]]] = {
         ["ikl:dmdd", "UNIFORM", "ikl:x=1"],
     ),
     "gan-weight": (["0", "0.1"], ["-1", "nan"]),
-    "ratio-samples": (["100"], ["0", "-5"]),
+    "ratio-samples": (["16"], ["0", "-5"]),
     "ratio-refresh": (["0", "1"], ["2"]),
     "rlr": (["1e-3"], ["0", "nan"]),
     "backtrack": (["0", "2"], ["-1", "x"]),
@@ -97,7 +101,7 @@ def command_line(seed: int, fixtures: Path) -> list[str]:
     chosen = {"gan", "teacher", *rng.sample(sorted(VALUES), rng.choice([0, 1, 2, 3, 5, 8]))}
     if rng.random() < 0.8:
         chosen.discard("resume")
-    line = [*LENGTH, "--batch=2", "--preflight=0"]
+    line = [*LENGTH, "--batch=2", "--preflight=0", *([] if "ratio-samples" in chosen else ["--ratio-samples=8"])]
     for name in sorted(chosen):
         good, bad = VALUES[name]
         value = rng.choice(bad if not good or (bad and rng.random() < 0.12) else good)
@@ -114,6 +118,8 @@ def test_every_combination_ends_well(seeds, fixture_path, tmp_path, monkeypatch)
     monkeypatch.setenv("REFINE_DETECTOR", str(fixture_path("metrics/tiny_inception_s.pt")))
     monkeypatch.setattr(measuring, "DEFAULT", "fid20_full")  # fifty thousand images are not what is tested here
     monkeypatch.setattr(pickles, "load", lru_cache(pickles.load))  # a fifth of the time, and not what is tested here
+    monkeypatch.setattr(dry_run, "seconds_per_image", lambda *args: (0.01, 0.02))  # test_dry_run.py takes these steps
+    monkeypatch.setattr(grids, "MAX_IMAGES_ON_CPU", 10)
     fixtures = fixture_path("sg2ada/b_cond16.pkl").parents[1]
     ends = {0: 0, 2: 0}
     for seed in seeds:

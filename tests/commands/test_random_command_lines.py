@@ -10,7 +10,7 @@ import json
 import pickle
 import random
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +81,7 @@ OPTIONS: dict[str, dict[str, Values]] = {
         "metrics": (["is20", "fid20_full", "kid20_full,pr1k3_full"], ["fid", "none", "auto", "", "fid1_full"]),
         "detector": (["detector.pt"] * 3, ["vgg.pt", "nowhere.pt", "text.txt", "in.pkl"]),
         "vgg": (["vgg.pt"], ["text.txt"]), "check-data": (["data.zip", "empty", "run"], ["nowhere", "text.txt", ""]),
+        "images": (["data.zip", "there"], ["nowhere", "empty", ""]),
         "batch": (["8"], ["0", "x"]), "workers": (["0", "1"], ["-1"]), "mirror": (["0", "1"], ["maybe"]),
         "noise-mode": (["random", "const"], ["loud"]), "resample": (["box"], ["nearest", ""]),
         "metric-seed": (["3"], ["-1", "2147483648"]), "fid-seeds": (["1"], ["0"]), "ref-images": (["20"], ["1", "-5"]),
@@ -176,8 +177,19 @@ def command_line(seed: int) -> list[str]:
 
 
 def contents(folder: Path) -> dict[str, str]:
+    """Digest of each file but those of caches."""
     paths = [path for path in folder.rglob("*") if path.is_file() and "cache" not in path.relative_to(folder).parts]
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+    return {str(path.relative_to(folder)): digest(path, identity(path)) for path in paths}
+
+
+def identity(path: Path) -> tuple[int, ...]:
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+@cache
+def digest(path: Path, version: tuple[int, ...]) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 COMPLETE: dict[str, Callable[[Path], object]] = {

@@ -35,7 +35,7 @@ def test_missing_files_are_asked_for(fixture_path):
     result = run("--gan", fixture_path("sg2ada/b_cond16.pkl"))
     assert result.exit_code == 2 and "Give --teacher, the EDM pickle" in result.stderr
     result = run("--teacher", fixture_path("edm/s4_sid_ddpmpp_cond16.pkl"))
-    assert result.exit_code == 2 and "Give --gan" in result.stderr
+    assert result.exit_code == 2 and "Give --gan" in result.stderr and "--help" in result.stderr
 
 
 def test_class_map(fixture_path):

@@ -21,7 +21,7 @@ from run_folder import finished_run, grid_of, metric_row, write_lines
 
 from refine.commands.report import main
 from refine.errors import UserError
-from refine.report import try_write_report, write_report
+from refine.report import pictures, try_write_report, write_report
 
 VOID = {"meta", "img", "input", "br", "link"}
 
@@ -125,6 +125,28 @@ def test_large_pictures_are_reduced(rundir):
     path = write_report([rundir])
     assert path.stat().st_size < 3_000_000
     assert max(images(path)[1].size) == 2200
+
+
+def test_each_picture_is_read_once_until_it_changes(rundir, monkeypatch):
+    opened, original = [], Image.open
+    monkeypatch.setattr(pictures.Image, "open", lambda file: opened.append(Path(str(file)).name) or original(file))
+    first = images(write_report([rundir]))
+    opened.clear()
+    write_report([rundir])
+    assert len(first) == 7 and not opened
+    grid_of(rundir / "fakes000020.png", 10)
+    path = write_report([rundir])
+    assert set(opened) == {"fakes000020.png"}
+    grays = [int(np.median(np.asarray(picture.convert("L")))) for picture in images(path)]
+    assert grays == [40, 10, 120, 40, 90, 10, 120]
+
+
+@pytest.mark.parametrize(("noisy_rows", "kind"), [(0, "PNG"), (40, "PNG"), (2000, "WEBP")])
+def test_only_small_pictures_are_compressed_without_loss(noisy_rows, kind):
+    pixels = np.zeros([2000, 2000, 3], dtype=np.uint8)
+    pixels[:noisy_rows] = np.random.RandomState(0).randint(0, 256, [noisy_rows, 2000, 3])
+    found = pictures._encoded(Image.fromarray(pixels), 1)
+    assert (found.width, found.height) == (2000, 2000) and f"image/{kind.lower()}" in found.uri[:20]
 
 
 def test_a_damaged_picture_is_left_out(rundir):

@@ -12,8 +12,9 @@ from datetime import timedelta
 import torch
 from trainers import golden_pair, modules, trainer_of
 
-from refine import RunConfig, run
+from refine import RunConfig, load_teacher, run
 from refine.errors import UserError
+from refine.pair.pair import distillation_of
 from refine.runs.folder import RunFolder
 from refine.runtime import distributed
 from refine.runtime.logs import ALL_RANKS
@@ -42,6 +43,30 @@ def train(gan: str, teacher: str, out: str, objective: str = "ikl", gan_weight: 
                 for key, value in module.state_dict().items()
             }
             torch.save({"weights": weights, "means": means}, out)
+
+
+def distill(teacher: str, out: str) -> None:
+    """A few float64 steps of a distillation; the first process saves what came of them."""
+    with distributed.processes():
+        loaded = load_teacher(teacher)
+        loaded.network.double()
+        options = {
+            "batch": 7, "glr": 1e-3, "flr": 1e-3, "kimg": 1.0, "objective": "sid", "fake_dropout": False,
+            "gan_dropout": False, "ema_halflife_kimg": 0.05,
+        }  # fmt: skip
+        trainer = trainer_of(distillation_of(loaded), **options)
+        trainer.warm_up_step()
+        for _ in range(3):
+            trainer.step()
+        if distributed.is_rank0():
+            torch.save(
+                {
+                    f"{name}.{key}": value
+                    for name, module in modules(trainer).items()
+                    for key, value in module.state_dict().items()
+                },
+                out,
+            )
 
 
 def collectives() -> None:
@@ -122,6 +147,5 @@ def interrupted(gan: str, teacher: str, outdir: str) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    {"train": train, "collectives": collectives, "logs": logs, "lost": lost, "interrupted": interrupted}[sys.argv[1]](
-        *sys.argv[2:]
-    )
+    parts = (train, distill, collectives, logs, lost, interrupted)
+    {part.__name__: part for part in parts}[sys.argv[1]](*sys.argv[2:])

@@ -59,7 +59,8 @@ class GaussianDenoiser(nn.Module):
         augment_labels: Tensor | None = None,
         force_fp32: bool = False,
     ) -> Tensor:
-        covariance = self.root @ self.root.t()
+        mean, root = self.mean.to(x.dtype), self.root.to(x.dtype)
+        covariance = root @ root.t()
         noisy = covariance + sigma.reshape(-1, 1, 1).to(x.dtype) ** 2 * torch.eye(NUM_PIXELS, dtype=x.dtype)
-        difference = (x.flatten(1) - self.mean)[:, :, None]
-        return (self.mean + (covariance @ torch.linalg.solve(noisy, difference))[:, :, 0]).reshape(x.shape)
+        difference = (x.flatten(1) - mean)[:, :, None]
+        return (mean + (covariance @ torch.linalg.solve(noisy, difference))[:, :, 0]).reshape(x.shape)

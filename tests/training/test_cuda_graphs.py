@@ -209,7 +209,7 @@ class Streams:
     """As much of `torch.cuda` as a capture uses; one that fails to end leaves its stream behind, as PyTorch's does."""
 
     def __init__(self, fails):
-        self.now, self.fails = "of the run", fails
+        self.now, self.fails, self.captured = "of the run", fails, 0
 
     def current_stream(self):
         streams = self
@@ -242,18 +242,22 @@ class Streams:
     def graph(self, graph, pool=None, capture_error_mode="global"):
         before, self.now = self.now, "of the capture"
         yield
-        if self.fails:
+        if self.fails and not self.captured:
+            self.fails = False
             raise RuntimeError("operation failed due to a previous error during capture")
-        self.now = before
+        self.now, self.captured = before, self.captured + 1
 
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_the_stream_is_the_runs_again_behind_a_capture(monkeypatch, fails):
     streams = Streams(fails)
     monkeypatch.setattr(cuda_graphs.torch, "cuda", streams)
+    zeros = torch.zeros
+    monkeypatch.setattr(torch, "zeros", lambda *size, device: zeros(*size))
     with pytest.raises(RuntimeError) if fails else nullcontext():
         assert CudaGraphs().capture(lambda: torch.ones(1))[0] == 1
     assert streams.now == "of the run"
+    assert streams.captured == 1  # If not of the graph, of an addition, after which random numbers can be drawn.
 
 
 def test_casts_of_weights_are_not_kept(net):
@@ -303,3 +307,23 @@ def test_on_a_gpu_a_replay_is_the_network(half):
             for parameter in network.parameters():
                 parameter.mul_(1.01)
     assert len(forward.graphs) == 1 and not forward.given_up
+
+
+class Stubborn(nn.Module):
+    """Looks at a value on the CPU, which cannot be captured."""
+
+    def forward(self, x):
+        return x * x.sum().item()
+
+
+@pytest.mark.cuda
+def test_on_a_gpu_a_failed_capture_leaves_everything_usable():
+    network = Stubborn().eval()
+    forward = graph_forward(network, CudaGraphs())
+    x = torch.ones(3, device="cuda")
+    with torch.no_grad():
+        for _ in range(cuda_graphs.CALLS_BEFORE + 3):
+            assert torch.equal(network(x), torch.full((3,), 3.0, device="cuda"))
+    assert forward.given_up
+    assert torch.rand(4, device="cuda").unique().numel() > 1
+    assert nn.functional.dropout(torch.ones(64, device="cuda"), 0.5).unique().numel() == 2
