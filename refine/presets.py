@@ -190,7 +190,7 @@ PRESETS: dict[str, Preset] = {
             **_TINY,
             "kimg": 50.0,
             "tick_kimg": 2.5,
-            "snap_ticks": 10,
+            "snap_ticks": 20,
             "metrics": "fid5k_full,pr5k3_full",
             "data": "digits-test.zip",
             "detector": "digits-detector.pt",

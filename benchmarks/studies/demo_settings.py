@@ -53,10 +53,13 @@ TRIES: dict[str, dict[str, Any]] = {
     "without warm-up": {"warmup_kimg": 0.0},
     "without fake score (SDS)": {"objective": "sds"},
     "at the paper's sigma": sigmas("lognormal:-1.2,1.2"),
-    # What the objective was chosen from, and the demo.
-    "SIM, 20 kimg": {**DEMO, "kimg": 20.0},
-    "SIM, batch 16, one batch, 17 kimg": {**DEMO, "batch": 16, "share_forward": True, "kimg": 17.0},
+    # The demo, and what its settings were chosen from.
     "demo": DEMO,
+    "SIM, sigma 0.6, rates 7e-3 and 5e-3, 20 kimg": {**DEMO, "kimg": 20.0},
+    "SIM, sigma 0, rates 7e-3 and 5e-3, 20 kimg": {**DEMO, **SIGMA_0, "kimg": 20.0},
+    "SIM, ln sigma ~ N(1, 1.4^2), rates 7e-3 and 5e-3, 20 kimg": {**DEMO, **sigmas("lognormal:1,1.4"), "kimg": 20.0},
+    "SIM, sigma 0.6, rates 12e-3 and 7e-3, 20 kimg": {**DEMO, "glr": 12e-3, "flr": 7e-3, "kimg": 20.0},
+    "SIM, sigma 0.6, rates 10e-3 and 6e-3, 50 kimg": {**DEMO, "glr": 10e-3, "flr": 6e-3, "kimg": 50.0},
 }
 
 
