@@ -109,9 +109,9 @@ def _patch(network_pickle: NetworkPickle, file: BinaryIO, tensors: Mapping[str, 
             )
         data = _new_data(own, values, key)
         for tensor in own.values():
-            archive = tensor.storage.blob.archive
-            assert isinstance(archive, FileBytes)
-            pieces[archive.offset + tensor.storage.blob.data_start] = data[id(tensor.storage)]
+            blob = tensor.storage.blob
+            assert isinstance(blob, StorageBlob) and isinstance(blob.archive, FileBytes)
+            pieces[blob.archive.offset + blob.data_start] = data[id(tensor.storage)]
     position = 0
     for start in sorted(pieces):
         for chunk in source.chunks(position, start - position):
