@@ -13,7 +13,7 @@ from torch import Tensor
 from refine import pickles, zoo
 from refine.contracts import Denoiser, Generator
 from refine.diffusion.guidance import Guided
-from refine.errors import OptionError
+from refine.errors import OptionError, UserError
 from refine.networks import one_step
 from refine.networks.adm_settings import ADMSettings
 from refine.networks.loading import LoadedNetwork, as_one_step, load_generator, load_teacher
@@ -168,8 +168,13 @@ def distillation_of(
         guidance: Weight of the guidance.
 
     Raises:
-        OptionError: The teacher does not know the noise level.
+        UserError: The teacher does not know the noise level, or is a state dict without a network.
     """
+    if not isinstance(teacher_file.record, pickles.PersistentObject):
+        raise UserError(
+            f"{teacher_file.pickle.path} is a state dict, and distillation writes a pickle of the teacher's network, "
+            "which it does not hold: distill an EDM or EDM2 pickle."
+        )
     gan_file = as_one_step(teacher_file, one_step.DEFAULT_SIGMA_INIT if sigma_init is None else sigma_init)
     generator, denoiser = as_generator(gan_file.network), guided_denoiser(teacher_file, guide_file, guidance)
     files = {"teacher": teacher_file, **({"guide": guide_file} if guide_file else {})}
