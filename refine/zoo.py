@@ -27,7 +27,7 @@ _SUPPORT = {
     "stylegan2": "yes",
     "edm": "yes",
     "adm": "yes",
-    "stylegan3": "trust",
+    "stylegan3": "yes",
     "stylegan-xl": "no",
     "edm2": "yes",
 }
@@ -41,7 +41,8 @@ class ZooEntry:
         name: Name that `--gan`, `--teacher` and `resolve` accept; for networks with and without `.pkl`.
         kind: One of `KINDS`; an "fid-reference" is mean and covariance of detector features.
         family: Architecture: "stylegan2", "stylegan3", "stylegan-xl", "edm", "adm", "edm2"; "inception" for files of
-            the FID, "vgg" for the detector of precision, recall and path length, "digits" for the built-in pair's.
+            the FID, "vgg" for the detector of precision, recall and path length, "dinov2" and "clip" for the detectors
+            of these names, "digits" for the built-in pair's.
         resolution: Image side in pixels; None if it means nothing.
         license: None if not known: the publisher's page tells.
         url: Address that it is downloaded from; None for a file that needs no download, or has to be fetched by hand.
@@ -52,6 +53,8 @@ class ZooEntry:
         aliases: Shorter names for it.
         settings: What a state dict does not tell of its network; see `networks.adm_settings`. Empty for other files.
         untried: Whether the entry was written after its publisher's page, and no such file was ever opened with Refine.
+        fid: Data set, and the published FID on it: of a generator's images, or of a denoiser's samples at their best.
+            None if not known.
     """
 
     name: str
@@ -67,6 +70,7 @@ class ZooEntry:
     settings: str = ""
     page: str | None = None
     untried: bool = False
+    fid: tuple[str, float] | None = None
 
     @property
     def spellings(self) -> tuple[str, ...]:
@@ -127,6 +131,7 @@ APACHE = "Apache-2.0"
 UCI_DIGITS = "CC BY 4.0 (UCI; by way of scikit-learn, BSD-3-Clause)"
 _DIGITS = Path(__file__).resolve().parent / "digits"
 
+_CLIP_SHA256 = "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02"  # part of its address, too
 _CDN = "https://nvlabs-fi-cdn.nvidia.com"
 _NGC = "https://api.ngc.nvidia.com/v2/models/nvidia/research"
 _OPENAI = "https://openaipublic.blob.core.windows.net"
@@ -154,6 +159,20 @@ _ALIASES = {
 }
 
 
+# Karras et al., arXiv 2206.00364, 2006.06676 and 2312.02696, and Sauer et al., arXiv 2202.00273, with their
+# repositories' pages.
+_FIDS = {
+    "cifar10": ("CIFAR-10", 2.42), "cifar10u-cifar-ada-best-fid": ("CIFAR-10", 2.92),
+    "cifar10c-cifar-ada-best-fid": ("CIFAR-10", 2.42),
+    "stylegan-xl-cifar10": ("CIFAR-10", 1.85), "stylegan-xl-imagenet64": ("ImageNet-64", 1.52),
+    "edm-cifar10-32x32-cond-vp": ("CIFAR-10", 1.79), "edm-cifar10-32x32-uncond-vp": ("CIFAR-10", 1.97),
+    "edm-ffhq-64x64-uncond-vp": ("FFHQ-64", 2.39), "edm-afhqv2-64x64-uncond-vp": ("AFHQv2-64", 1.96),
+    "edm-imagenet-64x64-cond-adm": ("ImageNet-64", 1.36),
+    "edm2-img64-s-1073741-0.075": ("ImageNet-64", 1.58), "edm2-img64-m-2147483-0.060": ("ImageNet-64", 1.43),
+    "edm2-img64-l-1073741-0.040": ("ImageNet-64", 1.33), "edm2-img64-xl-0671088-0.040": ("ImageNet-64", 1.33),
+}  # fmt: skip
+
+
 def _networks(
     kind: str,
     family: str,
@@ -176,6 +195,7 @@ def _networks(
             aliases=_ALIASES.get(prefix + name, ()),
             page=page,
             untried=untried,
+            fid=_FIDS.get(prefix + name),
         )
         for name, resolution in resolutions.items()
     ]
@@ -370,10 +390,25 @@ ENTRIES: tuple[ZooEntry, ...] = (
     ),
     ZooEntry("vgg16.pt", "detector", "vgg", None, None, url=f"{_ADA}/metrics/vgg16.pt"),
     ZooEntry(
+        "dinov2_vitl14_pretrain.pth", "detector", "dinov2", None, APACHE,
+        url="https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth",
+        page="https://github.com/facebookresearch/dinov2", untried=True,
+    ),
+    ZooEntry(
+        "ViT-L-14-336px.pt", "detector", "clip", None, MIT,
+        url=f"https://openaipublic.azureedge.net/clip/models/{_CLIP_SHA256}/ViT-L-14-336px.pt",
+        sha256=_CLIP_SHA256, page="https://github.com/openai/CLIP", untried=True,
+    ),
+    ZooEntry(
         "inception-2015-12-05.pkl", "detector", "inception", None, None,
         url=f"{_NGC}/stylegan3/versions/1/files/metrics/inception-2015-12-05.pkl",
     ),
 )  # fmt: skip
+
+
+def entry_of(path: Path) -> ZooEntry | None:
+    """Entry of a file on this machine; None if it is not one of the zoo's."""
+    return next((entry for entry in ENTRIES if (local := entry.local_path()) and local == path), None)
 
 
 def resolve(spec: str) -> ResolvedFile:
