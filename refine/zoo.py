@@ -139,6 +139,7 @@ _GUIDED, _GUIDED_PAGE = f"{_OPENAI}/diffusion/jul-2021", "https://github.com/ope
 _CONSISTENCY, _CONSISTENCY_PAGE = f"{_OPENAI}/consistency", "https://github.com/openai/consistency_models"
 _P2_PAGE = "https://github.com/jychoi118/P2-weighting"
 _EDM2_PAGE = "https://github.com/NVlabs/edm2"
+_SID_PAGE = "https://huggingface.co/UT-Austin-PML/SiD"
 _DDO_PAGE = "https://huggingface.co/nvidia/DirectDiscriminativeOptimization"
 _ADA = f"{_CDN}/stylegan2-ada-pytorch/pretrained"
 _XL = "https://s3.eu-central-1.amazonaws.com/avg-projects/stylegan_xl/models"
@@ -325,6 +326,20 @@ ENTRIES: tuple[ZooEntry, ...] = (
     *_networks(
         "denoiser", "edm2", CC_BY_NC_SA, f"{_DDO_PAGE}/resolve/main/", {"edm2-img64-s-ddo": 64},
         page=_DDO_PAGE, untried=True,
+    ),
+    # One-step generators of SiD (Score identity Distillation), which do not tell their sigma_init.
+    *(
+        ZooEntry(
+            name, "generator", "edm", resolution, CC_BY_NC_SA, url=f"{_SID_PAGE}/resolve/main/{folder}-{kimg}.pkl",
+            page=_SID_PAGE, untried=True,
+        )
+        for name, resolution, folder, kimg in (
+            ("sid-cifar10-32x32-uncond", 32, "cifar10-uncond/alpha1.2/network-snapshot-1.200000", 403968),
+            ("sid-cifar10-32x32-cond", 32, "cifar10-cond/alpha1.2/network-snapshot-1.200000", 713312),
+            ("sid-imagenet-64x64-cond", 64, "imagenet64/alpha1.2/network-snapshot-1.200000", 939176),
+            ("sid-ffhq-64x64-uncond", 64, "ffhq64/alpha1.2/network-snapshot-1.200000", 498176),
+            ("sid-afhqv2-64x64-uncond", 64, "afhq64/alpha1/network-snapshot-1.000000", 371712),
+        )
     ),
     # guided-diffusion (ADM).
     *(
