@@ -7,6 +7,7 @@ that `--help` does not wait for it.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass
 from pathlib import Path
@@ -115,7 +116,8 @@ class PairOptions(BridgeOptions):
             )
         if self.guidance == 1 and self.guide is not None:
             raise OptionError(
-                f"{{guide={self.guide}}} has no effect with {{guidance=1}}: give a weight such as {{guidance=1.7}}."
+                f"{{guide={literal(self.guide)}}} has no effect with {{guidance=1}}: give a weight such as "
+                "{guidance=1.7}."
             )
 
 
@@ -542,8 +544,23 @@ def _teacher_facts(gan: str | None, teacher: str, settings: Any, trust: bool) ->
     """
     from refine import zoo
     from refine.networks.loading import load_teacher
+    from refine.networks.plain_denoiser import as_denoiser_contract
+    from refine.networks.python_file import make_network, parse_python_spec
 
-    zoo.resolve_all([spec for spec in (gan, teacher) if spec is not None])
+    files = [spec for spec in (gan, teacher) if spec is not None and parse_python_spec(spec) is None]
+    try:
+        zoo.resolve_all(files)
+    except UserError as error:
+        if gan is None or not re.fullmatch(r"[\w-]+", gan):
+            raise
+        try:  # a word may be the name of a generator that is given in Python
+            zoo.resolve_all([spec for spec in files if spec != gan])
+        except UserError:
+            raise error from None
+    own = parse_python_spec(teacher)
+    if own is not None:
+        denoiser = as_denoiser_contract(make_network(own, "teacher", trust=trust))
+        return int(denoiser.img_resolution), bool(denoiser.label_dim), own.path
     loaded = load_teacher(teacher, trust=trust, settings=settings)
     network: Any = loaded.network
     return int(network.img_resolution), bool(network.label_dim), loaded.pickle.path

@@ -27,7 +27,7 @@ _SUPPORT = {
     "stylegan2": "yes",
     "edm": "yes",
     "adm": "yes",
-    "stylegan3": "trust",
+    "stylegan3": "yes",
     "stylegan-xl": "no",
     "edm2": "yes",
 }
@@ -53,6 +53,8 @@ class ZooEntry:
         aliases: Shorter names for it.
         settings: What a state dict does not tell of its network; see `networks.adm_settings`. Empty for other files.
         untried: Whether the entry was written after its publisher's page, and no such file was ever opened with Refine.
+        fid: Data set, and the published FID on it: of a generator's images, or of a denoiser's samples at their best.
+            None if not known.
     """
 
     name: str
@@ -68,6 +70,7 @@ class ZooEntry:
     settings: str = ""
     page: str | None = None
     untried: bool = False
+    fid: tuple[str, float] | None = None
 
     @property
     def spellings(self) -> tuple[str, ...]:
@@ -155,6 +158,20 @@ _ALIASES = {
 }
 
 
+# Karras et al., arXiv 2206.00364, 2006.06676 and 2312.02696, and Sauer et al., arXiv 2202.00273, with their
+# repositories' pages.
+_FIDS = {
+    "cifar10": ("CIFAR-10", 2.42), "cifar10u-cifar-ada-best-fid": ("CIFAR-10", 2.92),
+    "cifar10c-cifar-ada-best-fid": ("CIFAR-10", 2.42),
+    "stylegan-xl-cifar10": ("CIFAR-10", 1.85), "stylegan-xl-imagenet64": ("ImageNet-64", 1.52),
+    "edm-cifar10-32x32-cond-vp": ("CIFAR-10", 1.79), "edm-cifar10-32x32-uncond-vp": ("CIFAR-10", 1.97),
+    "edm-ffhq-64x64-uncond-vp": ("FFHQ-64", 2.39), "edm-afhqv2-64x64-uncond-vp": ("AFHQv2-64", 1.96),
+    "edm-imagenet-64x64-cond-adm": ("ImageNet-64", 1.36),
+    "edm2-img64-s-1073741-0.075": ("ImageNet-64", 1.58), "edm2-img64-m-2147483-0.060": ("ImageNet-64", 1.43),
+    "edm2-img64-l-1073741-0.040": ("ImageNet-64", 1.33), "edm2-img64-xl-0671088-0.040": ("ImageNet-64", 1.33),
+}  # fmt: skip
+
+
 def _networks(
     kind: str,
     family: str,
@@ -177,6 +194,7 @@ def _networks(
             aliases=_ALIASES.get(prefix + name, ()),
             page=page,
             untried=untried,
+            fid=_FIDS.get(prefix + name),
         )
         for name, resolution in resolutions.items()
     ]
@@ -371,6 +389,11 @@ ENTRIES: tuple[ZooEntry, ...] = (
         url=f"{_NGC}/stylegan3/versions/1/files/metrics/inception-2015-12-05.pkl",
     ),
 )  # fmt: skip
+
+
+def entry_of(path: Path) -> ZooEntry | None:
+    """Entry of a file on this machine; None if it is not one of the zoo's."""
+    return next((entry for entry in ENTRIES if (local := entry.local_path()) and local == path), None)
 
 
 def resolve(spec: str) -> ResolvedFile:
