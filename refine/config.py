@@ -7,6 +7,7 @@ that `--help` does not wait for it.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from refine.presets import PRESETS, choose_preset
 
 if TYPE_CHECKING:
     from refine.diffusion.noise_levels import Schedule
+    from refine.networks.adm_settings import ADMSettings
     from refine.objectives import Objective
     from refine.pair.freeze import Layers
     from refine.runtime.decay import Decays
@@ -83,15 +85,40 @@ class PairOptions(BridgeOptions):
         None, "StyleGAN pickle to refine. Without it, the teacher is distilled into a one-step generator.", "Pair",
         metavar=_NETWORK, path=True,
     )  # fmt: skip
-    teacher: str = option(help="EDM pickle to learn from.", group="Pair", metavar=_NETWORK, path=True)
+    teacher: str = option(help="EDM pickle or ADM state dict to learn from.", group="Pair", metavar=_NETWORK, path=True)
     sigma_init: float | None = option(
         None, "Noise level of a one-step generator. Default: as its file tells, else 2.5.", "Pair",
         metavar="SIGMA", above=0,
+    )  # fmt: skip
+    teacher_settings: ADMSettings = option(
+        "none", "What an ADM state dict does not tell, such as num_head_channels=64,attention_order=old.", "Pair",
+        metavar="N=V,..", parse="refine.networks.adm_settings:parse_settings",
+    )  # fmt: skip
+    guidance: float = option(
+        1.0, "Weight W of the teacher's guidance by --guide: guide + W (teacher - guide).", "Pair",
+        metavar="W", minimum=0, maximum=1000,
+    )  # fmt: skip
+    guide: str | None = option(
+        None, "Smaller, less trained or unconditional denoiser that the teacher is guided away from.", "Pair",
+        metavar=_NETWORK, path=True,
     )  # fmt: skip
     init: str | None = option(
         None, "Start from the weights in this pickle or training state.", "Pair", metavar="PKL|PT", path=True
     )
     preflight: bool = option(True, "Test the pair before the first step.", "Pair", metavar="0|1")
+
+    def check(self) -> None:
+        """Refuses a guidance without a guide, and a guide without a guidance."""
+        super().check()
+        if self.guidance != 1 and self.guide is None:
+            raise OptionError(
+                f"{{guidance={self.guidance:g}}} guides the teacher away from another denoiser: name it with {{guide}}."
+            )
+        if self.guidance == 1 and self.guide is not None:
+            raise OptionError(
+                f"{{guide={literal(self.guide)}}} has no effect with {{guidance=1}}: give a weight such as "
+                "{guidance=1.7}."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +145,7 @@ class TrainingOptions(SeedOptions, LengthOptions):
     fake_steps: int = option(1, "Updates of the fake score per generator update.", "Method", metavar="N", minimum=1)
     share_forward: bool = option(False, "Use one generator pass for both updates.", "Method", metavar="0|1")
     share_unet: bool = option(False, "Use one pass of the fake score for both updates, too.", "Method", metavar="0|1")
+    guide_fake: bool = option(False, "Guide the fake score as the teacher is guided.", "Method", metavar="0|1")
     fake_dropout: bool = option(True, "Train the fake score with dropout.", "Method", metavar="0|1")
     fake_augment: float = option(
         0.0, "Probability of each augmentation of the fake score's training images.", "Method",
@@ -309,7 +337,11 @@ class EvaluationOptions(BridgeOptions):
         metavar="auto|teacher|NPZ", path=True,
     )  # fmt: skip
     detector: str | None = option(
-        None, "TorchScript module in place of the official Inception.", "Metrics", metavar=_MODULE, path=True
+        None,
+        "TorchScript module in place of Inception; dinov2=FILE, clip=FILE: weights.",
+        "Metrics",
+        metavar=_MODULE,
+        path=True,
     )
     vgg: str | None = option(
         None, "TorchScript module in place of the official VGG.", "Metrics", metavar=_MODULE, path=True
@@ -323,8 +355,12 @@ class EvaluationOptions(BridgeOptions):
         maximum=MAX_INT,
     )
     fid_seeds: int = option(
-        1, "Ranges of latents to compute the FID for; with 3, also the minimum, as EDM does.", "Metrics",
+        1, "Ranges of latents for FID and KID; with 3, also minimum (as EDM's), mean and spread.", "Metrics",
         metavar="N", minimum=1, maximum=1000,
+    )  # fmt: skip
+    bootstrap: int = option(
+        0, "Repetitions with resampled images, for a 95 % interval of FID and KID; from 10.", "Metrics",
+        metavar="N", minimum=0, maximum=100_000,
     )  # fmt: skip
     metric_every: int = option(1, "Measure every n-th snapshot, and the last one.", "Metrics", metavar="N", minimum=1)
     stop_if_flat: int | None = option(
@@ -344,12 +380,16 @@ class EvaluationOptions(BridgeOptions):
             raise OptionError(
                 f"{{data={literal(self.data)}}} and {{ref={literal(self.ref)}}} are two references: give one of them."
             )
-        watched = self.metrics.auto or any(name.startswith(("fid", "fdd")) for name in self.metrics.names)
-        if self.stop_if_worse is not None and not watched:
+        if self.stop_if_worse is not None and not self._watches_a_distance():
             raise OptionError(
                 f"{{stop_if_worse={self.stop_if_worse}}} needs an FID, and {{metrics={self.metrics}}} has none: "
                 "add one, such as fid5k_full."
             )
+
+    def _watches_a_distance(self) -> bool:
+        from refine.metrics.metric import FRECHET_DISTANCES  # with torch
+
+        return self.metrics.auto or any(name.startswith(FRECHET_DISTANCES) for name in self.metrics.names)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -369,10 +409,19 @@ class RunConfig(EvaluationOptions, RunOptions, TrainingOptions, PairOptions):
         return tuple(sorted(super().options(), key=lambda each: (each.name not in FIRST, GROUPS.index(each.group))))
 
     def check(self) -> None:
-        """Refuses a watch over a divergence that is not estimated, and what needs a generator of its own."""
+        """Refuses what has no effect or needs another network: a watch, guidance, a generator of one's own."""
         super().check()
         if self.gan is None:
             self._check_distillation()
+        if self.guide_fake and self.guide is None:
+            raise OptionError(
+                "{guide_fake=True} guides the fake score as the teacher is guided, which it is not: give {guide} and "
+                "{guidance}, or leave it out."
+            )
+        if self.guide_fake and not self.objective.needs_fake:
+            raise OptionError(
+                f"{{guide_fake=True}} guides the fake score, and {{objective={self.objective}}} has none: leave it out."
+            )
         if self.stop_if_flat is not None and not self.objective.needs_fake:
             raise OptionError(
                 f"{{stop_if_flat={self.stop_if_flat}}} watches the divergence that the fake score tells of, and "
@@ -431,8 +480,8 @@ class RunConfig(EvaluationOptions, RunOptions, TrainingOptions, PairOptions):
         given = {each_name: known[each_name].checked(value) for each_name, value in given.items()}
         name = known["preset"].checked(given.pop("preset", None) if name is None else name)
         cls._check_alone(name, given)
-        gan = given.get("gan")
-        resolution, conditional, path = _teacher_facts(gan, given["teacher"], trust)
+        gan, teacher = given.get("gan"), given["teacher"]
+        resolution, conditional, path = _teacher_facts(gan, teacher, given.get("teacher_settings"), trust)
         chosen = name or choose_preset(resolution, path, distills=gan is None)
         return cls(**(_preset_options(chosen, conditional, given) | given | {"preset": chosen}))
 
@@ -487,7 +536,7 @@ def _preset_options(name: str, conditional: bool, given: Mapping[str, Any]) -> d
     return options
 
 
-def _teacher_facts(gan: str | None, teacher: str, trust: bool) -> tuple[int, bool, Path]:
+def _teacher_facts(gan: str | None, teacher: str, settings: Any, trust: bool) -> tuple[int, bool, Path]:
     """Resolution of the teacher's images, whether it has labels, and its file.
 
     Raises:
@@ -495,9 +544,24 @@ def _teacher_facts(gan: str | None, teacher: str, trust: bool) -> tuple[int, boo
     """
     from refine import zoo
     from refine.networks.loading import load_teacher
+    from refine.networks.plain_denoiser import as_denoiser_contract
+    from refine.networks.python_file import make_network, parse_python_spec
 
-    zoo.resolve_all([spec for spec in (gan, teacher) if spec is not None])
-    loaded = load_teacher(teacher, trust=trust)
+    files = [spec for spec in (gan, teacher) if spec is not None and parse_python_spec(spec) is None]
+    try:
+        zoo.resolve_all(files)
+    except UserError as error:
+        if gan is None or not re.fullmatch(r"[\w-]+", gan):
+            raise
+        try:  # a word may be the name of a generator that is given in Python
+            zoo.resolve_all([spec for spec in files if spec != gan])
+        except UserError:
+            raise error from None
+    own = parse_python_spec(teacher)
+    if own is not None:
+        denoiser = as_denoiser_contract(make_network(own, "teacher", trust=trust))
+        return int(denoiser.img_resolution), bool(denoiser.label_dim), own.path
+    loaded = load_teacher(teacher, trust=trust, settings=settings)
     network: Any = loaded.network
     return int(network.img_resolution), bool(network.label_dim), loaded.pickle.path
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import logging
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,9 +26,10 @@ KINDS = ("generator", "denoiser", "fid-reference", "detector", "dataset")
 _SUPPORT = {
     "stylegan2": "yes",
     "edm": "yes",
-    "stylegan3": "trust",
+    "adm": "yes",
+    "stylegan3": "yes",
     "stylegan-xl": "no",
-    "edm2": "no",
+    "edm2": "yes",
 }
 
 
@@ -38,15 +40,21 @@ class ZooEntry:
     Attributes:
         name: Name that `--gan`, `--teacher` and `resolve` accept; for networks with and without `.pkl`.
         kind: One of `KINDS`; an "fid-reference" is mean and covariance of detector features.
-        family: Architecture: "stylegan2", "stylegan3", "stylegan-xl", "edm", "edm2"; "inception" for files of the FID,
-            "vgg" for the detector of precision, recall and path length, "digits" for files of the built-in pair.
+        family: Architecture: "stylegan2", "stylegan3", "stylegan-xl", "edm", "adm", "edm2"; "inception" for files of
+            the FID, "vgg" for the detector of precision, recall and path length, "dinov2" and "clip" for the detectors
+            of these names, "digits" for the built-in pair's.
         resolution: Image side in pixels; None if it means nothing.
         license: None if not known: the publisher's page tells.
-        url: Address that it is downloaded from; None for a file that needs no download.
+        url: Address that it is downloaded from; None for a file that needs no download, or has to be fetched by hand.
         path: Place of a file that needs no download; None for all others.
+        page: Page of its publisher; None if not known.
         size: Bytes, None if not known.
         sha256: Hexadecimal, None if not known.
         aliases: Shorter names for it.
+        settings: What a state dict does not tell of its network; see `networks.adm_settings`. Empty for other files.
+        untried: Whether the entry was written after its publisher's page, and no such file was ever opened with Refine.
+        fid: Data set, and the published FID on it: of a generator's images, or of a denoiser's samples at their best.
+            None if not known.
     """
 
     name: str
@@ -59,21 +67,42 @@ class ZooEntry:
     size: int | None = None
     sha256: str | None = None
     aliases: tuple[str, ...] = ()
+    settings: str = ""
+    page: str | None = None
+    untried: bool = False
+    fid: tuple[str, float] | None = None
 
     @property
     def spellings(self) -> tuple[str, ...]:
         """All names that mean this entry."""
         names = (self.name, *self.aliases)
         is_network = self.kind in ("generator", "denoiser")
-        return (*names, *(f"{name}.pkl" for name in names)) if is_network else names
+        return (*names, *(f"{name}{self.suffix}" for name in names)) if is_network else names
+
+    @property
+    def suffix(self) -> str:
+        """Suffix of the file of a network: `.pt` for a state dict, else `.pkl`."""
+        return ".pt" if self.family == "adm" else ".pkl"
 
     @property
     def refines(self) -> str:
-        """Use of a network in Refine: "yes", "trust" (with --trust-pickle), "no"; "-" for other files."""
-        return _SUPPORT[self.family] if self.kind in ("generator", "denoiser") else "-"
+        """Use of a network in Refine: "yes", "untried", "trust" (with --trust-pickle), "no"; "-" for other files."""
+        if self.kind not in ("generator", "denoiser"):
+            return "-"
+        support = _SUPPORT[self.family]
+        return "untried" if support == "yes" and self.untried else support
+
+    @property
+    def place_by_hand(self) -> Path | None:
+        """The place where a file is looked for that has to be fetched by hand; None for all others."""
+        if self.url or self.path:
+            return None
+        return download.cache_directory() / f"{self.name}{self.suffix}"
 
     def local_path(self) -> Path | None:
         """The file on this machine, None if it has yet to be downloaded."""
+        if self.place_by_hand is not None:
+            return self.place_by_hand if self.place_by_hand.is_file() else None
         return download.cached(self.url) if self.url else self.path
 
 
@@ -96,13 +125,21 @@ class ResolvedFile:
 
 NVIDIA_SOURCE_CODE = "NVIDIA Source Code License (non-commercial)"
 CC_BY_NC_SA = "CC BY-NC-SA 4.0"
+MIT = "MIT (code); model card: research use"
 
 APACHE = "Apache-2.0"
 UCI_DIGITS = "CC BY 4.0 (UCI; by way of scikit-learn, BSD-3-Clause)"
 _DIGITS = Path(__file__).resolve().parent / "digits"
 
+_CLIP_SHA256 = "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02"  # part of its address, too
 _CDN = "https://nvlabs-fi-cdn.nvidia.com"
 _NGC = "https://api.ngc.nvidia.com/v2/models/nvidia/research"
+_OPENAI = "https://openaipublic.blob.core.windows.net"
+_GUIDED, _GUIDED_PAGE = f"{_OPENAI}/diffusion/jul-2021", "https://github.com/openai/guided-diffusion"
+_CONSISTENCY, _CONSISTENCY_PAGE = f"{_OPENAI}/consistency", "https://github.com/openai/consistency_models"
+_P2_PAGE = "https://github.com/jychoi118/P2-weighting"
+_EDM2_PAGE = "https://github.com/NVlabs/edm2"
+_DDO_PAGE = "https://huggingface.co/nvidia/DirectDiscriminativeOptimization"
 _ADA = f"{_CDN}/stylegan2-ada-pytorch/pretrained"
 _XL = "https://s3.eu-central-1.amazonaws.com/avg-projects/stylegan_xl/models"
 
@@ -114,11 +151,36 @@ _ALIASES = {
     "edm-ffhq-64x64-uncond-vp": ("edm-ffhq",),
     "edm-afhqv2-64x64-uncond-vp": ("edm-afhqv2",),
     "edm-imagenet-64x64-cond-adm": ("edm-imagenet",),
+    "adm-lsun-bedroom-256x256": ("adm-bedroom",),
+    "adm-lsun-cat-256x256": ("adm-cat",),
+    "adm-lsun-horse-256x256": ("adm-horse",),
+    "p2-ffhq-256x256": ("p2-ffhq",),
 }
 
 
+# Karras et al., arXiv 2206.00364, 2006.06676 and 2312.02696, and Sauer et al., arXiv 2202.00273, with their
+# repositories' pages.
+_FIDS = {
+    "cifar10": ("CIFAR-10", 2.42), "cifar10u-cifar-ada-best-fid": ("CIFAR-10", 2.92),
+    "cifar10c-cifar-ada-best-fid": ("CIFAR-10", 2.42),
+    "stylegan-xl-cifar10": ("CIFAR-10", 1.85), "stylegan-xl-imagenet64": ("ImageNet-64", 1.52),
+    "edm-cifar10-32x32-cond-vp": ("CIFAR-10", 1.79), "edm-cifar10-32x32-uncond-vp": ("CIFAR-10", 1.97),
+    "edm-ffhq-64x64-uncond-vp": ("FFHQ-64", 2.39), "edm-afhqv2-64x64-uncond-vp": ("AFHQv2-64", 1.96),
+    "edm-imagenet-64x64-cond-adm": ("ImageNet-64", 1.36),
+    "edm2-img64-s-1073741-0.075": ("ImageNet-64", 1.58), "edm2-img64-m-2147483-0.060": ("ImageNet-64", 1.43),
+    "edm2-img64-l-1073741-0.040": ("ImageNet-64", 1.33), "edm2-img64-xl-0671088-0.040": ("ImageNet-64", 1.33),
+}  # fmt: skip
+
+
 def _networks(
-    kind: str, family: str, license: str | None, url_before_name: str, resolutions: dict[str, int], prefix: str = ""
+    kind: str,
+    family: str,
+    license: str | None,
+    url_before_name: str,
+    resolutions: dict[str, int],
+    prefix: str = "",
+    page: str | None = None,
+    untried: bool = False,
 ) -> list[ZooEntry]:
     """Entries `prefix + name` for the files `url_before_name + name + ".pkl"`."""
     return [
@@ -130,9 +192,32 @@ def _networks(
             license=license,
             url=f"{url_before_name}{name}.pkl",
             aliases=_ALIASES.get(prefix + name, ()),
+            page=page,
+            untried=untried,
+            fid=_FIDS.get(prefix + name),
         )
         for name, resolution in resolutions.items()
     ]
+
+
+def _adm(name: str, resolution: int, license: str | None, page: str, settings: str, url: str | None = None) -> ZooEntry:
+    """Entry of a state dict of guided-diffusion or one of its descendants."""
+    return ZooEntry(
+        name=name,
+        kind="denoiser",
+        family="adm",
+        resolution=resolution,
+        license=license,
+        url=url,
+        aliases=_ALIASES.get(name, ()),
+        settings=f"image_size={resolution},{settings}",
+        page=page,
+        untried=True,
+    )
+
+
+_OLD = "num_head_channels=64,attention_order=old,noise_schedule=linear"
+_EDM_OF_OPENAI = "num_head_channels=64,preconditioning=edm"
 
 
 ENTRIES: tuple[ZooEntry, ...] = (
@@ -217,14 +302,55 @@ ENTRIES: tuple[ZooEntry, ...] = (
             "baseline-imagenet-64x64-cond-adm": 64,
         },
     ),
+    # Direct discriminative optimization: EDM and EDM2 networks, trained further.
+    *_networks(
+        "denoiser", "edm", CC_BY_NC_SA, f"{_DDO_PAGE}/resolve/main/",
+        {"edm-cifar10-uncond-vp-ddo": 32, "edm-cifar10-cond-vp-ddo": 32},
+        page=_DDO_PAGE, untried=True,
+    ),
+    *_networks(
+        "denoiser", "edm2", CC_BY_NC_SA, f"{_DDO_PAGE}/resolve/main/", {"edm2-img64-s-ddo": 64},
+        page=_DDO_PAGE, untried=True,
+    ),
+    # guided-diffusion (ADM).
+    *(
+        _adm(name, resolution, MIT, _GUIDED_PAGE, settings, f"{_GUIDED}/{file}.pt")
+        for name, resolution, file, settings in (
+            ("adm-imagenet-64x64-cond", 64, "64x64_diffusion",
+             "num_head_channels=64,attention_order=new,noise_schedule=cosine,dropout=0.1"),
+            ("adm-imagenet-128x128-cond", 128, "128x128_diffusion",
+             "num_heads=4,attention_order=old,noise_schedule=linear"),
+            ("adm-imagenet-256x256-cond", 256, "256x256_diffusion", _OLD),
+            ("adm-imagenet-256x256-uncond", 256, "256x256_diffusion_uncond", _OLD),
+            ("adm-imagenet-512x512-cond", 512, "512x512_diffusion", _OLD),
+            ("adm-lsun-bedroom-256x256", 256, "lsun_bedroom", f"{_OLD},dropout=0.1"),
+            ("adm-lsun-cat-256x256", 256, "lsun_cat", f"{_OLD},dropout=0.1"),
+            ("adm-lsun-horse-256x256", 256, "lsun_horse", f"{_OLD},dropout=0.1"),
+        )
+    ),
+    # consistency_models: its EDM networks.
+    *(
+        _adm(name, resolution, MIT, _CONSISTENCY_PAGE, settings, f"{_CONSISTENCY}/{file}.pt")
+        for name, resolution, file, settings in (
+            ("cm-edm-imagenet-64x64-cond", 64, "edm_imagenet64_ema", f"{_EDM_OF_OPENAI},dropout=0.1"),
+            ("cm-edm-lsun-bedroom-256x256", 256, "edm_bedroom256_ema", f"{_EDM_OF_OPENAI},dropout=0.1"),
+            ("cm-edm-lsun-cat-256x256", 256, "edm_cat256_ema", f"{_EDM_OF_OPENAI},dropout=0.1"),
+        )
+    ),
+    # P2 weighting; its files lie where only a browser can fetch them.
+    *(
+        _adm(f"p2-{name}-256x256", 256, None, _P2_PAGE, _OLD)
+        for name in ("ffhq", "celebahq", "afhqdog", "metfaces", "cub", "flowers")
+    ),
     # EDM2 in pixel space.
     *_networks(
-        "denoiser", "edm2", None, f"{_CDN}/edm2/posthoc-reconstructions/",
+        "denoiser", "edm2", CC_BY_NC_SA, f"{_CDN}/edm2/posthoc-reconstructions/",
         {
             "edm2-img64-s-1073741-0.075": 64, "edm2-img64-m-2147483-0.060": 64,
             "edm2-img64-l-1073741-0.040": 64, "edm2-img64-xl-0671088-0.040": 64,
             "edm2-img64-s-1073741-0.045": 64, "edm2-img64-xs-0134217-0.110": 64,
         },
+        page=_EDM2_PAGE, untried=True,
     ),
     *(
         ZooEntry(name, "fid-reference", "inception", resolution, CC_BY_NC_SA, url=f"{_CDN}/edm/fid-refs/{name}")
@@ -232,6 +358,14 @@ ENTRIES: tuple[ZooEntry, ...] = (
             "cifar10-32x32.npz": 32, "ffhq-64x64.npz": 64, "afhqv2-64x64.npz": 64, "imagenet-64x64.npz": 64,
             "imagenet-64x64-baseline.npz": 64,
         }.items()
+    ),
+    # Statistics of EDM2, for Inception and DINOv2.
+    *(
+        ZooEntry(
+            f"{name}.pkl", "fid-reference", "inception", resolution, CC_BY_NC_SA,
+            url=f"{_CDN}/edm2/dataset-refs/{name}.pkl", page=_EDM2_PAGE, untried=True,
+        )
+        for name, resolution in {"img64": 64, "img512": 512}.items()
     ),
     ZooEntry(
         "inception-2015-12-05.pt", "detector", "inception", None, None,
@@ -241,10 +375,25 @@ ENTRIES: tuple[ZooEntry, ...] = (
     ),
     ZooEntry("vgg16.pt", "detector", "vgg", None, None, url=f"{_ADA}/metrics/vgg16.pt"),
     ZooEntry(
+        "dinov2_vitl14_pretrain.pth", "detector", "dinov2", None, APACHE,
+        url="https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth",
+        page="https://github.com/facebookresearch/dinov2", untried=True,
+    ),
+    ZooEntry(
+        "ViT-L-14-336px.pt", "detector", "clip", None, MIT,
+        url=f"https://openaipublic.azureedge.net/clip/models/{_CLIP_SHA256}/ViT-L-14-336px.pt",
+        sha256=_CLIP_SHA256, page="https://github.com/openai/CLIP", untried=True,
+    ),
+    ZooEntry(
         "inception-2015-12-05.pkl", "detector", "inception", None, None,
         url=f"{_NGC}/stylegan3/versions/1/files/metrics/inception-2015-12-05.pkl",
     ),
 )  # fmt: skip
+
+
+def entry_of(path: Path) -> ZooEntry | None:
+    """Entry of a file on this machine; None if it is not one of the zoo's."""
+    return next((entry for entry in ENTRIES if (local := entry.local_path()) and local == path), None)
 
 
 def resolve(spec: str) -> ResolvedFile:
@@ -311,10 +460,26 @@ def find(name: str) -> ZooEntry | None:
     return next((entry for entry in ENTRIES if name in entry.spellings), None)
 
 
+def find_file(path: Path) -> ZooEntry | None:
+    """The zoo entry that is published, or looked for, as a file of this name; None if there is none."""
+    for entry in ENTRIES:
+        published = entry.url.rpartition("/")[2] if entry.url else entry.name + entry.suffix
+        if published and re.fullmatch(rf"([0-9a-f]{{32}}_)?{re.escape(published)}", path.name):
+            return entry
+    return None
+
+
 def _resolve_entry(spec: str, entry: ZooEntry) -> ResolvedFile:
     if entry.path:
         return ResolvedFile(entry.path, spec, entry=entry)
-    assert entry.url, "an entry has a path or a URL"
+    if entry.url is None:
+        found = entry.local_path()
+        if found is None:
+            raise UserError(
+                f"{entry.name} has no address that a program can download from: fetch it by hand from {entry.page} and "
+                f"save it as {entry.place_by_hand}."
+            )
+        return ResolvedFile(found, spec, entry=entry)
     path = download.fetch(entry.url, size=entry.size, sha256=entry.sha256, check=_content_defect)
     return ResolvedFile(path, spec, entry.url, entry)
 
@@ -340,7 +505,16 @@ def _content_defect(path: Path, name: str) -> str | None:
     return defect
 
 
+_DIFFUSERS = ("model_index.json", "unet/config.json", "diffusion_pytorch_model.safetensors", "scheduler_config.json")
+
+
 def _unknown(spec: str) -> UserError:
+    folder = Path(os.path.expanduser(spec))
+    if folder.name and any(os.path.isfile(folder / name) for name in _DIFFUSERS):
+        return UserError(
+            f"{spec!r} is a folder of the diffusers library, whose networks Refine does not read: give an EDM pickle "
+            "or a guided-diffusion state dict."
+        )
     what = f"{spec!r} is a folder" if os.path.isdir(os.path.expanduser(spec)) else f"There is no file {spec!r}"
     base = os.path.basename(spec)
     entry = find(base)

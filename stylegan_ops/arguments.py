@@ -152,3 +152,36 @@ def conv2d_padded(x: Tensor, w: Tensor, padding: Padding, stride: Size = ONE, gr
     rest = Padding(padding.left - both_x, padding.right - both_x, padding.top - both_y, padding.bottom - both_y)
     x = pad_or_crop(x, rest)
     return torch.conv2d(x, w, stride=(stride.y, stride.x), padding=(both_y, both_x), groups=groups)
+
+
+def adjoint(
+    x_shape: Sequence[int],
+    y_shape: Sequence[int],
+    f_shape: Sequence[int],
+    up_x: int,
+    up_y: int,
+    down_x: int,
+    down_y: int,
+    pad_x0: int,
+    pad_x1: int,
+    pad_y0: int,
+    pad_y1: int,
+    flip: bool,
+    gain: float,
+) -> tuple[int, int, int, int, int, int, int, int, bool, float]:
+    """Return the options with which upfirdn2d maps gradients of y to gradients of x.
+
+    Along one axis y[o] = sum over i of x[i] * k[i * up + pad0 - o * down], where k are the taps of a correlation.
+    Read as a sum over o, this is the same with up and down exchanged, k reversed and pad0' = taps - 1 - pad0; pad1'
+    makes the result as large as x.
+    """
+    taps_x, taps_y = f_shape[-1], f_shape[0]
+    return (
+        *(down_x, down_y, up_x, up_y),
+        taps_x - 1 - pad_x0,
+        x_shape[3] * up_x - y_shape[3] * down_x + pad_x0 - up_x + 1,
+        taps_y - 1 - pad_y0,
+        x_shape[2] * up_y - y_shape[2] * down_y + pad_y0 - up_y + 1,
+        not flip,
+        gain,
+    )

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd.function import Function
 
 from stylegan_ops import dispatch, internals
+from stylegan_ops.arguments import adjoint
 from stylegan_ops.backends import packing, pytorch
 from stylegan_ops.dispatch import Route
 
@@ -146,37 +147,30 @@ def _upfirdn2d(ctx: Any, dy: Tensor) -> Gradients:
     return (dx, None)
 
 
-def adjoint(
-    x_shape: Sequence[int],
-    y_shape: Sequence[int],
-    f_shape: Sequence[int],
-    up_x: int,
-    up_y: int,
-    down_x: int,
-    down_y: int,
-    pad_x0: int,
-    pad_x1: int,
-    pad_y0: int,
-    pad_y1: int,
-    flip: bool,
-    gain: float,
-) -> tuple[int, int, int, int, int, int, int, int, bool, float]:
-    """Return the options with which upfirdn2d maps gradients of y to gradients of x.
+# --- filtered_lrelu: linear in what passes, and the activation has no second derivative
 
-    Along one axis y[o] = sum over i of x[i] * k[i * up + pad0 - o * down], where k are the taps of a correlation.
-    Read as a sum over o, this is the same with up and down exchanged, k reversed and pad0' = taps - 1 - pad0; pad1'
-    makes the result as large as x.
-    """
-    taps_x, taps_y = f_shape[-1], f_shape[0]
-    return (
-        *(down_x, down_y, up_x, up_y),
-        taps_x - 1 - pad_x0,
-        x_shape[3] * up_x - y_shape[3] * down_x + pad_x0 - up_x + 1,
-        taps_y - 1 - pad_y0,
-        x_shape[2] * up_y - y_shape[2] * down_y + pad_y0 - up_y + 1,
-        not flip,
-        gain,
-    )
+
+def _no_derivative_in_filters(ctx: Any, first: int) -> None:
+    if ctx.needs_input_grad[first] or ctx.needs_input_grad[first + 1]:
+        raise NotImplementedError("stylegan_ops::filtered_lrelu has no derivative in filters; the public function has")
+
+
+def _filtered_lrelu(ctx: Any, dy: Tensor) -> Gradients:
+    _no_derivative_in_filters(ctx, 1)
+    dx = ctx.operators.filtered_lrelu_grad(dy, *ctx.saved_tensors, *ctx.options)
+    return (dx, None, None, dx.sum([0, 2, 3]) if ctx.needs_input_grad[3] else None)
+
+
+def _filtered_lrelu_grad(ctx: Any, ddx: Tensor) -> Gradients:
+    _no_derivative_in_filters(ctx, 2)
+    _, *inputs = ctx.saved_tensors
+    return (ctx.operators.filtered_lrelu_tangent(ddx, *inputs, *ctx.options), *[None] * 4)
+
+
+def _filtered_lrelu_tangent(ctx: Any, dy: Tensor) -> Gradients:
+    _no_derivative_in_filters(ctx, 2)
+    _, *inputs = ctx.saved_tensors
+    return (ctx.operators.filtered_lrelu_grad(dy, *inputs, *ctx.options), *[None] * 4)
 
 
 # --- convolutions: linear in the images and in the filters, so that each derivative is one of three maps
@@ -253,6 +247,9 @@ RULES = {
     "bias_act_grad": Rule(3, _bias_act_grad),
     "bias_act_grad2": Rule(4, _by_pytorch("bias_act_grad2")),
     "upfirdn2d": Rule(2, _upfirdn2d, _remember_upfirdn2d),
+    "filtered_lrelu": Rule(4, _filtered_lrelu),
+    "filtered_lrelu_grad": Rule(5, _filtered_lrelu_grad),
+    "filtered_lrelu_tangent": Rule(5, _filtered_lrelu_tangent),
     "conv3x3": Rule(3, _conv3x3),
     "conv3x3_input_grad": Rule(2, _conv3x3_input_grad),
     "conv3x3_weight_grad": Rule(2, _conv3x3_weight_grad),

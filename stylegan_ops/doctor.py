@@ -239,8 +239,7 @@ def compare(kernels: ModuleType, device: torch.device) -> list[Comparison]:
     for dtype, tolerance in TOLERANCES.items():
         errors: dict[str, float] = {}
         for name in samples.DEFINITIONS:
-            # Only these two have kernels for every dtype.
-            if hasattr(kernels, name) and (name in ("bias_act", "upfirdn2d") or dtype == torch.float32):
+            if hasattr(kernels, name) and (name in samples.ANY_DTYPE or dtype == torch.float32):
                 for sample in samples.sample_inputs(name):
                     for operator, actual, expected in _cases(kernels, sample, dtype, device):
                         errors[operator] = max(errors.get(operator, 0.0), _error(actual, expected, dtype))
@@ -287,6 +286,8 @@ def _gradients(kernels: Any, sample: Sample, dy: Tensor, results: Any) -> Iterat
     tensors, options = sample.tensors, sample.options
     if sample.name == "bias_act":
         yield "bias_act_grad", 0, kernels.bias_act_grad(dy, *tensors, *options)
+    elif sample.name == "filtered_lrelu":
+        yield "filtered_lrelu_grad", 0, kernels.filtered_lrelu_grad(dy, *tensors, *options)
     elif sample.name == "conv3x3":
         yield "conv3x3_input_grad", 0, kernels.conv3x3_input_grad(dy, tensors[1])
         yield "conv3x3_weight_grad", 1, kernels.conv3x3_weight_grad(tensors[0], dy)
@@ -308,12 +309,15 @@ def measure(kernels: ModuleType, device: torch.device) -> dict[str, float]:
     x = torch.randn([4, 32, 64, 64], device=device)
     b = torch.randn([32], device=device)
     f = torch.full([4, 4], 1 / 16, device=device)
+    f12 = torch.full([12], 1 / 12, device=device)
+    filtered = (2, 2, 9, 8, 9, 8, 2**0.5, 0.2, 256.0, False)
     lrelu = (1, ACTS.index("lrelu"), 0.2, 2**0.5, 256.0)
     timed: dict[str, Callable[[ModuleType], Any]] = {
         "bias_act lrelu": lambda module: module.bias_act(x, b, *lrelu),
         "bias_act_grad lrelu": lambda module: module.bias_act_grad(x, x, b, *lrelu),
         "upfirdn2d up 2": lambda module: module.upfirdn2d(x, f, 2, 2, 1, 1, 2, 1, 2, 1, False, 4.0),
         "upfirdn2d down 2": lambda module: module.upfirdn2d(x, f, 1, 1, 2, 2, 1, 1, 1, 1, False, 1.0),
+        "filtered_lrelu": lambda module: module.filtered_lrelu(x, f12, f12, b, *filtered),
     }
 
     def seconds(run: Callable[[ModuleType], Any], module: ModuleType) -> float:

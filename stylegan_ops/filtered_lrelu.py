@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
-from stylegan_ops.arguments import PaddingLike, parse_factor
+from stylegan_ops import autograd, dispatch
+from stylegan_ops.arguments import (
+    NO_PADDING,
+    ONE,
+    PaddingLike,
+    check_extent,
+    check_images,
+    filter_size,
+    parse_factor,
+    parse_padding,
+)
+from stylegan_ops.backends import pytorch
 from stylegan_ops.bias_act import bias_act
-from stylegan_ops.upfirdn2d import upfirdn2d
 
 
 def filtered_lrelu(
@@ -50,11 +61,33 @@ def filtered_lrelu(
         TypeError: `x` is not a floating-point tensor, or a filter neither a tensor nor None.
         ValueError: A shape or number makes no sense.
     """
-    factor = parse_factor(up, "up")
-    if factor.x != factor.y:
-        raise ValueError(f"up must be the same along both axes, not {up!r}")
-    x = bias_act(x, b)
-    # The zeros between the pixels darken the image.
-    x = upfirdn2d(x, fu, up=up, padding=padding, flip_filter=flip_filter, gain=factor.x * factor.y)
-    x = bias_act(x, act="lrelu", alpha=slope, gain=gain, clamp=clamp)
-    return upfirdn2d(x, fd, down=down, flip_filter=flip_filter)
+    check_images(x)
+    factor, keep, sides = parse_factor(up, "up"), parse_factor(down, "down"), parse_padding(padding)
+    for name, size, given in (("up", factor, up), ("down", keep, down)):
+        if size.x != size.y:
+            raise ValueError(f"{name} must be the same along both axes, not {given!r}")
+    if b is not None and b.shape != (x.shape[1],):
+        raise ValueError(f"b must have shape [{x.shape[1]}], not {list(b.shape)}")
+    if clamp is not None and not clamp >= 0:
+        raise ValueError(f"clamp must be None or at least 0, not {clamp}")
+    taps, taps_down = filter_size(fu), filter_size(fd)
+    check_extent(x, taps, factor, sides)
+    if fu is None and fd is None and factor == keep == ONE and sides == NO_PADDING:
+        return bias_act(x, b, act="lrelu", alpha=slope, gain=gain, clamp=clamp)  # Nothing is resampled.
+    left, right, top, bottom = sides
+    grid = (x.shape[3] * factor.x + left + right - taps.x + 1, x.shape[2] * factor.y + top + bottom - taps.y + 1)
+    if grid[0] < taps_down.x or grid[1] < taps_down.y:
+        raise ValueError(
+            f"the upsampled image is {grid[0]} x {grid[1]} pixels, smaller than the {taps_down.x} x {taps_down.y} taps "
+            "that are to slide over it"
+        )
+    fu, fd = (torch.ones([1, 1], device=x.device) if f is None else f for f in (fu, fd))
+    way = dispatch.route("filtered_lrelu", x, fu, fd, b)
+    if way[0] is not pytorch:  # The filters of kernels are constants of single precision.
+        if autograd.needs_grad(fu, fd) or (x.dtype == torch.float64 and torch.float64 in (fu.dtype, fd.dtype)):
+            way = dispatch.PLAIN
+        else:
+            fu, fd = fu.to(torch.float32), fd.to(torch.float32)
+    options = (factor.x, keep.x, *sides, float(gain), float(slope), -1.0 if clamp is None else float(clamp))
+    result: Tensor = autograd.run("filtered_lrelu", way, (x, fu, fd, b), (*options, flip_filter))
+    return result

@@ -28,6 +28,7 @@ def modulated_conv2d(
     demodulate: bool = True,
     flip_weight: bool = True,
     fused_modconv: bool | None = None,
+    gain: Tensor | None = None,
 ) -> Tensor:
     """Convolve each sample with its own weight, then add noise.
 
@@ -49,6 +50,7 @@ def modulated_conv2d(
         fused_modconv: True scales the weights and convolves all samples in one grouped convolution; False
             scales the images before and after an ordinary one. Both give the same result, up to rounding; None
             takes the form that a benchmark found to be faster for such a layer.
+        gain: Factor [] on the result, before noise; None is 1.
 
     Returns:
         Images [N, out_channels, H', W'] of x's dtype, differentiable twice.
@@ -78,6 +80,8 @@ def modulated_conv2d(
     if demodulate:
         # sum over i, k of (weight[o, i, k] * styles[n, i])^2, without the tensor of all those products
         scales = (styles.square() @ weight.square().sum(dim=[2, 3]).t() + 1e-8).rsqrt()  # [N, out_channels]
+    if gain is not None:
+        scales = gain.expand(batch, len(weight)) if scales is None else scales * gain
 
     def convolve(images: Tensor, w: Tensor, groups: int) -> Tensor:
         return conv2d_resample(

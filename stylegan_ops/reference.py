@@ -88,6 +88,24 @@ def upfirdn2d(
     return y[:, :, :: keep.y, :: keep.x]
 
 
+def filtered_lrelu(
+    x: Tensor,
+    fu: Tensor | None = None,
+    fd: Tensor | None = None,
+    b: Tensor | None = None,
+    up: int = 1,
+    down: int = 1,
+    padding: PaddingLike = 0,
+    gain: float = math.sqrt(2),
+    slope: float = 0.2,
+    clamp: float | None = None,
+    flip_filter: bool = False,
+) -> Tensor:
+    """Add the bias, upsample, activate, downsample; see `filtered_lrelu.filtered_lrelu`, which checks the arguments."""
+    u = upfirdn2d(bias_act(x, b, gain=1), fu, up, 1, padding, flip_filter, up**2)
+    return upfirdn2d(bias_act(u, None, 1, "lrelu", slope, gain, clamp), fd, 1, down, 0, flip_filter)
+
+
 def filter_kernel(f: Tensor | None, x: Tensor, flip_filter: bool, gain: float) -> Tensor:
     """Expand a filter into the weight [C, 1, height, width] that makes depthwise `conv2d` on `x` apply it.
 

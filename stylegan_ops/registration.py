@@ -20,6 +20,10 @@ from stylegan_ops.autograd import RULES, Rule
 from stylegan_ops.backends import packing, pytorch
 
 _BIAS_ACT = "int dim, int act, float alpha, float gain, float clamp) -> Tensor"
+_FILTERED_LRELU = (
+    "Tensor x, Tensor fu, Tensor fd, Tensor? b, int up, int down, SymInt pad_x0, SymInt pad_x1, SymInt pad_y0, "
+    "SymInt pad_y1, float gain, float slope, float clamp, bool flip) -> Tensor"
+)
 _NORM = "Tensor? before, Tensor? scale, Tensor? shift"
 
 SCHEMAS = {
@@ -28,6 +32,9 @@ SCHEMAS = {
     "bias_act_grad2": f"(Tensor ddx, Tensor dy, Tensor x, Tensor? b, {_BIAS_ACT}",
     "upfirdn2d": "(Tensor x, Tensor f, int up_x, int up_y, int down_x, int down_y, SymInt pad_x0, SymInt pad_x1, "
     "SymInt pad_y0, SymInt pad_y1, bool flip, float gain) -> Tensor",
+    "filtered_lrelu": f"({_FILTERED_LRELU}",
+    "filtered_lrelu_grad": f"(Tensor dy, {_FILTERED_LRELU}",
+    "filtered_lrelu_tangent": f"(Tensor dx, {_FILTERED_LRELU}",
     "conv3x3": "(Tensor x, Tensor weight, Tensor? bias) -> Tensor",
     "conv3x3_input_grad": "(Tensor dy, Tensor weight) -> Tensor",
     "conv3x3_weight_grad": "(Tensor x, Tensor dy) -> Tensor",
@@ -81,6 +88,16 @@ def _upfirdn2d(
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=_memory_format(x))
 
 
+def _filtered_lrelu(x: Tensor, fu: Tensor, fd: Tensor, b: Tensor | None, up: int, down: int, *rest: Any) -> Tensor:
+    left, right, top, bottom = rest[:4]
+    sizes = ((fu.shape[0], fd.shape[0], top, bottom), (fu.shape[-1], fd.shape[-1], left, right))
+    height, width = (
+        packing.upfirdn2d_size(packing.upfirdn2d_size(size, taps_u, up, 1, *pads), taps_d, 1, down, 0, 0)
+        for size, (taps_u, taps_d, *pads) in zip(x.shape[2:], sizes, strict=True)
+    )
+    return x.new_empty((x.shape[0], x.shape[1], height, width))
+
+
 def _convolution(x: Tensor, weight: Tensor, *bias: Tensor | None) -> Tensor:
     return x.new_empty((x.shape[0], weight.shape[0], *x.shape[2:]))
 
@@ -107,6 +124,9 @@ PREDICTIONS: dict[str, Callable[..., Any]] = {
     "bias_act_grad": lambda dy, x, *rest: _like(x),
     "bias_act_grad2": lambda ddx, dy, x, *rest: _like(x),
     "upfirdn2d": _upfirdn2d,
+    "filtered_lrelu": _filtered_lrelu,
+    "filtered_lrelu_grad": lambda dy, x, *rest: x.new_empty(x.shape),
+    "filtered_lrelu_tangent": lambda dx, *rest: _filtered_lrelu(*rest),
     "conv3x3": _convolution,
     "conv3x3_input_grad": lambda dy, weight: dy.new_empty((dy.shape[0], weight.shape[1], *dy.shape[2:])),
     "conv3x3_weight_grad": lambda x, dy: x.new_empty((dy.shape[1], x.shape[1], 3, 3)),
@@ -175,6 +195,14 @@ def _flop_upfirdn2d(x: Any, f: Any, up_x: int, up_y: int, *options: Any, out_sha
     return int(2 * math.prod(out_shape) * taps / (up_x * up_y))  # Zeros between pixels need no arithmetic.
 
 
+def _flop_filtered_lrelu(x: Any, fu: Any, fd: Any, b: Any, up: int, down: int, *_: Any, **__: Any) -> int:
+    def taps(f: Any) -> int:
+        return math.prod(f) if len(f) == 2 else f[0] ** 2
+
+    # The finer grid is up x up as large as x; zeros between pixels need no arithmetic there.
+    return int(2 * math.prod(x) * (taps(fu) + taps(fd) * up**2 / down**2))
+
+
 def _flop_convolution(pixels: Any, weight: Any) -> int:
     return 2 * pixels[0] * math.prod(pixels[2:]) * math.prod(weight)
 
@@ -186,6 +214,9 @@ def _flop_attention(qkv: Any) -> int:
 
 FLOPS: dict[str, Callable[..., int]] = {
     "upfirdn2d": _flop_upfirdn2d,
+    "filtered_lrelu": _flop_filtered_lrelu,
+    "filtered_lrelu_grad": lambda dy, *rest, **_: 2 * _flop_filtered_lrelu(*rest),  # The grid is computed again.
+    "filtered_lrelu_tangent": lambda dx, *rest, **_: 2 * _flop_filtered_lrelu(*rest),
     "conv3x3": lambda x, weight, *_, **__: _flop_convolution(x, weight),
     "conv3x3_input_grad": lambda dy, weight, *_, **__: _flop_convolution(dy, weight),
     "conv3x3_weight_grad": lambda x, dy, *_, out_shape, **__: _flop_convolution(x, out_shape),

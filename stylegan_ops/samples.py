@@ -96,9 +96,17 @@ def _norm_conv3x3(
     return reference.conv3x3(h if keep is None else h * keep * gain, weight, bias)
 
 
+def _filtered_lrelu(x: Tensor, fu: Tensor, fd: Tensor, b: Tensor | None, up: int, down: int, *options: Any) -> Tensor:
+    *padding, gain, slope, clamp, flip = options
+    clamp = None if clamp < 0 else clamp
+    return reference.filtered_lrelu(x, fu, fd, b, up, down, padding, gain, slope, clamp, flip)
+
+
+ANY_DTYPE = ("bias_act", "upfirdn2d", "filtered_lrelu")  # The kernels of all others take float32 only.
 DEFINITIONS: dict[str, Callable[..., Tensor]] = {
     "bias_act": _bias_act,
     "upfirdn2d": _upfirdn2d,
+    "filtered_lrelu": _filtered_lrelu,
     "conv3x3": reference.conv3x3,
     "conv1x1": reference.conv1x1,
     "attention": reference.attention,
@@ -151,6 +159,23 @@ def _upfirdn2d_samples(random: _Random) -> list[Sample]:
     return samples
 
 
+def _filtered_lrelu_samples(random: _Random) -> list[Sample]:
+    cases: dict[str, tuple[tuple[int, ...], tuple[int, ...], int, int, tuple[int, ...], float, bool]] = {
+        "same": ((12,), (12,), 2, 2, (9, 8, 9, 8), 1.5, False),
+        "larger": ((24,), (12,), 4, 2, (-1, 2, 3, -4), 1.0, False),
+        "smaller": ((12,), (24,), 2, 4, (16, 17, 18, 19), -1.0, True),
+        "radial": ((12,), (12, 12), 2, 2, (11, 10, 11, 10), 1.5, False),
+        "rest": ((4, 3), (3, 5), 3, 2, (2, -1, 3, 4), 0.7, True),
+    }
+    samples = []
+    for label, (fu, fd, up, down, padding, clamp, flip) in cases.items():
+        x, filters = random(2, 3, 10, 13), (random(*fu).float() / 4, random(*fd).float() / 4)
+        options = (up, down, *padding, 1.25, 0.3, clamp, flip)
+        b, differentiable = (None, (0,)) if label == "larger" else (random(3), (0, 3))
+        samples.append(Sample("filtered_lrelu", label, (x, *filters, b), options, differentiable))
+    return samples
+
+
 def _group_norm_samples(random: _Random) -> list[Sample]:
     x, weight, bias = random(2, 8, 9, 11), random(8), random(8)
     before, scale, shift = random(2, 8), random(2, 8), random(2, 8)
@@ -179,6 +204,8 @@ def sample_inputs(name: str) -> list[Sample]:
         return _bias_act_samples(random)
     if name == "upfirdn2d":
         return _upfirdn2d_samples(random)
+    if name == "filtered_lrelu":
+        return _filtered_lrelu_samples(random)
     if name == "conv3x3":
         x, weight = random(3, 16, 17, 21), random(18, 16, 3, 3)
         with_bias = Sample(name, "bias", (x, weight, random(18)), (), (0, 1, 2))

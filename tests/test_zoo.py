@@ -24,6 +24,7 @@ from refine.commands import zoo as command
 from refine.errors import UserError
 from refine.files import download
 from refine.files.addresses import without_secrets
+from refine.networks.adm_settings import parse_settings
 from refine.zoo import ENTRIES, ZooEntry, find, resolve
 
 FFHQ_URL = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/ffhq.pkl"
@@ -58,8 +59,35 @@ REMOTE = [entry for entry in ENTRIES if entry.url]
 BUILT_IN = [entry for entry in ENTRIES if entry.path]
 
 
-def test_an_entry_has_a_url_or_a_path():
-    assert len(REMOTE) + len(BUILT_IN) == len(ENTRIES)
+BY_HAND = [entry for entry in ENTRIES if not (entry.url or entry.path)]
+
+
+def test_an_entry_has_a_url_or_a_path_or_a_page():
+    assert len(REMOTE) + len(BUILT_IN) + len(BY_HAND) == len(ENTRIES) and BY_HAND
+    assert all(str(entry.page).startswith("https://") for entry in BY_HAND)
+
+
+@pytest.mark.parametrize("entry", BY_HAND, ids=lambda entry: entry.name)
+def test_a_file_without_a_download_gets_its_place(entry: ZooEntry, cache: Path):
+    with pytest.raises(UserError, match=str(entry.page)) as caught:
+        resolve(entry.name)
+    place = cache / f"{entry.name}.pt"
+    assert str(place) in str(caught.value) and "\n" not in str(caught.value)
+    cache.mkdir(parents=True)
+    place.write_bytes(WEIGHTS)
+    assert resolve(entry.name) == zoo.ResolvedFile(place, entry.name, None, entry)
+    (row,) = [row for row in json.loads(call("--json").stdout) if row["name"] == entry.name]
+    assert row["cached"] == row["place_by_hand"] == str(place)
+
+
+@pytest.mark.parametrize("entry", [entry for entry in ENTRIES if entry.family == "adm"], ids=lambda entry: entry.name)
+def test_settings_of_a_state_dict_are_complete(entry: ZooEntry):
+    settings = parse_settings(entry.settings)
+    assert settings.image_size == entry.resolution and (settings.num_heads or settings.num_head_channels)
+    assert settings.preconditioning == "edm" or (settings.attention_order and settings.noise_schedule)
+    assert entry.untried and entry.refines == "untried" and entry.page
+    assert not entry.url or zoo.find_file(Path(entry.url)) is entry
+    assert zoo.find_file(download.place_by_hand(entry.url) if entry.url else Path(f"{entry.name}.pt")) is entry
 
 
 @pytest.mark.parametrize("entry", BUILT_IN, ids=lambda entry: entry.name)
@@ -77,17 +105,18 @@ def test_entry_is_well_formed(entry: ZooEntry):
     assert parts.hostname and "." in parts.hostname
     assert not parts.query + parts.fragment
     assert "//" not in parts.path
-    assert parts.path.endswith((".pkl", ".npz", ".pt"))
+    assert parts.path.endswith((".pkl", ".npz", ".pt", ".pth"))
     assert entry.kind in {"generator", "denoiser", "fid-reference", "detector"}
-    assert entry.family in {"stylegan2", "stylegan3", "stylegan-xl", "edm", "edm2", "inception", "vgg"}
-    assert entry.resolution is None or entry.resolution in {32, 64, 256, 512, 1024}
+    detectors = {"inception", "vgg", "dinov2", "clip"}
+    assert entry.family in {"stylegan2", "stylegan3", "stylegan-xl", "edm", "adm", "edm2", *detectors}
+    assert entry.resolution is None or entry.resolution in {32, 64, 128, 256, 512, 1024}
     assert entry.resolution or entry.kind == "detector"
     assert entry.sha256 is None or len(bytes.fromhex(entry.sha256)) == 32
 
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
 def test_size_in_the_name_is_the_resolution(entry: ZooEntry):
-    for size in (32, 64, 256, 512, 1024):
+    for size in (32, 64, 128, 256, 512, 1024):
         if f"{size}x{size}" in entry.name or f"res{size}-" in entry.name or f"img{size}-" in entry.name:
             assert entry.resolution == size
 
@@ -262,9 +291,14 @@ def test_list(cache: Path):
     assert row["metfaces"].split()[1:6] == ["yes", "stylegan2", "1024", "-", "no"]
     assert row["metfaces"].endswith("NVIDIA Source Code License (non-commercial)")
     assert row["edm-ffhq-64x64-uncond-vp"].split()[1:4] == ["=", "edm-ffhq", "yes"]
-    assert row["stylegan3-t-ffhq-1024x1024"].split()[1] == "trust" and "--trust-pickle" in lines[-1]
-    assert row["edm2-img64-s-1073741-0.075"].split()[1] == "no"
+    assert row["stylegan3-t-ffhq-1024x1024"].split()[1:4] == ["yes", "stylegan3", "1024"]
+    assert row["adm-imagenet-64x64-cond"].split()[1:4] == ["untried", "adm", "64"]
+    assert any(line.startswith("untried: ") for line in lines)
+    assert row["edm2-img64-s-1073741-0.075"].split()[1] == "untried"
     assert row["inception-2015-12-05.pt"].split()[1:] == ["-", "inception", "-", "95.6", "MB", "no", "-"]
+
+
+ADM_SETTINGS = "image_size=16,num_head_channels=64,attention_order=new,noise_schedule=cosine"
 
 
 def test_column_of_what_is_refined_is_true(fixture_path: Callable[[str], Path]):
@@ -272,15 +306,17 @@ def test_column_of_what_is_refined_is_true(fixture_path: Callable[[str], Path]):
     for family, load, name in (
         ("stylegan2", load_generator, "sg2ada/d_gray16.pkl"),
         ("edm", load_teacher, "edm/s6_iddpm_adm_uncond16.pkl"),
+        ("edm2", load_teacher, "edm2/s1_edm2_cond16.pkl"),
+        ("adm", functools.partial(load_teacher, settings=ADM_SETTINGS), "adm/s2_adm_cond16_new.pt"),
         ("stylegan3", load_generator, "sg3/s2_stylegan3t_uncond32.pkl"),
     ):
-        (refines,) = {entry.refines for entry in ENTRIES if entry.family == family and entry.refines != "-"}
+        refines = {entry.refines for entry in ENTRIES if entry.family == family and entry.refines != "-"}
         try:
             load(str(fixture_path(name)))
         except UserError:
-            assert refines in ("trust", "no")
+            assert refines <= {"trust", "no"} and len(refines) == 1
         else:
-            assert refines == "yes"
+            assert refines <= {"yes", "untried"}
 
 
 @pytest.mark.parametrize("kind", zoo.KINDS)
@@ -294,7 +330,7 @@ def test_list_of_one_kind(kind: str):
 
 def test_list_of_names_with_a_word(cache: Path):
     found = json.loads(call("--json", "CIFAR10-cond", "--kind=denoiser").stdout)  # an alias
-    assert [row["name"] for row in found] == ["edm-cifar10-32x32-cond-vp"]
+    assert [row["name"] for row in found] == ["edm-cifar10-32x32-cond-vp", "edm-cifar10-cond-vp-ddo"]
     nothing = call("nosuchname")
     assert nothing.exit_code == 2 and "nosuchname" in nothing.stderr
 
@@ -342,6 +378,10 @@ def test_list_as_json(cache: Path):
         "size": len(WEIGHTS),
         "sha256": None,
         "aliases": [],
+        "settings": "",
+        "page": None,
+        "untried": False,
+        "place_by_hand": None,
         "refines": "yes",
         "cached": str(path),
     }

@@ -79,6 +79,10 @@ def planned_kernels() -> dict[str, int]:
         plans.append(cuda.plan_upfirdn2d(dtype, False, 1, 1, 8, 8, 8, 8, 1, 1, 1, 1, 1, 1, 0, 0))
         for (up, down, taps), tiles in cuda.TILES.items():
             plans += [cuda.plan_tiles(dtype, tile, up, down, taps, 1, 8, 8, 0, 0).launch for tile in tiles]
+        # The layer of StyleGAN3 that its blocks keep most of: four steps of the grid to a pixel, and back.
+        call = packing.FilteredLrelu((1, 1, 148, 148), (24,), (12,), 4, 2, (9, 8, 9, 8), 1.0, 0.2, 256.0, False)
+        filtered = [cuda.plan_filtered_lrelu(order, dtype, call) for order in range(3)]
+        plans.append(max((plan[0] for plan in filtered if plan), key=lambda plan: plan.shared_bytes))
     return {plan.kernel: plan.shared_bytes for plan in plans}
 
 

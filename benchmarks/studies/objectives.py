@@ -84,7 +84,10 @@ def course(names: list[str], kimg: float, seeds: list[int], split: str, samples:
                 every = {"tick_kimg": kimg / READINGS, "snap_ticks": 1}
                 options = COMMON | known[name] | every | {"kimg": kimg, "seed": seed, "outdir": folder}
                 snapshot = refine(RunConfig(gan="digits", teacher="edm-digits", **options), evaluate=measure)
-                rows = [json.loads(line) for line in (snapshot.parent / "stats.jsonl").read_text().splitlines()]
+                rows = [
+                    json.loads(line)
+                    for line in (snapshot.parent / "stats.jsonl").read_text(encoding="utf-8").splitlines()
+                ]
             nats = [row[NATS] for row in rows if row["Progress/cur_nimg"] > 0]
             pairs = list(zip(nats, fids[1:], strict=True))  # the first figure is of the generator as it came
             print(f"\n{name}, seed {seed}: " + ", ".join(f"{n:.3g} nats FID {fid:.1f}" for n, fid in pairs))

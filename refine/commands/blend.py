@@ -134,13 +134,13 @@ def blendable(origin: NetworkPickle, refined: NetworkPickle) -> dict[str, tuple[
     Raises:
         UserError: The pickles have no generator in common, one is of another architecture, or holds what is not finite.
     """
-    from refine.pickles import PersistentObject, named_tensors
+    from refine.pickles import NetworkRecord, named_tensors
     from refine.pickles.finite import require_finite
 
     found = {}
     for key in NETWORKS:
         records = [pickle.get(key) for pickle in (origin, refined)]
-        if not all(isinstance(record, PersistentObject) for record in records):
+        if not all(isinstance(record, NetworkRecord) for record in records):
             continue
         first, second = (named_tensors(record) for record in records)
         for name in [*(n for n in first if n not in second), *(n for n in second if n not in first)]:

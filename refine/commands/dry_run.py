@@ -22,6 +22,7 @@ import torch
 from refine import zoo
 from refine.config import RunConfig, TrainingOptions
 from refine.contracts import Denoiser, Generator
+from refine.diffusion.guidance import Guided
 from refine.errors import OptionError, UserError, template_of
 from refine.files.atomic import cannot_write, check_folder
 from refine.files.dataset import ImageDataset
@@ -134,6 +135,7 @@ def _pair_lines(config: RunConfig, pair: Pair, trainer: Trainer) -> list[str]:
     lines = [
         _network_line("Generator", pair.gan_file, generator, generator.c_dim),
         _network_line("Teacher", pair.teacher_file, teacher, teacher.label_dim),
+        *_guide_lines(config, pair),
         f"Bridge    The teacher sees the generator's images {seen}, {classes} classes.",
         *pair.notes,
         *([f"Distilled {distillation_line(pair)}"] if pair.distills else []),
@@ -145,6 +147,17 @@ def _pair_lines(config: RunConfig, pair: Pair, trainer: Trainer) -> list[str]:
         shown = ", ".join(map(str, unused[:MAX_CLASSES_SHOWN])) + (", ..." if len(unused) > MAX_CLASSES_SHOWN else "")
         lines.append(f"Warning: --class-map never asks for class {shown} of the teacher.")
     return lines
+
+
+def _guide_lines(config: RunConfig, pair: Pair) -> list[str]:
+    if not isinstance(pair.teacher, Guided):
+        return []
+    guide = pair.teacher.guide
+    fake = "the fake score, too" if config.guide_fake else "not the fake score"
+    return [
+        _network_line("Guide", pair.guide_file, guide, guide.label_dim),
+        f"Guidance  {pair.teacher.weight:g}: the teacher is guided, {fake}.",
+    ]
 
 
 def _plan_lines(config: RunConfig, pair: Pair, memory: Memory, device: torch.device, progress: Progress) -> list[str]:
@@ -172,7 +185,7 @@ def num_snapshots(config: RunConfig) -> int:
 
 def _size(pair: Pair) -> int:
     if pair.gan_file is None:
-        return 0
+        return 2 * sum(tensor.nbytes for tensor in pair.generator.module.state_dict().values())  # live and average
     size = pair.gan_file.pickle.path.stat().st_size
     if not isinstance(pair.gan_file.network, OneStep) or LIVE in pair.gan_file.pickle:
         return size

@@ -18,6 +18,7 @@ from refine.commands.options import (
     Finite,
     Folder,
     OutFile,
+    Point,
     Spec,
     Whole,
     check_output,
@@ -66,6 +67,10 @@ _FILE = click.Path(path_type=Path)
     "--noise-seed", type=Whole(0, 2**63 - 1), metavar="N",
     help="For --noise-mode=random: one seed for all images. Default: each image's own.",
 )  # fmt: skip
+@click.option(
+    "--translate", type=Point(), metavar="X,Y", help="Shift of the image in image widths, to the right and down."
+)
+@click.option("--rotate", type=Finite(), metavar="DEGREES", help="Rotation of the image, counterclockwise.")
 @click.option("--outdir", type=Folder(), metavar="DIR", help="Folder for the images.")
 @click.option(
     "--compare", type=Spec(), metavar=NETWORK, help="Another generator to show next to this one, in compare.png."
@@ -93,6 +98,8 @@ def main(
     label: str | None,
     noise_mode: str,
     noise_seed: int | None,
+    translate: tuple[float, float] | None,
+    rotate: float | None,
     outdir: Path | None,
     compare: str | None,
     video: Path | None,
@@ -139,7 +146,7 @@ def main(
         if numbers is not None
         else _from_latents(generators[0], latents, c)
     )
-    settings = Settings(truncation_psi, noise_mode, noise_seed, where)
+    settings = Settings(truncation_psi, noise_mode, noise_seed, where, _transform(generators, translate, rotate))
     pictures = None
     if video is not None:
         from refine.commands import video as film
@@ -189,12 +196,15 @@ class Settings:
         noise_mode: `const`, `random` or `none`.
         noise_seed: Seed of the noise of all images; None: each image's own.
         device: Device of the generators.
+        transform: Matrix [3, 3] that takes points of the image to points of the features that a StyleGAN3 generator
+            starts from; None: as the generator has it.
     """
 
     truncation_psi: float
     noise_mode: str
     noise_seed: int | None
     device: Any
+    transform: Tensor | None = None
 
 
 def draw(generator: Any, each: Input, settings: Settings) -> Tensor:
@@ -207,6 +217,8 @@ def draw(generator: Any, each: Input, settings: Settings) -> Tensor:
 
     from refine.networks.sampling import image_of_ws
 
+    if settings.transform is not None:
+        generator.synthesis.input.transform.copy_(settings.transform)
     if settings.noise_mode == "random":
         torch.manual_seed(each.seed if settings.noise_seed is None else settings.noise_seed)
     with torch.no_grad():
@@ -227,6 +239,26 @@ def draw(generator: Any, each: Input, settings: Settings) -> Tensor:
             f"{settings.truncation_psi:g}."
         )
     return image
+
+
+def _transform(generators: Sequence[Any], translate: tuple[float, float] | None, rotate: float | None) -> Any:
+    """The matrix of a shift and a rotation, as StyleGAN3's script makes it; None if neither is wanted.
+
+    Raises:
+        UserError: A generator is not StyleGAN3, whose features alone can be moved.
+    """
+    if translate is None and rotate is None:
+        return None
+    import torch
+
+    option = "--rotate" if translate is None else "--translate"
+    for generator in generators:
+        if not hasattr(getattr(getattr(generator, "synthesis", None), "input", None), "transform"):
+            raise UserError(f"{option} needs a StyleGAN3 generator, whose features can be moved: leave it out.")
+    (x, y), angle = translate or (0.0, 0.0), math.radians(rotate or 0.0)
+    cos, sin = math.cos(angle), math.sin(angle)
+    forward = torch.tensor([[cos, sin, x], [-sin, cos, y], [0, 0, 1]], dtype=torch.float64)
+    return torch.linalg.inv(forward).float()
 
 
 def _require_same_shape(generators: Sequence[Any]) -> None:

@@ -96,6 +96,20 @@ class Finite(click.ParamType):
         return number
 
 
+class Point(click.ParamType):
+    """Two numbers with a comma between them."""
+
+    name = "point"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, float]:
+        """Converts what was typed; raises click's own error."""
+        parts = value.split(",") if isinstance(value, str) else value
+        if len(parts) != 2:
+            raise refusal(param, f"must be two numbers such as 0.3,-0.1, not {value!r}.")
+        x, y = (Finite().convert(part, param, ctx) for part in parts)
+        return x, y
+
+
 class Whole(click.ParamType):
     """A whole number within bounds, both inclusive."""
 

@@ -35,7 +35,7 @@ def main(threads: int | None, rounds: int, operators: int, trust_pickle: bool, *
     import torch
 
     from refine.config import RunConfig, TrainingOptions
-    from refine.pair.pair import load_pair
+    from refine.runs.start import pair_for
     from refine.runtime.device import choose_device
     from refine.training.profiling import lines, profile
     from refine.training.trainer import Trainer
@@ -43,8 +43,7 @@ def main(threads: int | None, rounds: int, operators: int, trust_pickle: bool, *
     if threads is not None:
         torch.set_num_threads(threads)
     config = RunConfig(**given, ratio_samples=2)
-    pair = load_pair(config.gan, config.teacher, sigma_init=config.sigma_init, trust=trust_pickle)
-    pair = replace(pair, digests={})  # which keeps no samples
+    pair = replace(pair_for(config, trust=trust_pickle), digests={})  # which keeps no samples
     trainer = Trainer(pair, config.section(TrainingOptions), choose_device(config.device))
     for line in lines(profile(trainer, rounds), config.batch, operators):
         click.echo(line)

@@ -55,7 +55,9 @@ def _described(entry: ZooEntry) -> dict[str, object]:
     size = local.stat().st_size if local else entry.size
     path = str(entry.path) if entry.path else None
     cached = str(local) if local else None
-    return {**asdict(entry), "path": path, "size": size, "cached": cached, "refines": entry.refines}
+    by_hand = str(entry.place_by_hand) if entry.place_by_hand else None
+    known = asdict(entry) | {"path": path, "size": size, "cached": cached, "refines": entry.refines}
+    return known | {"place_by_hand": by_hand}
 
 
 def table(entries: Sequence[ZooEntry], width: int | None = None) -> str:
@@ -82,6 +84,8 @@ def table(entries: Sequence[ZooEntry], width: int | None = None) -> str:
             lines += ["", kind.upper().replace("-", " ") + "S", *_lines(HEADER[:columns], widths)]
             lines += [line for entry in chosen for line in _lines(rows[entry.name][:columns], widths)]
     notes = ["-: unknown; see the publisher's page."]
+    if any(entry.refines == "untried" for entry in entries):
+        notes.append("untried: format known, but no such file was opened here.")
     if any(entry.refines == "trust" for entry in entries):
         notes.append("trust: with --trust-pickle, which runs the file's source.")
     if columns < len(HEADER):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import safetensors
 import safetensors.torch
@@ -25,13 +25,14 @@ from refine.networks.one_step import OneStep
 
 def write(loaded: LoadedNetwork, file: BinaryIO) -> None:
     """Writes the generator's state dict."""
+    record: Any = loaded.record
     tensors = {name: tensor.contiguous().clone() for name, tensor in loaded.network.state_dict().items()}
     about = {
         "format": "pt",
-        "class_name": loaded.record.class_name,
+        "class_name": record.class_name,
         "architecture": loaded.architecture.name,
-        "init_args": to_json(loaded.record.init_args, default=str),
-        "init_kwargs": to_json(loaded.record.init_kwargs, default=str),
+        "init_args": to_json(record.init_args, default=str),
+        "init_kwargs": to_json(record.init_kwargs, default=str),
         "source": loaded.pickle.path.name,
     }
     if isinstance(loaded.network, OneStep):

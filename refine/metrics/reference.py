@@ -15,6 +15,7 @@ from torch import Tensor
 
 from refine.contracts import Denoiser
 from refine.diffusion.sampler import HeunOptions, heun_sample
+from refine.files.arrays import open_dataset
 from refine.files.dataset import ImageDataset
 from refine.files.decoding import read_batches
 from refine.files.images import require_finite, to_uint8
@@ -36,12 +37,14 @@ class Teacher:
         spec: Name that the user gave it by: path, URL or zoo name.
         sha256: SHA-256 of its file.
         class_map: Its class for each class of the generator; None: the same numbers.
+        conditions: What decides its images besides its file, as text; see `pair.conditions`.
     """
 
     network: Denoiser
     spec: str
     sha256: str
     class_map: tuple[int, ...] | None = None
+    conditions: str = ""
 
 
 class Reference(ABC):
@@ -54,7 +57,6 @@ class Reference(ABC):
         num_channels: Channels of its images; None if unknown.
         labels: Distribution of labels for the generator; None: uniform.
         suffix: End of the names of metrics that compare with it.
-        dimension: Dimension of its features, if they are at hand.
         ddof: Covariances are divided by the number of features minus this, as whoever made the reference does.
         notes: Notes for the user, one sentence each.
     """
@@ -65,7 +67,6 @@ class Reference(ABC):
     num_channels: int | None = None
     labels: Labels | None = None
     suffix: str = ""
-    dimension: int | None = None
     ddof: int = 0
     notes: tuple[str, ...] = ()
 
@@ -73,6 +74,14 @@ class Reference(ABC):
     def where(self) -> str:
         """Its name in messages, with the path if it is a file."""
         return str(getattr(self, "path", self.name))
+
+    def dimension_for(self, metric: Metric) -> int | None:
+        """Dimension of the features that it has for a metric; None if they are yet to be computed.
+
+        Raises:
+            UserError: It has the features of another detector.
+        """
+        return None
 
     @abstractmethod
     def check(self, metric: Metric, detector: Detector) -> None:
@@ -180,7 +189,10 @@ class _ImageReference(Reference):
 
 
 class DatasetReference(_ImageReference):
-    """A StyleGAN data set. Metrics with `_full` see all of it, others its first images, on request mirrored too."""
+    """A StyleGAN data set, or images of an .npz file.
+
+    Metrics with `_full` see all of it, others its first images, on request mirrored too.
+    """
 
     kind = "data"
 
@@ -190,7 +202,7 @@ class DatasetReference(_ImageReference):
         """Opens the data set.
 
         Args:
-            path: ZIP or folder.
+            path: ZIP or folder, or .npz.
             mirror: Show each image mirrored too, to legacy metrics.
             batch: Images read per pass.
             workers: Processes that decode; None: see `decoding.read_batches`.
@@ -199,9 +211,9 @@ class DatasetReference(_ImageReference):
             UserError: It is not a data set, or cannot be read.
         """
         super().__init__()
-        plain = ImageDataset(path)
+        plain = open_dataset(path)
         self.mirror, self.batch, self.workers = mirror, BatchSize(batch or USUAL), workers
-        self.plain, self.mirrored = plain, ImageDataset(path, xflip=True) if mirror else plain
+        self.plain, self.mirrored = plain, open_dataset(path, xflip=True) if mirror else plain
         self.path, self.name = plain.path, plain.name
         self.resolution, self.num_channels = plain.resolution, plain.num_channels
         self.labels = None if plain.raw_labels is None else Labels.of(plain.raw_labels)
@@ -212,6 +224,14 @@ class DatasetReference(_ImageReference):
         """See `Reference.provenance`."""
         count = len(self._numbers(metric))
         return {"kind": self.kind, "name": self.name, "sha256": self.sha256, "num_images": count}
+
+    def images_at(self, numbers: Sequence[int], metric: Metric) -> Tensor:
+        """Images by their numbers among those that a metric takes, uint8 [N, C, H, W].
+
+        Raises:
+            UserError: An image cannot be read.
+        """
+        return torch.from_numpy(np.stack([self._dataset(metric).image(number) for number in numbers]))
 
     def _dataset(self, metric: Metric) -> ImageDataset:
         return self.plain if metric.full else self.mirrored
@@ -264,6 +284,7 @@ class TeacherReference(_ImageReference):
             "num_images": count,
             "sampler": sampler,
             "seed": self.seed,
+            **self._conditions(),
         }
 
     def _identity(self, metric: Metric) -> dict[str, Any]:
@@ -273,7 +294,11 @@ class TeacherReference(_ImageReference):
             "heun": options,
             "seed": self.seed,
             "class_map": self.teacher.class_map,
+            **self._conditions(),
         }
+
+    def _conditions(self) -> dict[str, str]:
+        return {"conditions": self.teacher.conditions} if self.teacher.conditions else {}
 
     def _numbers(self, metric: Metric) -> range:
         return range(self.num_images or metric.num_gen)

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from refine import networks, pickles
+from refine import networks, pickles, zoo
 from refine.errors import UserError
 from refine.files.atomic import atomic_write, cannot_write
-from refine.pickles import NetworkPickle, PersistentObject, PickleError
+from refine.networks import adm
+from refine.networks.loading import published_settings
+from refine.pickles import NetworkPickle, NetworkRecord, PersistentObject, PickleError
 from refine.pickles.finite import non_finite
 from refine.pickles.known_sources import KNOWN_SOURCES
 from refine.pickles.records import to_python
+from refine.pickles.state_dict import StateDict
+from refine.pickles.tensor_records import TensorRecord
 from refine.pickles.tree import module_state
 
 
@@ -78,12 +84,15 @@ def _describe_entries(network_pickle: NetworkPickle) -> dict[Any, dict[str, Any]
     described: dict[int, dict[str, Any]] = {}
     for value in network_pickle.values():
         if id(value) not in described:
-            described[id(value)] = _describe_entry(value)
+            is_state_dict = isinstance(value, StateDict)
+            described[id(value)] = (
+                _describe_state_dict(value, network_pickle.path) if is_state_dict else _describe_entry(value)
+            )
     return {key: described[id(value)] for key, value in network_pickle.items()}
 
 
 def _describe_entry(value: Any) -> dict[str, Any]:
-    if not isinstance(value, PersistentObject):
+    if not isinstance(value, NetworkRecord):
         try:
             return {"value": to_python(value)}
         except PickleError as error:
@@ -94,7 +103,7 @@ def _describe_entry(value: Any) -> dict[str, Any]:
         "architecture": architecture.name,
         "role": architecture.role,
         **_describe_rebuild(value, architecture),
-        "source_sha256": value.source_sha256,
+        **({"source_sha256": value.source_sha256} if isinstance(value, PersistentObject) else {}),
         "init_args": list(value.init_args),
         "init_kwargs": value.init_kwargs,
     }
@@ -104,13 +113,56 @@ def _describe_entry(value: Any) -> dict[str, Any]:
     return entry
 
 
+def _describe_state_dict(record: StateDict, path: Path) -> dict[str, Any]:
+    """Description of an ADM network: what its tensors show, and what has to be known besides."""
+    architecture = networks.identify(record)
+    entry: dict[str, Any] = {
+        "class": record.class_name,
+        "architecture": architecture.name,
+        "role": architecture.role,
+        "rebuilt_by_refine": False,
+    }
+    try:
+        shape = adm.shape_of(record.tensors)
+        settings = published_settings(zoo.ResolvedFile(path, str(path)), record)
+        entry |= {
+            "img_channels": shape.img_channels,
+            "label_dim": shape.label_dim,
+            "img_resolution": settings.image_size or shape.image_size,
+            "shape": asdict(shape),
+            "settings": settings.known(),
+        }
+        adm.build(record.tensors, settings)
+        entry["rebuilt_by_refine"] = True
+    except UserError as error:
+        entry["why_not"] = str(error)
+    tensors = record.tensors
+    not_finite = {} if entry["rebuilt_by_refine"] else _not_finite_of(tensors)
+    return entry | {
+        "parameters": sum(tensor.num_elements for tensor in tensors.values()),
+        "tensors": len(tensors),
+        "dtypes": sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()}),
+        **({"not_finite": not_finite} if not_finite else {}),
+    }
+
+
+def _not_finite_of(tensors: Mapping[str, TensorRecord]) -> dict[str, int]:
+    """As `non_finite`, with one tensor at a time in memory."""
+    found = {}
+    for name, record in tensors.items():
+        value = record.read()
+        if value.is_floating_point() and (count := int((~value.isfinite()).sum())):
+            found[name] = count
+    return found
+
+
 _SHOWN_SETTINGS = {
     *("img_resolution", "img_channels", "z_dim", "c_dim", "w_dim", "num_ws"),
     *("label_dim", "sigma_min", "sigma_max", "sigma_data"),
 }
 
 
-def _settings(record: PersistentObject) -> dict[str, Any]:
+def _settings(record: NetworkRecord) -> dict[str, Any]:
     """Attributes of a record to show, as plain values."""
     plain = {}
     for name in sorted(_SHOWN_SETTINGS & record.attributes.keys()):
@@ -121,7 +173,7 @@ def _settings(record: PersistentObject) -> dict[str, Any]:
     return plain
 
 
-def _describe_rebuild(record: PersistentObject, architecture: networks.Architecture) -> dict[str, Any]:
+def _describe_rebuild(record: NetworkRecord, architecture: networks.Architecture) -> dict[str, Any]:
     """Result of rebuilding a record with Refine's own network."""
     if architecture.build is None:
         return {"rebuilt_by_refine": False}
@@ -132,7 +184,7 @@ def _describe_rebuild(record: PersistentObject, architecture: networks.Architect
     return {"rebuilt_by_refine": True}
 
 
-def _count(record: PersistentObject) -> dict[str, Any]:
+def _count(record: NetworkRecord) -> dict[str, Any]:
     parameters = pickles.named_tensors(record, ["_parameters"])
     tensors = pickles.named_tensors(record)
     not_finite = non_finite(tensors)
@@ -183,13 +235,21 @@ def format_description(description: dict[str, Any]) -> str:
             lines.append(f"  {entry['parameters']:,} parameters in {entry['tensors']} tensors ({dtypes})")
         if "not_finite" in entry:
             lines.append(f"  WARNING: {_not_finite(entry['not_finite'])}")
-        settings = {name: entry[name] for name in sorted(_SHOWN_SETTINGS & entry.keys())}
+        settings = {name: entry[name] for name in sorted(_SHOWN_SETTINGS & entry.keys()) if entry[name] is not None}
         if settings:
             lines.append("  " + ", ".join(f"{name} {value}" for name, value in settings.items()))
+        if "shape" in entry:
+            lines.append("  " + ", ".join(f"{name} {json.dumps(value)}" for name, value in entry["shape"].items()))
+            known = ", ".join(f"{name}={value}" for name, value in entry["settings"].items())
+            lines.append(f"  settings of the zoo for a file of this name: {known or 'none'}")
+        if "init_args" not in entry:
+            continue
         arguments = [json.dumps(value) for value in entry["init_args"]]
         arguments += [f"{name}={json.dumps(value)}" for name, value in entry["init_kwargs"].items()]
         lines.append(f"  made by {entry['class']}({', '.join(arguments)})")
         lines.append(f"  embedded source {entry['source_sha256']}")
+    if not description["sources"]:
+        return "\n".join(_printable(line) for line in lines)
     lines += ["", "Embedded sources (text that Refine passes on and never runs unless told to):"]
     for source in description["sources"]:
         known = source["known"] or "unknown origin"

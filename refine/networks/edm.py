@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import math
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -301,6 +301,8 @@ MAX_ENTRIES = 32  # levels, resolutions or taps
 
 def _is_plausible(value: Any, annotation: str) -> bool:
     """True if a value from a file has the annotated type and a size that no constructor has trouble with."""
+    if annotation.endswith(" | None"):
+        return value is None or _is_plausible(value, annotation.removesuffix(" | None"))
     if annotation.startswith("Sequence["):
         inner = annotation.removeprefix("Sequence[").removesuffix("]")
         is_list = isinstance(value, list | tuple) and len(value) <= MAX_ENTRIES
@@ -330,22 +332,9 @@ def denoiser_from_init_kwargs(class_name: str, init_kwargs: Mapping[str, Any]) -
     denoiser = PRECONDITIONERS[class_name]
     own = inspect.signature(denoiser).parameters
     unet = _unet_class(init_kwargs.get("model_type", own["model_type"].default))
-    known = {*own, *inspect.signature(unet).parameters} - {"model_kwargs", "in_channels", "out_channels"}
-    for name, value in init_kwargs.items():
-        if name not in known:
-            raise UserError(
-                f"{class_name} with {unet.__name__} has no constructor argument {name!r}"
-                f" (value {reprlib.repr(value)}): the file is of another version of the network than Refine knows."
-            )
-    for name in ("img_resolution", "img_channels"):
-        if name not in init_kwargs:
-            raise UserError(f"The constructor arguments of {class_name} lack {name!r}.")
     parameters = {**inspect.signature(unet).parameters, **own}
-    for name, value in init_kwargs.items():
-        if not _is_plausible(value, str(parameters[name].annotation)):
-            raise UserError(f"The constructor argument {name}={reprlib.repr(value)} of {class_name} is not plausible.")
-        if name in ("img_channels", "model_channels") and value == 0:
-            raise UserError(f"{class_name} has {name}=0: there is nothing to denoise.")
+    known = {n: each for n, each in parameters.items() if n not in ("model_kwargs", "in_channels", "out_channels")}
+    check_arguments(class_name, unet.__name__, known, init_kwargs, ("img_resolution", "img_channels"))
     try:
         return denoiser(**init_kwargs)
     except UserError:
@@ -353,3 +342,38 @@ def denoiser_from_init_kwargs(class_name: str, init_kwargs: Mapping[str, Any]) -
     except (TypeError, ValueError, ArithmeticError, RuntimeError) as err:
         reason = str(err).partition("\n")[0]
         raise UserError(f"{class_name} cannot be built from its constructor arguments: {reason}.") from err
+
+
+def check_arguments(
+    class_name: str,
+    unet: str,
+    known: Mapping[str, inspect.Parameter],
+    init_kwargs: Mapping[str, Any],
+    needed: Sequence[str],
+) -> None:
+    """Checks the constructor arguments of a pickle against the constructor.
+
+    Args:
+        class_name: Name of the class, for messages.
+        unet: Name of its U-Net, for messages.
+        known: Parameters of the constructors.
+        init_kwargs: Constructor arguments in the pickle.
+        needed: Arguments that must be among them.
+
+    Raises:
+        UserError: An argument is unknown or missing, or has an impossible value.
+    """
+    for name, value in init_kwargs.items():
+        if name not in known:
+            raise UserError(
+                f"{class_name} with {unet} has no constructor argument {name!r}"
+                f" (value {reprlib.repr(value)}): the file is of another version of the network than Refine knows."
+            )
+    for name in needed:
+        if name not in init_kwargs:
+            raise UserError(f"The constructor arguments of {class_name} lack {name!r}.")
+    for name, value in init_kwargs.items():
+        if not _is_plausible(value, str(known[name].annotation)):
+            raise UserError(f"The constructor argument {name}={reprlib.repr(value)} of {class_name} is not plausible.")
+        if name in ("img_channels", "model_channels") and value == 0:
+            raise UserError(f"{class_name} has {name}=0: there is nothing to denoise.")

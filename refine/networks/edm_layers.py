@@ -28,13 +28,17 @@ from stylegan_ops.upfirdn2d import upfirdn2d
 Resampling = Literal["up", "down"]
 
 
-def _resampling_kernel(taps: Sequence[float]) -> Tensor:
-    """The [1, 1, k, k] outer product of a 1-D filter with itself, summing to one."""
+def resampling_kernel(taps: Sequence[float]) -> Tensor:
+    """The [1, 1, k, k] outer product of a 1-D filter with itself, summing to one.
+
+    Args:
+        taps: Taps of the filter, with a sum other than 0.
+    """
     row = torch.tensor(taps, dtype=torch.float32, device="cpu")
     return (row.outer(row) / row.sum().square())[None, None]
 
 
-def _filter_by_2(x: Tensor, kernel: Tensor, resampling: Resampling, padding: int) -> Tensor:
+def filter_by_2(x: Tensor, kernel: Tensor, resampling: Resampling, padding: int) -> Tensor:
     """Filters every channel of x [N, C, H, W] and changes its resolution by two."""
     f, taps = kernel[0, 0], kernel.shape[3]
     if resampling == "up":
@@ -62,11 +66,11 @@ class Resample(nn.Module):
         super().__init__()
         self.resampling = resampling
         self.filter_padding = (len(taps) - 1) // 2
-        self.register_buffer("resample_filter", _resampling_kernel(taps))
+        self.register_buffer("resample_filter", resampling_kernel(taps))
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] -> [N, C, 2H, 2W] or [N, C, H/2, W/2]."""
-        return _filter_by_2(x, self.resample_filter, self.resampling, self.filter_padding)
+        return filter_by_2(x, self.resample_filter, self.resampling, self.filter_padding)
 
 
 class Conv2d(nn.Conv2d):
@@ -97,7 +101,7 @@ class Conv2d(nn.Conv2d):
         self.filter_padding = (len(taps) - 1) // 2
         self.convolve_first = convolve_first
         if resampling is not None:
-            self.register_buffer("resample_filter", _resampling_kernel(taps))
+            self.register_buffer("resample_filter", resampling_kernel(taps))
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, in_channels, H, W] -> [N, out_channels, H', W']."""
@@ -108,8 +112,8 @@ class Conv2d(nn.Conv2d):
         if self.convolve_first:
             # The filter sees convolved values outside of the image: its padding moves into the convolution.
             x = functional.conv2d(x, weight, bias, padding=self.kernel_size[0] // 2 + self.filter_padding)
-            return _filter_by_2(x, self.resample_filter, self.resampling, padding=0)
-        return _convolve(_filter_by_2(x, self.resample_filter, self.resampling, self.filter_padding), weight, bias)
+            return filter_by_2(x, self.resample_filter, self.resampling, padding=0)
+        return _convolve(filter_by_2(x, self.resample_filter, self.resampling, self.filter_padding), weight, bias)
 
 
 def dropout(x: Tensor, p: float, training: bool) -> Tensor:
@@ -137,10 +141,16 @@ def _gain(p: float) -> float:
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group normalization with up to 32 groups of at least four channels, in the dtype of its input."""
+    """Group normalization in the dtype of its input.
 
-    def __init__(self, channels: int, eps: float) -> None:
-        super().__init__(min(32, channels // 4), channels, eps)
+    Args:
+        channels: Channels of the input.
+        eps: Epsilon added to the variance.
+        groups: Number of groups; None for up to 32 groups of at least four channels.
+    """
+
+    def __init__(self, channels: int, eps: float, groups: int | None = None) -> None:
+        super().__init__(groups or min(32, channels // 4), channels, eps)
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] -> [N, C, H, W]."""
@@ -203,13 +213,15 @@ class BlockOptions:
 
     Attributes:
         emb_channels: Width of the noise level embedding.
-        num_heads: Number of attention heads; None for one per 64 channels, hence no attention below 64.
+        num_heads: Number of attention heads; None for one per `head_channels`, hence no attention below that.
         dropout: Probability of dropping an activation before the last convolution, in training only.
         norm_eps: Epsilon of the group normalizations.
         skip_scale: Factor after every residual addition.
         adaptive_scale: Whether the embedding scales and shifts (ADM) or only shifts (DDPM++, NCSN++).
         resample_filter: Taps of the filter for resolution changes.
         resample_proj: Whether a skip that changes resolution has a 1x1 convolution even if the channels match.
+        head_channels: Channels of an attention head, if `num_heads` is None.
+        norm_groups: Groups of the group normalizations; see `GroupNorm`.
     """
 
     emb_channels: int
@@ -220,6 +232,8 @@ class BlockOptions:
     adaptive_scale: bool
     resample_filter: tuple[float, ...]
     resample_proj: bool
+    head_channels: int = 64
+    norm_groups: int | None = None
 
 
 class UNetBlock(nn.Module):
@@ -237,12 +251,12 @@ class UNetBlock(nn.Module):
         self.dropout = options.dropout
         self.skip_scale = options.skip_scale
         self.adaptive_scale = options.adaptive_scale
-        taps, eps = options.resample_filter, options.norm_eps
+        taps, eps, groups = options.resample_filter, options.norm_eps, options.norm_groups
 
-        self.norm0 = GroupNorm(in_channels, eps)
+        self.norm0 = GroupNorm(in_channels, eps, groups)
         self.conv0 = Conv2d(in_channels, out_channels, 3, resampling, taps)
         self.affine = nn.Linear(options.emb_channels, out_channels * (2 if options.adaptive_scale else 1))
-        self.norm1 = GroupNorm(out_channels, eps)
+        self.norm1 = GroupNorm(out_channels, eps, groups)
         self.conv1 = Conv2d(out_channels, out_channels, 3)
 
         self.skip: nn.Module | None = None
@@ -253,11 +267,11 @@ class UNetBlock(nn.Module):
 
         self.num_heads = 0
         if attention:
-            self.num_heads = out_channels // 64 if options.num_heads is None else options.num_heads
+            self.num_heads = out_channels // options.head_channels if options.num_heads is None else options.num_heads
         if self.num_heads:
             if out_channels % self.num_heads:
                 raise UserError(f"{out_channels} channels cannot be shared by {self.num_heads} attention heads.")
-            self.norm2 = GroupNorm(out_channels, eps)
+            self.norm2 = GroupNorm(out_channels, eps, groups)
             self.qkv = Conv2d(out_channels, 3 * out_channels, 1)
             self.proj = Conv2d(out_channels, out_channels, 1)
 

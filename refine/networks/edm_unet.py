@@ -283,6 +283,20 @@ class SongUNet(_UNet):
         return h, image
 
 
+def adm_blocks(emb_channels: int, dropout: float) -> BlockOptions:
+    """Options of ADM's blocks as Karras et al. use them."""
+    return BlockOptions(
+        emb_channels=emb_channels,
+        num_heads=None,
+        dropout=dropout,
+        norm_eps=1e-5,
+        skip_scale=1,
+        adaptive_scale=True,
+        resample_filter=(1, 1),
+        resample_proj=False,
+    )
+
+
 class DhariwalUNet(_UNet):
     """ADM (arXiv 2105.05233), initialized as published (PyTorch's defaults; last layers of branches zero).
 
@@ -305,26 +319,32 @@ class DhariwalUNet(_UNet):
         label_dropout: float = 0,
     ) -> None:
         super().__init__(img_resolution, channel_mult, num_blocks, dropout, label_dropout)
-        emb_channels = model_channels * channel_mult_emb
-        options = BlockOptions(
-            emb_channels=emb_channels,
-            num_heads=None,
-            dropout=dropout,
-            norm_eps=1e-5,
-            skip_scale=1,
-            adaptive_scale=True,
-            resample_filter=(1, 1),
-            resample_proj=False,
+        options = adm_blocks(model_channels * channel_mult_emb, dropout)
+        level_channels = [model_channels * mult for mult in channel_mult]
+        self._assemble(
+            in_channels, out_channels, label_dim, augment_dim, model_channels, level_channels, attn_resolutions, options
         )
+
+    def _assemble(
+        self,
+        in_channels: int,
+        out_channels: int,
+        label_dim: int,
+        augment_dim: int,
+        model_channels: int,
+        level_channels: Sequence[int],
+        attn_resolutions: Sequence[int],
+        options: BlockOptions,
+    ) -> None:
+        """Adds all layers."""
+        emb_channels = options.emb_channels
         self.map_noise = PositionalEmbedding(model_channels, endpoint=False)
         self.map_augment = nn.Linear(augment_dim, model_channels, bias=False) if augment_dim else None
         self.map_layer0 = nn.Linear(model_channels, emb_channels)
         self.map_layer1 = nn.Linear(emb_channels, emb_channels)
         self.map_label = nn.Linear(label_dim, emb_channels, bias=False) if label_dim else None
-
-        level_channels = [model_channels * mult for mult in channel_mult]
         self._add_levels(in_channels, level_channels[0], level_channels, attn_resolutions, options, True)
-        self.out_norm = GroupNorm(level_channels[0], options.norm_eps)
+        self.out_norm = GroupNorm(level_channels[0], options.norm_eps, options.norm_groups)
         self.out_conv = Conv2d(level_channels[0], out_channels, 3)
         self._initialize()
 

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from refine import networks, pickles, zoo
 from refine.errors import OptionError
-from refine.networks import one_step
+from refine.networks import adm, one_step, r3gan
+from refine.networks.adm_settings import ADMSettings, parse_settings
 from refine.networks.rebuilding import unknown_sources
 from refine.networks.registry import Architecture
-from refine.pickles import NetworkPickle, PersistentObject, PickleError
+from refine.pickles import NetworkPickle, NetworkRecord, PickleError
 from refine.pickles.finite import require_finite
+from refine.pickles.layout import STATE_DICT
+from refine.pickles.state_dict import StateDict
 
 log = logging.getLogger("refine")
 
@@ -47,7 +51,7 @@ class LoadedNetwork:
 
     network: torch.nn.Module
     architecture: Architecture
-    record: PersistentObject
+    record: NetworkRecord | StateDict
     key: str
     pickle: NetworkPickle
 
@@ -77,25 +81,54 @@ def load_generator(spec: str, *, trust: bool = False, sigma_init: float | None =
     return generator_of(pickles.load(zoo.resolve(spec).path, trust=trust), sigma_init=sigma_init)
 
 
-def load_teacher(spec: str, *, trust: bool = False) -> LoadedNetwork:
-    """Opens an EDM pickle and rebuilds its denoiser.
+def load_teacher(
+    spec: str, *, trust: bool = False, settings: ADMSettings | str | Mapping[str, Any] | None = None
+) -> LoadedNetwork:
+    """Opens an EDM pickle, or a state dict of guided-diffusion (ADM), and rebuilds its denoiser.
 
     Args:
         spec: Path, http(s) URL or zoo name.
         trust: Permission to run the source embedded in the pickle; see `load_generator`.
+        settings: What the state dict does not tell, such as "num_head_channels=64,attention_order=old"; see
+            `adm_settings.ADMSettings`. Files of the zoo need none. Ignored for a pickle.
 
     Raises:
-        UserError: The file cannot be downloaded or read, is not a network pickle, or has no denoiser with finite
-            weights.
+        UserError: The file cannot be downloaded or read, is not a network pickle, has no denoiser with finite weights,
+            or settings are missing or impossible.
     """
-    network_pickle = pickles.load(zoo.resolve(spec).path, trust=trust)
-    about = one_step.recorded(network_pickle)
+    found = zoo.resolve(spec)
+    opened = pickles.load(found.path, trust=trust)
+    given = parse_settings(settings or "none")
+    if isinstance(opened.get(STATE_DICT), StateDict):
+        given = given.or_else(published_settings(found, opened[STATE_DICT]))
+    about = one_step.recorded(opened)
     if about is not None:
         raise PickleError(
-            f"{network_pickle.path}: it holds a one-step generator (sigma_init {about['sigma_init']:g}), which is no "
-            "teacher: give the diffusion model that it was distilled from as --teacher, and this file as --gan"
+            f"{opened.path}: it holds a one-step generator (sigma_init {about['sigma_init']:g}), which is no teacher: "
+            "give the diffusion model that it was distilled from as --teacher, and this file as --gan"
         )
-    return denoiser_of(network_pickle)
+    return denoiser_of(opened, settings=given)
+
+
+def published_settings(found: zoo.ResolvedFile, state_dict: StateDict) -> ADMSettings:
+    """Settings of the zoo for a file that was taken from it, or has the name and image size of one of its files.
+
+    Args:
+        found: File of the state dict.
+        state_dict: Its tensors.
+
+    Raises:
+        PickleError: The network is of a kind that Refine does not rebuild.
+    """
+    entry = found.entry or zoo.find_file(found.path)
+    known = parse_settings(entry.settings if entry else "none")
+    if entry is not None and found.entry is None:
+        with pickles.about(found.path):
+            size = adm.shape_of(state_dict.tensors).image_size
+        if size != known.image_size:
+            return ADMSettings()
+        log.info("%s has the name of %s in the zoo: taking its settings, %s", found.path, entry.name, known)
+    return known
 
 
 def save(loaded: LoadedNetwork, path: str | os.PathLike[str]) -> None:
@@ -130,7 +163,7 @@ def generator_of(
     Raises:
         UserError: The pickle holds no generator with finite weights under these keys.
     """
-    is_gan = any(isinstance(network_pickle.get(key), PersistentObject) for key in keys)
+    is_gan = any(isinstance(network_pickle.get(key), NetworkRecord) for key in keys)
     denoiser = None if is_gan else _denoiser_key(network_pickle)
     if denoiser and (sigma_init is not None or one_step.holds_one_step(network_pickle)):
         return as_one_step(denoiser_of(network_pickle), sigma_init)
@@ -175,23 +208,39 @@ def _denoiser_key(network_pickle: NetworkPickle) -> str | None:
         (
             key
             for key, record in records.items()
-            if isinstance(record, PersistentObject) and networks.identify(record).role in ("denoiser", "unknown")
+            if isinstance(record, NetworkRecord) and networks.identify(record).role in ("denoiser", "unknown")
         ),
         None,
     )
 
 
-def denoiser_of(network_pickle: NetworkPickle, keys: Sequence[str] = _DENOISER_KEYS) -> LoadedNetwork:
-    """Rebuilds the denoiser of an open pickle; see `generator_of`.
+def denoiser_of(
+    network_pickle: NetworkPickle,
+    keys: Sequence[str] = _DENOISER_KEYS,
+    settings: ADMSettings | None = None,
+) -> LoadedNetwork:
+    """Rebuilds the denoiser of an open pickle or state dict; see `generator_of`.
+
+    Args:
+        network_pickle: Result of `pickles.load`.
+        keys: Entries to look for, the preferred one first.
+        settings: What a state dict does not tell; see `load_teacher`.
 
     Raises:
         UserError: The pickle holds no denoiser with finite weights under these keys.
     """
+    state_dict = network_pickle.get(STATE_DICT)
+    if isinstance(state_dict, StateDict):
+        with pickles.about(network_pickle.path):
+            network = adm.build(state_dict.tensors, settings or ADMSettings())
+            if isinstance(network, adm.ConsistencyFunction):
+                raise PickleError("preconditioning=consistency makes a generator of it, and a denoiser is needed")
+        return LoadedNetwork(network, networks.identify(state_dict), state_dict, STATE_DICT, network_pickle)
     return _load(network_pickle, keys, "denoiser", _DENOISER_ATTRIBUTES)
 
 
 def _load(network_pickle: NetworkPickle, keys: Sequence[str], role: str, attributes: tuple[str, ...]) -> LoadedNetwork:
-    key = next((key for key in keys if isinstance(network_pickle.get(key), PersistentObject)), None)
+    key = next((key for key in keys if isinstance(network_pickle.get(key), NetworkRecord)), None)
     if key is None:
         raise _what_it_is_instead(network_pickle, role)
     with pickles.about(network_pickle.path):
@@ -201,13 +250,15 @@ def _load(network_pickle: NetworkPickle, keys: Sequence[str], role: str, attribu
             raise PickleError(f"it holds a {architecture.name} as {key!r}, where a {role} is expected")
         network = networks.rebuild(record, trust=network_pickle.trusted)
         missing = [name for name in attributes if not hasattr(network, name)]
+        if isinstance(network, r3gan.Generator):  # without w
+            missing = []
         if missing:
             raise PickleError(f"its {record.class_name} has no {', '.join(missing)}, so it cannot be used as a {role}")
     _note_unknown_source(network_pickle, record, architecture)
     return LoadedNetwork(network, architecture, record, key, network_pickle)
 
 
-def _note_unknown_source(network_pickle: NetworkPickle, record: PersistentObject, architecture: Architecture) -> None:
+def _note_unknown_source(network_pickle: NetworkPickle, record: NetworkRecord, architecture: Architecture) -> None:
     """Logs a line if a fork may have changed what the network computes, and the two have not been compared."""
     unknown = unknown_sources(record)
     if unknown and not network_pickle.trusted:
@@ -220,7 +271,10 @@ def _note_unknown_source(network_pickle: NetworkPickle, record: PersistentObject
 
 def _what_it_is_instead(network_pickle: NetworkPickle, wanted: str) -> PickleError:
     path = network_pickle.path
-    records = {key: record for key, record in network_pickle.items() if isinstance(record, PersistentObject)}
+    if STATE_DICT in network_pickle:
+        name = networks.identify(network_pickle[STATE_DICT]).name
+        return PickleError(f"{path}: it holds an {name}, where a {wanted} is needed (refine.py takes it as --teacher)")
+    records = {key: record for key, record in network_pickle.items() if isinstance(record, NetworkRecord)}
     roles = {key: networks.identify(record).role for key, record in records.items()}
     same = [key for key, role in roles.items() if role == wanted]
     if same:

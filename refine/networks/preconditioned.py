@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from refine.contracts import Denoiser
+from refine.networks.edm2_layers import EDM2Block
 from refine.networks.edm_layers import UNetBlock
 
 DEFAULT_SIGMA_DATA = 0.5  # of the EDM paper, for networks that name none
@@ -51,7 +52,7 @@ class Preconditioned:
 
     def blocks(self) -> Sequence[nn.Module]:
         """The blocks of the U-Net."""
-        return [module for module in self.module.modules() if isinstance(module, UNetBlock)]
+        return [module for module in self.module.modules() if isinstance(module, UNetBlock | EDM2Block)]
 
 
 def as_denoiser(module: nn.Module) -> Denoiser:

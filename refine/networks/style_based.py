@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from refine.contracts import Generator, GeneratorOutput
 from refine.errors import UserError
+from refine.networks import r3gan, stylegan3, stylegan3_layers, stylegan_xl
 from refine.networks.one_step import OneStep, OneStepGenerator
 from refine.networks.stylegan2 import SynthesisBlock, update_w_avg
 
@@ -41,18 +42,34 @@ class StyleBased:
         return GeneratorOutput(self.module.synthesis(ws, noise_mode=noise_mode, force_fp32=force_fp32), ws[:, 0])
 
     def resolution_of(self, parameter: str) -> int | None:
-        """Resolution of the synthesis block `b<resolution>`; None for the mapping network."""
+        """Resolution of the block, or the sampling rate of StyleGAN3's layer; None for the mapping network."""
         match = re.match(r"synthesis\.b(\d+)\.", parameter)
-        return int(match[1]) if match else None
+        if match:
+            return int(match[1])
+        match = re.match(r"synthesis\.(input|L\d+_\d+_\d+)\.", parameter)
+        part: Any = getattr(self.module.synthesis, match[1]) if match else None
+        if isinstance(part, stylegan3_layers.SynthesisLayer):
+            return int(part.options.out_sampling_rate)
+        return int(part.sampling_rate) if isinstance(part, stylegan3_layers.SynthesisInput) else None
 
     def blocks(self) -> Sequence[nn.Module]:
-        """The synthesis blocks."""
-        return [module for module in self.module.modules() if isinstance(module, SynthesisBlock)]
+        """The synthesis blocks, or StyleGAN3's layers."""
+        kinds = (SynthesisBlock, stylegan3_layers.SynthesisLayer)
+        return [module for module in self.module.modules() if isinstance(module, kinds)]
 
     def after_step(self, w_mean: Tensor | None) -> None:
-        """Moves `mapping.w_avg` toward the mean of w, if the mapping network keeps one and is trained."""
-        if w_mean is not None and any(p.requires_grad for p in self.module.mapping.parameters()):
-            update_w_avg(self.module.mapping, w_mean)
+        """Moves `mapping.w_avg` toward the mean of w, if the mapping network keeps one and is trained.
+
+        The magnitudes of StyleGAN3's trained layers move too.
+        """
+        mapping = self.module.mapping
+        if w_mean is not None and any(p.requires_grad for p in mapping.parameters()):
+            if isinstance(mapping, stylegan_xl.MappingNetwork):  # one average for each class
+                stylegan_xl.update_class_averages(mapping)
+            else:
+                update_w_avg(mapping, w_mean)
+        if isinstance(self.module.synthesis, stylegan3.SynthesisNetwork):
+            stylegan3.update_magnitudes(self.module.synthesis)
 
 
 def as_generator(module: nn.Module, name: str = "The network") -> Generator:
@@ -65,11 +82,13 @@ def as_generator(module: nn.Module, name: str = "The network") -> Generator:
     Raises:
         UserError: The network is not made of a mapping and a synthesis network.
     """
+    if isinstance(module, r3gan.Generator):
+        return r3gan.R3GAN(module)
     if isinstance(module, OneStep):
         return OneStepGenerator(module)
     if not (hasattr(module, "mapping") and hasattr(module, "synthesis")):
         raise UserError(
             f"{name} is not made of a mapping and a synthesis network, as StyleGAN's generators are: "
-            "use a pickle of StyleGAN2 or StyleGAN2-ADA."
+            "use a pickle of StyleGAN2, StyleGAN2-ADA or StyleGAN3."
         )
     return StyleBased(module)

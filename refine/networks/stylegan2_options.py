@@ -6,12 +6,12 @@ have the same names; their constructor arguments are arranged differently and ha
 
 from __future__ import annotations
 
-import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypeAlias
 
 from refine.errors import UserError
+from refine.networks.checks import MAX_LAYERS, MAX_RESOLUTION, MAX_TAPS, MAX_WIDTH, Checks, shown
 from stylegan_ops.bias_act import ACTIVATIONS
 
 Dialect: TypeAlias = Literal["ada", "sg3"]
@@ -20,35 +20,7 @@ Filter: TypeAlias = float | Sequence[float] | Sequence[Sequence[float]] | None
 DEFAULT_FILTER = (1, 3, 3, 1)
 ARCHITECTURES = ("orig", "skip", "resnet")
 
-# Bounds of what a file may ask for. They are far above any real network and keep a malicious one small.
-MAX_WIDTH = 2**20
-MAX_RESOLUTION = 2**16
-MAX_LAYERS = 100
-MAX_TAPS = 32
-
-
-def _shown(value: Any) -> str:
-    """The beginning of a value's repr: a file may hold a number that takes hours to print."""
-    try:
-        return reprlib.repr(value)
-    except ValueError:  # Python's limit of the digits of an int
-        return f"{type(value).__name__} of enormous size"
-
-
-def _check_whole(name: str, value: Any, low: int, high: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise UserError(
-            f"A StyleGAN2 generator needs {name} as a whole number from {low} to {high}, not {_shown(value)}."
-        )
-
-
-def _check_real(name: str, value: Any, low: float, high: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise UserError(f"A StyleGAN2 generator needs {name} as a number from {low} to {high}, not {_shown(value)}.")
-
-
-def _check_finite(name: str, value: Any) -> None:
-    _check_real(name, value, -1e30, 1e30)
+_CHECK = Checks("A StyleGAN2 generator")
 
 
 def _check_filter(value: Any) -> None:
@@ -59,18 +31,12 @@ def _check_filter(value: Any) -> None:
     if not is_grid or not (1 <= len(rows) <= MAX_TAPS and 1 <= len(rows[0]) <= MAX_TAPS):
         raise UserError(
             f"A StyleGAN2 generator needs resample_filter as 1 to {MAX_TAPS} numbers or rows of as many, not "
-            f"{_shown(value)}."
+            f"{shown(value)}."
         )
     for tap in (tap for row in rows for tap in row):
-        _check_real("resample_filter", tap, -1e6, 1e6)
+        _CHECK.real("resample_filter", tap, -1e6, 1e6)
     if sum(sum(row) for row in rows) == 0:
-        raise UserError(f"The resample_filter {_shown(value)} sums to 0 and cannot be normalized.")
-
-
-def _check_choice(name: str, value: Any, choices: tuple[bool | str, ...]) -> None:
-    if not isinstance(value, bool | str) or value not in choices:
-        allowed = ", ".join(str(choice) for choice in choices)
-        raise UserError(f"A StyleGAN2 generator needs {name} as one of {allowed}, not {_shown(value)}.")
+        raise UserError(f"The resample_filter {shown(value)} sums to 0 and cannot be normalized.")
 
 
 @dataclass(frozen=True)
@@ -94,17 +60,17 @@ class MappingOptions:
     w_avg_beta: float | None = 0.998
 
     def __post_init__(self) -> None:
-        _check_whole("num_layers", self.num_layers, 0, MAX_LAYERS)
+        _CHECK.whole("num_layers", self.num_layers, 0, MAX_LAYERS)
         if self.embed_features is not None:
-            _check_whole("embed_features", self.embed_features, 0, MAX_WIDTH)
+            _CHECK.whole("embed_features", self.embed_features, 0, MAX_WIDTH)
         if self.layer_features is not None:
-            _check_whole("layer_features", self.layer_features, 1, MAX_WIDTH)
-        _check_choice("activation", self.activation, tuple(ACTIVATIONS))
-        _check_finite("lr_multiplier", self.lr_multiplier)
+            _CHECK.whole("layer_features", self.layer_features, 1, MAX_WIDTH)
+        _CHECK.choice("activation", self.activation, tuple(ACTIVATIONS))
+        _CHECK.finite("lr_multiplier", self.lr_multiplier)
         if self.lr_multiplier == 0:
             raise UserError("A StyleGAN2 generator cannot have lr_multiplier=0: its weights are divided by it.")
         if self.w_avg_beta is not None:
-            _check_finite("w_avg_beta", self.w_avg_beta)
+            _CHECK.finite("w_avg_beta", self.w_avg_beta)
 
 
 @dataclass(frozen=True)
@@ -138,19 +104,19 @@ class SynthesisOptions:
     fused_modconv_default: bool | str = True
 
     def __post_init__(self) -> None:
-        _check_whole("channel_base", self.channel_base, 1, MAX_WIDTH * MAX_RESOLUTION)
-        _check_whole("channel_max", self.channel_max, 1, MAX_WIDTH)
-        _check_whole("num_fp16_res", self.num_fp16_res, 0, MAX_LAYERS)
+        _CHECK.whole("channel_base", self.channel_base, 1, MAX_WIDTH * MAX_RESOLUTION)
+        _CHECK.whole("channel_max", self.channel_max, 1, MAX_WIDTH)
+        _CHECK.whole("num_fp16_res", self.num_fp16_res, 0, MAX_LAYERS)
         if self.conv_clamp is not None:
-            _check_real("conv_clamp", self.conv_clamp, 0, 1e30)
-        _check_choice("architecture", self.architecture, ARCHITECTURES)
+            _CHECK.real("conv_clamp", self.conv_clamp, 0, 1e30)
+        _CHECK.choice("architecture", self.architecture, ARCHITECTURES)
         _check_filter(self.resample_filter)
-        _check_whole("kernel_size", self.kernel_size, 1, MAX_TAPS)
+        _CHECK.whole("kernel_size", self.kernel_size, 1, MAX_TAPS)
         if self.kernel_size % 2 == 0:
             raise UserError(f"A StyleGAN2 generator needs an odd kernel_size, not {self.kernel_size}.")
-        _check_choice("use_noise", self.use_noise, (True, False))
-        _check_choice("activation", self.activation, tuple(ACTIVATIONS))
-        _check_choice("fused_modconv_default", self.fused_modconv_default, (True, False, "inference_only"))
+        _CHECK.choice("use_noise", self.use_noise, (True, False))
+        _CHECK.choice("activation", self.activation, tuple(ACTIVATIONS))
+        _CHECK.choice("fused_modconv_default", self.fused_modconv_default, (True, False, "inference_only"))
 
 
 @dataclass(frozen=True)
@@ -179,11 +145,11 @@ class GeneratorOptions:
     synthesis: SynthesisOptions = field(default_factory=SynthesisOptions)
 
     def __post_init__(self) -> None:
-        _check_whole("c_dim", self.c_dim, 0, MAX_WIDTH)
-        _check_whole("z_dim", self.z_dim, 0 if self.c_dim else 1, MAX_WIDTH)
-        _check_whole("w_dim", self.w_dim, 1, MAX_WIDTH)
-        _check_whole("img_resolution", self.img_resolution, 4, MAX_RESOLUTION)
-        _check_whole("img_channels", self.img_channels, 1, MAX_WIDTH)
+        _CHECK.whole("c_dim", self.c_dim, 0, MAX_WIDTH)
+        _CHECK.whole("z_dim", self.z_dim, 0 if self.c_dim else 1, MAX_WIDTH)
+        _CHECK.whole("w_dim", self.w_dim, 1, MAX_WIDTH)
+        _CHECK.whole("img_resolution", self.img_resolution, 4, MAX_RESOLUTION)
+        _CHECK.whole("img_channels", self.img_channels, 1, MAX_WIDTH)
         if self.img_resolution & (self.img_resolution - 1):
             raise UserError(f"A StyleGAN2 generator needs img_resolution a power of two, not {self.img_resolution}.")
         embedded = self.w_dim if self.mapping.embed_features is None else self.mapping.embed_features
@@ -236,18 +202,18 @@ def options_from_init_kwargs(init_kwargs: Mapping[str, Any], dialect: Dialect) -
 
 def _keywords(value: Any, name: str) -> dict[str, Any]:
     if not isinstance(value, Mapping):
-        raise UserError(f"A StyleGAN2 generator needs {name} as a dictionary, not {_shown(value)}.")
+        raise UserError(f"A StyleGAN2 generator needs {name} as a dictionary, not {shown(value)}.")
     return dict(value)
 
 
 def _known(keywords: dict[str, Any], options: type) -> dict[str, Any]:
     unknown = keywords.keys() - {field.name for field in fields(options)}
     if unknown:
-        raise _unknown_keyword(min(unknown, key=_shown))
+        raise _unknown_keyword(min(unknown, key=shown))
     return keywords
 
 
 def _unknown_keyword(name: Any) -> UserError:
     return UserError(
-        f"A StyleGAN2 generator has no constructor argument {_shown(name)}: this pickle is of another kind."
+        f"A StyleGAN2 generator has no constructor argument {shown(name)}: this pickle is of another kind."
     )

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from refine.contracts import Denoiser, Generator
 from refine.diffusion.denoiser import usable_sigmas
+from refine.diffusion.guidance import Guided, caution
 from refine.diffusion.sampler import HeunOptions, heun_sample
 from refine.networks.sampling import labels_in_turn
 from refine.pair.bridge import Bridge
@@ -38,6 +39,7 @@ NUM_IMAGES, NUM_IMAGES_ON_CPU = 64, 16
 SAMPLER = HeunOptions(num_steps=18, sigma_min=0.01, sigma_max=20)
 IMAGES_AT_ONCE = 16
 
+AT_LEVEL = 1.1  # loss ratio, at all noise levels, up to which the teacher has nothing to object to
 HOPELESS = 3.0  # loss ratio that, if no correction reduces it, low quality alone does not explain, unless labels help
 NUM_ERRORS = 3.0  # standard errors that make a difference significant
 NUM_LABELED = 64  # images of the label test: a bad generator's images gain little each
@@ -56,7 +58,8 @@ class Preflight:
         teacher_loss: Mean squared error of the teacher on its own samples, at each noise level.
         generator_range: Mean and standard deviation of the generator's pixels.
         teacher_range: Mean and standard deviation of the pixels of the teacher's samples.
-        findings: Problems found: keys of `CANDIDATES`, `classes` or `domain`; empty if there are none.
+        findings: Problems found: keys of `CANDIDATES`, `classes` or `domain`; and `fid` or `level` if the generator is
+            already as good as the teacher, by published values or by the losses. Empty if there are none.
         warnings: Sentence for each finding.
         num_images: Number of generator images, and of teacher samples.
         recognized: Whether the loss is very large, but labels show that the teacher recognizes the generator's classes.
@@ -104,6 +107,21 @@ class Preflight:
             f"No known mismatch explains the loss ratio of {ratio:.2g}: the generator may simply be far from the "
             "teacher's images."
         )
+
+
+@dataclass(frozen=True)
+class KnownFids:
+    """Published FIDs of both networks, on the same data.
+
+    Attributes:
+        data: Name of the data set.
+        generator: FID of the generator.
+        teacher: FID of the teacher's samples, at their best.
+    """
+
+    data: str
+    generator: float
+    teacher: float
 
 
 @torch.no_grad()
@@ -174,6 +192,7 @@ def preflight(
     *,
     seed: int = 0,
     num_images: int | None = None,
+    known_fids: KnownFids | None = None,
 ) -> Preflight:
     """Tests a pair; takes well under a minute on a GPU.
 
@@ -183,6 +202,7 @@ def preflight(
         bridge: Bridge from the generator to the teacher.
         seed: Seed of latents and noise.
         num_images: Number of generator images, and of teacher samples; None for a default by device.
+        known_fids: Published FIDs of both networks; None if they are not known.
     """
     device = next(generator.module.parameters()).device
     count = num_images or (NUM_IMAGES if device.type == "cuda" else NUM_IMAGES_ON_CPU)
@@ -232,6 +252,14 @@ def preflight(
             "Warning: The teacher's classes seem to be in another order than the generator's: the labels do not help "
             "the teacher denoise. Map the classes with --class-map."
         )
+    has_problems = bool(findings)  # which have to be solved before anything is known about quality
+    for name, sentence in _reasons_not_to(as_drawn, own, known_fids).items():
+        if name == "fid" or not has_problems:
+            findings = [*findings, name]
+            sentences.append(sentence)
+    if isinstance(teacher, Guided):
+        sentence = caution(teacher, samples, noise[0].to(device), labels)
+        sentences += [] if sentence is None else [sentence]
     return Preflight(
         sigmas=sigmas,
         generator_loss=tuple(as_drawn.mean(1).tolist()),
@@ -243,6 +271,27 @@ def preflight(
         num_images=count,
         recognized=recognized,
     )
+
+
+def _reasons_not_to(as_drawn: Tensor, own: Tensor, known_fids: KnownFids | None) -> dict[str, str]:
+    """Sentences on why a refinement may gain nothing, by finding."""
+    reasons = {}
+    if known_fids is not None and known_fids.generator < known_fids.teacher:
+        reasons["fid"] = (
+            f"Warning: The generator's published FID on {known_fids.data}, {known_fids.generator:g}, is below the "
+            f"teacher's, {known_fids.teacher:g}. Refinement moves the generator toward the teacher, so its FID is more "
+            "likely to rise than to fall. Use a better teacher, or leave the generator as it is."
+        )
+    ratios = as_drawn.mean(1) / own.mean(1)
+    if float(ratios.log().abs().max()) <= math.log(AT_LEVEL):
+        low, high = float(ratios.min()), float(ratios.max())
+        reasons["level"] = (
+            f"Warning: The teacher denoises the generator's images as well as its own samples: loss ratios from "
+            f"{low:.2f} to {high:.2f}, over {as_drawn.shape[1]} images. A refinement with this teacher may gain "
+            "nothing. Compare the FID of the generator with that of the teacher first; images of a kind that is "
+            "missing altogether do not show in this loss."
+        )
+    return reasons
 
 
 def _known(sigmas: tuple[float, ...], teacher: Denoiser) -> tuple[float, ...]:

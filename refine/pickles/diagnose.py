@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Literal
 
 from refine.pickles.errors import DamagedFileError, PickleError
-from refine.pickles.storage import LEGACY_START
+from refine.pickles.scan import LEGACY_START
+from refine.pickles.state_dict import explain_names
 
 HEAD_BYTES = 1 << 20  # names of globals and of state dict entries stand near the start
 MAX_MEMBERS = 200_000  # of a ZIP archive
@@ -34,6 +35,11 @@ _STATE = (
 _CHECKPOINT = (
     "is a PyTorch checkpoint (torch.save) without a network that brings its source: it holds tensors, or objects by "
     "reference to a class; use the .pkl that its repository writes"
+)
+_OWN_SNAPSHOT = b'"refine_options"'  # in the header of snapshots of networks without a pickle
+_OWN_NETWORK = (
+    "is a snapshot of a network of your own, weights without a network around them: in Python, give them to the "
+    "network with refine.load_weights(network, path)"
 )
 _STARTS = {
     b"\x89PNG": "is a PNG image, not a network pickle: give a .pkl",
@@ -84,8 +90,11 @@ def kind_of(path: Path, size: int) -> Kind:
     if head.startswith(LEGACY_START):
         return "torch-legacy"
     if _is_safetensors(head, size):
+        if _OWN_SNAPSHOT in head:
+            raise PickleError(_OWN_NETWORK)
         raise PickleError(
-            "is a safetensors file, weights without a network around them: bring them into a StyleGAN pickle of the "
+            explain_names(_safetensors_names(head))
+            or "is a safetensors file, weights without a network around them: bring them into a StyleGAN pickle of the "
             "same architecture with `python -m refine export --format=pkl --like=PKL`"
         )
     for start, what in _STARTS.items():
@@ -142,7 +151,9 @@ def explain_checkpoint(head: bytes) -> str:
     """
     if b"progress" in head and b"generator" in head and (b"digests" in head or b"hashes" in head):
         return _STATE
-    return _ROSINALITY if b"g_ema" in head else _CHECKPOINT
+    if b"g_ema" in head:
+        return _ROSINALITY
+    return explain_names([head.decode("latin-1")]) or _CHECKPOINT
 
 
 @contextmanager
@@ -183,6 +194,15 @@ def _is_json(head: bytes, size: int) -> bool:
         return isinstance(json.loads(head), (dict, list))
     except (ValueError, RecursionError):
         return False
+
+
+def _safetensors_names(head: bytes) -> list[str]:
+    """Names in the header of a safetensors file, as far as they are at hand."""
+    header = head[8 : 8 + int.from_bytes(head[:8], "little")]
+    try:
+        return list(json.loads(header))
+    except (ValueError, RecursionError):
+        return [header.decode("latin-1")]
 
 
 def _is_safetensors(head: bytes, size: int) -> bool:

@@ -115,20 +115,23 @@ class Inert(metaclass=InertType):
 class InertDict(Inert, dict):
     """A subclass of dict (OrderedDict, EasyDict): its items are its own, everything else as in `Inert`."""
 
-    may_be_new_object = True
+    may_be_new_object = may_have_state = True
     __setitem__ = dict.__setitem__
     __repr__ = dict.__repr__
     __hash__ = None
 
     def check(self) -> None:
-        """No arguments, no state, no list items: only items."""
+        """No arguments and no list items: only items, and the versions of modules that PyTorch adds to state dicts."""
         super().check()
         self._require(not self.args, "call has arguments")
+        is_usual = self.state is None or (isinstance(self.state, dict) and self.state.keys() == {"_metadata"})
+        self._require(is_usual, "call is followed by a state")
 
     def children(self) -> Iterator[Any]:
-        """Keys and values."""
+        """Keys and values, and the state."""
         yield from self.keys()
         yield from self.values()
+        yield self.state
 
 
 class Foreign(Inert):
@@ -136,6 +139,39 @@ class Foreign(Inert):
 
     def check(self) -> None:
         """Accepts everything: Refine does not make the object."""
+
+
+class Opaque(Foreign):
+    """An object that Refine passes over: what dill writes of functions, and networks of other packages.
+
+    It takes any form that a pickle can give an object, and remembers only what it refers to, not how. So it can be
+    copied with the bytes of its file, but not be written anew.
+    """
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Opaque:
+        """NEWOBJ or NEWOBJ_EX: records what is passed."""
+        record: Any = super().__new__(cls, *args, *kwargs.values())
+        return record  # type: ignore[no-any-return]
+
+    def __call__(self, *args: Any) -> Opaque:
+        """REDUCE with an object in place of a global: records the call and runs nothing."""
+        record: Any = Opaque(self, *args)
+        return record  # type: ignore[no-any-return]
+
+    def __setstate__(self, state: Any) -> None:
+        self.list_items.append(state)
+
+    def add(self, item: Any) -> None:
+        """ADDITEMS to an object that is not a set."""
+        self.list_items.append(item)
+
+    def children(self) -> Iterator[Any]:
+        """Nothing: its content may refer back to it; see `contents`."""
+        return iter(())
+
+    def contents(self) -> Iterator[Any]:
+        """The values that it refers to."""
+        yield from (self.args, self.list_items, self.dict_items)
 
 
 class Name(Inert):
@@ -151,14 +187,30 @@ class Values(Inert):
 
 
 class PlainModule(Inert):
-    """A module of PyTorch itself: made bare, then given its `__dict__`."""
+    """A module that its pickle names: made bare, then given its `__dict__`."""
 
     may_be_new_object = may_have_state = True
+    init_args: tuple[Any, ...] = ()  # constructor arguments, which such a pickle does not have
+    init_kwargs: dict[str, Any] = {}  # noqa: RUF012
+
+    @property
+    def class_name(self) -> str:
+        """Name of the class within its module."""
+        return self.global_name
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """The object's `__dict__`, as inert values."""
+        return self.state if isinstance(self.state, dict) else {}
 
     def check(self) -> None:
         """`__new__` without arguments."""
         super().check()
         self._require(self.is_new_object and not self.args, "call has another form")
+
+
+class OwnModule(PlainModule):
+    """A module of a repository whose pickles name their classes, which the repository's code then has to define."""
 
 
 class PersistentObject(Inert):
@@ -220,6 +272,8 @@ class PersistentObject(Inert):
         for field, kind in (("_init_args", (tuple, list)), ("_init_kwargs", dict)):
             self._require(isinstance(meta["state"].get(field, kind() if kind is dict else ()), kind), f"{field} is odd")
 
+
+NetworkRecord = PersistentObject | OwnModule
 
 _text_sha256 = lru_cache(maxsize=64)(text_sha256)
 

@@ -3,7 +3,8 @@
 A file of PyTorch 1.6 or later is a ZIP archive with the object in `<name>/data.pkl`, where tensors name their memory by
 persistent ids, and the memory itself in `<name>/data/<key>`. An older one is five pickles in a row (a magic number, the
 protocol 1001, system information, the object, the list of keys) and then the memory of each key. Both become the
-records that NVIDIA's own pickles become: each storage is wrapped into an archive of its own.
+records that NVIDIA's own pickles become: each storage is wrapped into an archive of its own. Of a state dict, which can
+be large and is never written back, the memory stays in the file until a tensor is read.
 
 Source: the formats as `torch.serialization` reads and writes them.
 """
@@ -20,10 +21,12 @@ from refine.pickles.diagnose import HEAD_BYTES, explain_checkpoint, zip_errors
 from refine.pickles.errors import DamagedFileError, PickleError
 from refine.pickles.records import InertType
 from refine.pickles.scan import scan_pickle
+from refine.pickles.state_dict import explain_names, holds_unet, names_in
 from refine.pickles.storage import (
     MAGIC_NUMBER,
     PROTOCOL_VERSION,
     STORAGE_DTYPES,
+    FileBlob,
     archive_of,
     load_next,
     parse_storage,
@@ -33,6 +36,12 @@ from refine.pickles.unpickler import InertUnpickler
 
 MAX_MEMBERS = 200_000
 _PERSISTENT = ("torch_utils.persistence", "_reconstruct_persistent_obj")
+_STORAGES = {("torch", name) for name in STORAGE_DTYPES}
+_TENSORS_ONLY = _STORAGES | {
+    ("collections", "OrderedDict"),
+    ("torch._utils", "_rebuild_tensor_v2"),
+    ("torch._utils", "_rebuild_parameter"),
+}
 _RENAMED = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # Python 2's names, which protocol 2 writes
 
 
@@ -42,10 +51,12 @@ class TorchFile(NamedTuple):
     Attributes:
         value: The object as records.
         globals: Names that its pickle uses.
+        is_state_dict: True for tensors by name without a network around them.
     """
 
     value: Any
     globals: tuple[tuple[str, str], ...]
+    is_state_dict: bool = False
 
 
 def read_zip(path: Path, size: int, trust: bool) -> TorchFile:
@@ -78,6 +89,10 @@ def read_zip(path: Path, size: int, trust: bool) -> TorchFile:
         pending, found = _read_object(file, len(data), trust)
         if file.tell() != len(data):
             raise PickleError("has bytes after the end of its object: something was added; refused")
+        if found.is_state_dict:
+            with path.open("rb") as whole:
+                pending.locate(path, lambda key: _place(whole, size, members.get(f"{prefix}data/{key}")))
+            return found
 
         def memory(key: str, num_bytes: int) -> bytes:
             if f"{prefix}data/{key}" not in members:
@@ -111,17 +126,51 @@ def read_legacy(file: BinaryIO, size: int, trust: bool) -> TorchFile:
     if set(keys) != set(pending.records):
         raise PickleError("lists other storages than its tensors use; it is damaged or forged")
     parts: dict[str, bytes] = {}
+    places: dict[str, _Place] = {}
     for key in keys:
         num_elements = int.from_bytes(file.read(8), "little", signed=True)
         if num_elements != pending.num_elements(key):
             raise DamagedFileError("declares two sizes for one tensor: download or copy it again")
         if pending.num_bytes(key) > size - file.tell():
             raise DamagedFileError("is cut off in the middle of a tensor: download or copy it again")
-        parts[key] = file.read(pending.num_bytes(key))
+        places[key] = _Place(file.tell(), pending.num_bytes(key))
+        if found.is_state_dict:
+            file.seek(pending.num_bytes(key), io.SEEK_CUR)
+        else:
+            parts[key] = file.read(pending.num_bytes(key))
     if file.tell() != size:
         raise PickleError(f"has {size - file.tell()} bytes after its last tensor: something was added; refused")
-    pending.fill(lambda key, num_bytes: parts.pop(key))
+    if found.is_state_dict:
+        pending.locate(Path(file.name), places.__getitem__)
+    else:
+        pending.fill(lambda key, num_bytes: parts.pop(key))
     return found
+
+
+class _Place(NamedTuple):
+    """Place of a storage's data in a file, in bytes."""
+
+    start: int
+    length: int
+
+
+def _place(file: BinaryIO, size: int, member: zipfile.ZipInfo | None) -> _Place:
+    """Place of a member's data: behind its local header, whose length only the header tells."""
+    if member is None:
+        raise DamagedFileError("has no data for one of its tensors: download or copy it again")
+    if member.flag_bits & 1:
+        raise PickleError("has encrypted members, which torch.save does not write; refused")
+    file.seek(member.header_offset)
+    header = file.read(30)
+    if len(header) < 30 or header[:4] != b"PK\x03\x04":
+        raise DamagedFileError("is a damaged ZIP archive: download or copy it again")
+    name_length, extra_length = (int.from_bytes(header[at : at + 2], "little") for at in (26, 28))
+    if file.read(name_length) != member.filename.encode("utf-8"):
+        raise PickleError("has a member under two names: forged; refused")
+    start = member.header_offset + 30 + name_length + extra_length
+    if start + member.file_size > size:
+        raise DamagedFileError("is cut off in the middle of a tensor: download or copy it again")
+    return _Place(start, member.file_size)
 
 
 class _Pending:
@@ -172,6 +221,22 @@ class _Pending:
             record.args = (archive,)
             record.blob = parse_storage(archive)
 
+    def locate(self, path: Path, place: Callable[[str], _Place]) -> None:
+        """Tells every record where its data lie.
+
+        Args:
+            path: The file.
+            place: Finds the data of a storage by its key.
+        """
+        for key, record in self.records.items():
+            kind, num_elements = self._described[key]
+            start, length = place(key)
+            if length != self.num_bytes(key):
+                raise DamagedFileError(
+                    f"has {length} bytes for a tensor of {self.num_bytes(key)}; download or copy it again"
+                )
+            record.blob = FileBlob(path, start, STORAGE_DTYPES[kind], num_elements)
+
 
 class _ObjectUnpickler(InertUnpickler):
     """Reads the object's pickle: protocol 2, with tensors' memory elsewhere."""
@@ -203,15 +268,18 @@ def _to_bytes(text: Any, encoding: Any) -> bytes:
 def _read_object(file: BinaryIO, size: int, trust: bool) -> tuple[_Pending, TorchFile]:
     start = file.tell()
     scan = scan_pickle(file, size, kind="torch")
-    if _PERSISTENT not in scan.globals:
-        file.seek(start)
-        raise PickleError(explain_checkpoint(file.read(min(HEAD_BYTES, scan.end - start))))
     file.seek(start)
-    part = io.BytesIO(file.read(scan.end - start))
+    data = file.read(scan.end - start)
+    is_state_dict = _PERSISTENT not in scan.globals
+    if is_state_dict and not set(scan.globals) <= _TENSORS_ONLY:
+        raise PickleError(explain_checkpoint(data[:HEAD_BYTES]))
+    part = io.BytesIO(data)
     unpickler = _ObjectUnpickler(part, trust)
     value = unpickler.load()
+    if is_state_dict and not holds_unet(value):
+        raise PickleError(explain_names(names_in(value)) or explain_checkpoint(data[:HEAD_BYTES]))
     if part.tell() != scan.end - start:
         raise PickleError("reads differently in parts: forged; refused")
-    known = {*(("torch", name) for name in STORAGE_DTYPES), ("_codecs", "encode")}
+    known = {*_STORAGES, ("_codecs", "encode")}
     names = [(_RENAMED.get(module, module), name) for module, name in scan.globals if (module, name) not in known]
-    return unpickler.pending, TorchFile(value, tuple(names))
+    return unpickler.pending, TorchFile(value, tuple(names), is_state_dict)

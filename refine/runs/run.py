@@ -13,11 +13,12 @@ from typing import Any
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from refine import zoo
 from refine.config import RunConfig
 from refine.contracts import Generator
 from refine.errors import OptionError, literal
 from refine.pair.pair import Pair
-from refine.pair.preflight import Preflight, preflight
+from refine.pair.preflight import KnownFids, Preflight, preflight
 from refine.report import REPORT, try_write_report
 from refine.runs.evaluation import Evaluate, flat, is_measured, link_best_by_divergence, record, record_average
 from refine.runs.folder import RunFolder, snapshot_tag
@@ -84,7 +85,20 @@ class Phase:
 
 def preflight_of(pair: Pair, trainer: Trainer) -> Preflight:
     """Preflight of a pair on the trainer's device, in float32."""
-    return preflight(trainer.generator.network, trainer.teacher, pair.bridge, seed=trainer.options.seed)
+    known = known_fids(pair)
+    return preflight(
+        trainer.generator.network, trainer.teacher, pair.bridge, seed=trainer.options.seed, known_fids=known
+    )
+
+
+def known_fids(pair: Pair) -> KnownFids | None:
+    """Published FIDs of a pair's files; None unless both are known, on the same data."""
+    files = (pair.gan_file, pair.teacher_file)
+    entries = [None if file is None else zoo.entry_of(file.pickle.path) for file in files]
+    generator, teacher = (None if entry is None else entry.fid for entry in entries)
+    if generator is None or teacher is None or generator[0] != teacher[0]:
+        return None
+    return KnownFids(generator[0], generator[1], teacher[1])
 
 
 def position(config: RunConfig, trainer: Trainer) -> int:

@@ -2,15 +2,16 @@
 
 A forward pass is 1 unit. So is each of the two parts of a backward pass, the gradient of the input and that of the
 weights. Fitting the fake score takes 3; a pass that the generator's gradient goes through, with the network's weights
-constant, takes 2. Recomputed activations (`--checkpoint`) add 1 to each pass that is differentiated. A one-step
-generator is a U-Net itself: 3 for its update, and 1 for the images of each other update. Other generators, the head of
-the density ratio and optimizers are not counted.
+constant, takes 2. Recomputed activations (`--checkpoint`) add 1 to each pass that is differentiated. A guide counts as
+the network that it guides. A one-step generator is a U-Net itself: 3 for its update, and 1 for the images of each other
+update. Other generators, the head of the density ratio and optimizers are not counted.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from refine.diffusion.guidance import parts_of
 from refine.training.trainer import Trainer, is_unet
 
 
@@ -54,14 +55,18 @@ def step_cost(trainer: Trainer) -> StepCost:
     def estimate(through: bool) -> int:
         return 2 + recomputed if through else 1
 
+    needs_fake = trainer.objective.needs_fake
     drawing = 0
     if is_unet(trainer.generator.network):
-        fake_updates = trainer.sharing.num_separate_updates(options.fake_steps) if trainer.objective.needs_fake else 0
+        fake_updates = trainer.sharing.num_separate_updates(options.fake_steps) if needs_fake else 0
         drawing = 3 + recomputed + fake_updates + bool(trainer.ratio.trained)
-    own_estimate = trainer.objective.needs_fake and not trainer.sharing.shares_noise
+    teachers = len(parts_of(trainer.teacher))  # with its guide
+    fakes = len(parts_of(trainer.fake_score.network)) if needs_fake else 0
+    own_estimate = needs_fake and not trainer.sharing.shares_noise
     return StepCost(
-        generator=estimate(trainer.through_teacher) + (estimate(trainer.through_fake_score) if own_estimate else 0),
-        fake_score=options.fake_steps * (3 + recomputed) if trainer.objective.needs_fake else 0,
-        ratio=2 if trainer.ratio.trained else 0,
+        generator=teachers * estimate(trainer.through_teacher)
+        + (fakes * estimate(trainer.through_fake_score) if own_estimate else 0),
+        fake_score=options.fake_steps * (3 + recomputed + fakes - 1) if needs_fake else 0,
+        ratio=2 * teachers if trainer.ratio.trained else 0,
         drawing=drawing,
     )

@@ -10,12 +10,16 @@ from typing import TypeVar
 import torch
 
 from refine.contracts import Denoiser, Generator
+from refine.diffusion.guidance import Guided
 
 Contract = TypeVar("Contract", Generator, Denoiser)
 
 
 def frozen_copy(network: Contract, device: torch.device) -> Contract:
-    """Copy of a network on a device, with `requires_grad` off."""
+    """Copy of a network on a device, with `requires_grad` off; of a guided one, with a copy of the guide."""
+    if isinstance(network, Guided):
+        guided, guide = (frozen_copy(part, device) for part in (network.denoiser, network.guide))
+        return Guided(guided, guide, network.weight)
     network = copy.deepcopy(network)
     network.module = network.module.to(device).requires_grad_(False)
     return network

@@ -75,7 +75,7 @@ def estimate_memory(trainer: Trainer, num_processes: int = 1) -> Memory:
     trained = [network.module for network in trainer.networks]
     averages = [average.network.module for network in trainer.networks for average in network.averages().values()]
     start = [trainer.generator_start.module] if trainer.generator_start else []
-    frozen = [trainer.teacher.module, *start, *(network.module for network in trainer.backtrack.networks)]
+    frozen = [*start, *(denoiser.module for denoiser in trainer.frozen_denoisers())]
     kept = trainer.backtrack.count * _count(trainer.teacher.module.parameters())
     num_trained = _count(p for module in trained for p in module.parameters() if p.requires_grad)
     saved = _count(p for module in [*trained, *averages] for p in module.parameters())
@@ -100,7 +100,8 @@ def _count(parameters: Iterable[Tensor]) -> int:
 def _activations(trainer: Trainer) -> int:
     """Bytes saved for the backward pass of one image, at the fullest moment of a step."""
     inputs = next(trainer.inputs("generator", 0)).part(slice(0, 1))
-    modules = [trainer.teacher.module, *(trained.module for trained in trainer.networks)]
+    frozen_ones = [denoiser.module for denoiser in trainer.frozen_denoisers()]
+    modules = [*frozen_ones, *(trained.module for trained in trainer.networks)]
     statistics, trainer.statistics = trainer.statistics, RunningMeans()
     with frozen(trainer.passed_modules()):
         of_move, _ = saved_bytes(lambda: trainer.generator_loss(inputs).loss, *modules)

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from refine.diffusion.guidance import parts_of
 from refine.runtime.spans import listening
 from refine.training.trained import TrainedNetwork
 from refine.training.trainer import Trainer
@@ -301,7 +302,7 @@ def saved_for_backward(trainer: Trainer, parts: Parts) -> Iterator[None]:
     """Counts the bytes saved for the backward pass by part, each storage once, without weights."""
     networks = [
         *(module for trained in trainer.networks for module in modules_of(trained).values()),
-        trainer.teacher.module,
+        *(denoiser.module for denoiser in trainer.frozen_denoisers()),
     ]
     seen = {t.untyped_storage().data_ptr() for n in networks for t in [*n.parameters(), *n.buffers()]}
     alive: list[Tensor] = []  # keeps memory alive: reused addresses would not be counted
@@ -331,7 +332,8 @@ def _weights_memory(trainer: Trainer) -> dict[str, int]:
         return sum(t.numel() * t.element_size() for t in tensors)
 
     modules = {title: module for trained in trainer.networks for title, module in modules_of(trained).items()}
-    modules["teacher"] = trainer.teacher.module
+    for title, denoiser in zip(("teacher", "guide"), parts_of(trainer.teacher), strict=False):
+        modules[title] = denoiser.module
     memory = {f"weights of {title}": size([*m.parameters(), *m.buffers()]) for title, m in modules.items()}
     for trained in trainer.networks:
         states = trained.optimizer.adam.state.values()

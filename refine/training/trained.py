@@ -148,6 +148,9 @@ class TrainedNetwork(Generic[Network]):
             norm = self.optimizer.step(self.learning_rate(progress))
             self.optimizer.zero_grad()
         if norm is not None:
+            normalize = getattr(self.module, "normalize_weights", None)
+            if normalize is not None:  # EDM2's forced weight normalization
+                normalize()
             self._nonfinite_in_a_row = 0
             statistics.add(f"Gradient/{_STATISTIC.get(self.name, self.name)}_norm", norm)
             return True

@@ -18,6 +18,7 @@ from refine.config import TrainingOptions
 from refine.contracts import Denoiser, Generator
 from refine.diffusion import augment
 from refine.diffusion.denoiser import usable_sigmas
+from refine.diffusion.guidance import Guided, parts_of
 from refine.errors import OptionError, literal
 from refine.objectives import Scores, ikl
 from refine.pair import high_frequency
@@ -112,15 +113,15 @@ class Trainer:
         )
         self.networks: list[TrainedNetwork[Any]] = [self.generator]
         if self.objective.needs_fake:
-            fake_score = frozen_copy(pair.teacher, device)
+            fake_score = self._start_of_fake_score(pair.teacher)
             fake_score.module.requires_grad_(True)
             self.fake_score = TrainedNetwork("fake_score", fake_score, self._optimizer(fake_score), self._fake_rate)
             self.networks.append(self.fake_score)
-        self.ratio = make_ratio(self, pair.digests.get("teacher"), self._head_optimizer, self._ratio_rate)
+        self.ratio = make_ratio(self, pair.teacher_key, self._head_optimizer, self._ratio_rate)
         self.networks += self.ratio.trained
         self.backtrack = NoBacktrack()
         if options.backtrack:
-            self.backtrack = Backtrack(frozen_copy(pair.teacher, device), options.backtrack)
+            self.backtrack = Backtrack(self._start_of_fake_score(pair.teacher), options.backtrack)
         self._accelerate()
         self.input_shape = InputShape(
             batch=options.batch,
@@ -280,9 +281,17 @@ class Trainer:
         with torch.enable_grad():
             denoised = self._denoise(network, x_t, sigma, inputs, augment_labels, self.options.fake_dropout, "dropout")
             loss = ikl.fake_score_loss(denoised, x0, sigma, self.teacher.sigma_data)
-            self.fake_score.backward(loss.sum() / self.options.batch)
+            self.fake_score.backward(self._balanced(loss, sigma, x0[0].numel()).sum() / self.options.batch)
         self.statistics.add_by_band("Loss/fake", loss.detach(), sigma)
         return denoised.detach()
+
+    def _balanced(self, loss: Tensor, sigma: Tensor, num_values: int) -> Tensor:
+        """Loss [N] of the fake score, balanced over noise levels if the network estimates it (EDM2, eq. 21)."""
+        module: Any = self.fake_score.module
+        if not hasattr(module, "log_variance"):
+            return loss
+        log_variance = module.log_variance(sigma)
+        return loss / log_variance.exp() + num_values * log_variance
 
     def anchor(self, images: Tensor, inputs: StepInputs) -> Tensor | float:
         """Penalty on changes of the detail that the teacher cannot see, summed over images; 0 without `--anchor`."""
@@ -378,9 +387,21 @@ class Trainer:
         distributed.all_reduce_sum_([w_sum])
         return w_sum / self.options.batch
 
+    def _start_of_fake_score(self, teacher: Denoiser) -> Denoiser:
+        """Frozen copy of the teacher; without its guide, or on request with the same guide as the teacher."""
+        copied = frozen_copy(parts_of(teacher)[0], self.device)
+        if self.options.guide_fake and isinstance(self.teacher, Guided):
+            return Guided(copied, self.teacher.guide, self.teacher.weight)
+        return copied
+
+    def frozen_denoisers(self) -> list[Denoiser]:
+        """Denoisers that are not trained: the teacher first, its guide, intermediate teachers; without guided ones."""
+        return [*parts_of(self.teacher), *(parts_of(network)[0] for network in self.backtrack.networks)]
+
     def _accelerate(self) -> None:
-        frozen_ones = [self.teacher, *self.backtrack.networks]
-        denoisers: list[Any] = [*frozen_ones, *([self.fake_score.network] if self.objective.needs_fake else [])]
+        frozen_ones = self.frozen_denoisers()
+        fake_score = [parts_of(self.fake_score.network)[0]] if self.objective.needs_fake else []
+        denoisers: list[Any] = [*frozen_ones, *fake_score]
         trained = [network.network for network in self.networks]
         for denoiser in denoisers:
             denoiser.module.use_fp16 = False  # the precision is chosen here, not by the pickle
@@ -447,9 +468,22 @@ def check_options(pair: Pair, options: TrainingOptions) -> None:
             "{anchor} preserves detail that the teacher cannot see, and this teacher has the generator's resolution: "
             "leave it out."
         )
+    if options.objective.needs_fake and not any(True for _ in pair.teacher.module.parameters()):
+        raise OptionError(
+            f"{{objective={options.objective}}} trains a copy of the teacher as the fake score, and this teacher has "
+            "no parameters: give a torch.nn.Module with its weights, or use {objective=sds} or {objective=smart}."
+        )
     if options.fake_augment and pair.teacher.augment_dim != augment.NUM_LABELS:
         name = pair.teacher_file.pickle.path if pair.teacher_file else "this teacher"
         raise OptionError(
             f"{{fake_augment}} needs a teacher trained with EDM's {augment.NUM_LABELS} augmentation labels, and "
             f"{literal(name)} was not: use {{fake_augment=0}}."
         )
+    if options.fake_augment and options.guide_fake and isinstance(pair.teacher, Guided):
+        guide = pair.teacher.guide
+        if guide.augment_dim != augment.NUM_LABELS:
+            name = pair.guide_file.pickle.path if pair.guide_file else "this guide"
+            raise OptionError(
+                f"{{guide_fake=True}} with {{fake_augment}} needs a guide trained with EDM's {augment.NUM_LABELS} "
+                f"augmentation labels, and {name} was not: use {{fake_augment=0}}."
+            )

@@ -1,7 +1,8 @@
 """The raw operators for tensors on the CPU, by a library of kernels (csrc/cpu), without autograd.
 
-`registration` lists their signatures. `bias_act` and `upfirdn2d` take float64, float32, bfloat16 and float16, one dtype
-for all tensors but the filter, which is float32; their results are contiguous, or channels_last where x is. All others
+`registration` lists their signatures. `bias_act`, `upfirdn2d` and `filtered_lrelu` take float64, float32, bfloat16 and
+float16, one dtype for all tensors but filters, which are float32; their results are contiguous, or, but for the last
+one's, channels_last where x is. All others
 take float32 only, and are called only for tensors that fulfill their `REQUIREMENTS`.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,7 +34,7 @@ def library() -> ctypes.CDLL:
     version = loaded.stylegan_ops_abi_version()
     if version != packing.ABI_VERSION:
         raise OSError(f"{path} has version {version} of the kernels' arguments, not {packing.ABI_VERSION}: delete it")
-    names = ("bias_act", "upfirdn2d", "conv3x3", "group_norm_silu", "attention")
+    names = ("bias_act", "upfirdn2d", "filtered_lrelu", "conv3x3", "group_norm_silu", "attention")
     for function in (getattr(loaded, f"stylegan_ops_{name}") for name in names):
         function.argtypes = [ctypes.c_char_p]  # Bytes are passed as a pointer to them.
         function.restype = ctypes.c_int
@@ -175,6 +177,99 @@ def _upfirdn2d_layout(
         num_threads,
     )
     return y_shape, rest
+
+
+# --- filtered_lrelu
+
+
+def _run_filtered_lrelu(
+    order: int, signal: Tensor | None, x: Tensor, fu: Tensor, fd: Tensor, b: Tensor | None, *options: Any
+) -> Tensor:
+    call = _filtered_lrelu_call(x.shape, fu.shape, fd.shape, *options)
+    y = x.new_empty(call.x_shape if order == packing.FILTERED_LRELU_GRAD else call.y_shape)
+    x, filters = x.contiguous(), {"fu": fu.contiguous(), "fd": fd.contiguous()}
+    b = None if b is None else b.to(x.dtype).contiguous()
+    signal = None if signal is None else signal.to(x.dtype).contiguous()
+    args = packing.filtered_lrelu_args(order, y, x, b, signal, filters, call, torch.get_num_threads())
+    if library().stylegan_ops_filtered_lrelu(args) != 0:
+        raise ValueError(f"the CPU library has no filtered_lrelu for {x.dtype}")
+    return y
+
+
+@functools.lru_cache(maxsize=1024)
+def _filtered_lrelu_call(
+    x_shape: tuple[int, ...], fu_shape: tuple[int, ...], fd_shape: tuple[int, ...], up: int, down: int, *rest: Any
+) -> packing.FilteredLrelu:
+    *padding, gain, slope, clamp, flip = rest
+    left, right, top, bottom = padding
+    return packing.FilteredLrelu(
+        x_shape, fu_shape, fd_shape, up, down, (left, right, top, bottom), gain, slope, clamp, flip
+    )
+
+
+def filtered_lrelu(
+    x: Tensor,
+    fu: Tensor,
+    fd: Tensor,
+    b: Tensor | None,
+    up: int,
+    down: int,
+    pad_x0: int,
+    pad_x1: int,
+    pad_y0: int,
+    pad_y1: int,
+    gain: float,
+    slope: float,
+    clamp: float,
+    flip: bool,
+) -> Tensor:
+    """Upsample x + b by `fu`, apply clamp(gain * lrelu), downsample by `fd`."""
+    options = (up, down, pad_x0, pad_x1, pad_y0, pad_y1, gain, slope, clamp, flip)
+    return _run_filtered_lrelu(packing.FILTERED_LRELU, None, x, fu, fd, b, *options)
+
+
+def filtered_lrelu_grad(
+    dy: Tensor,
+    x: Tensor,
+    fu: Tensor,
+    fd: Tensor,
+    b: Tensor | None,
+    up: int,
+    down: int,
+    pad_x0: int,
+    pad_x1: int,
+    pad_y0: int,
+    pad_y1: int,
+    gain: float,
+    slope: float,
+    clamp: float,
+    flip: bool,
+) -> Tensor:
+    """Map the gradient of the result of `filtered_lrelu` to that of x."""
+    options = (up, down, pad_x0, pad_x1, pad_y0, pad_y1, gain, slope, clamp, flip)
+    return _run_filtered_lrelu(packing.FILTERED_LRELU_GRAD, dy, x, fu, fd, b, *options)
+
+
+def filtered_lrelu_tangent(
+    dx: Tensor,
+    x: Tensor,
+    fu: Tensor,
+    fd: Tensor,
+    b: Tensor | None,
+    up: int,
+    down: int,
+    pad_x0: int,
+    pad_x1: int,
+    pad_y0: int,
+    pad_y1: int,
+    gain: float,
+    slope: float,
+    clamp: float,
+    flip: bool,
+) -> Tensor:
+    """Map a change of x to that of the result of `filtered_lrelu`, to first order."""
+    options = (up, down, pad_x0, pad_x1, pad_y0, pad_y1, gain, slope, clamp, flip)
+    return _run_filtered_lrelu(packing.FILTERED_LRELU_TANGENT, dx, x, fu, fd, b, *options)
 
 
 # --- convolutions

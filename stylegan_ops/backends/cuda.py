@@ -7,13 +7,15 @@ PyTorch's streams runs without a GPU. The operators rely on the checks of the pu
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from stylegan_ops import build
-from stylegan_ops.backends import packing
+from stylegan_ops.backends import packing, pytorch
 from stylegan_ops.backends.driver import DeviceKernels, Driver
 from stylegan_ops.backends.simulator import Simulator
 
@@ -337,3 +339,153 @@ def upfirdn2d(
         args = packing.upfirdn2d_args(y, x, f, up_x, up_y, down_x, down_y, pad_x0, pad_y0, flip, gain)
         launch(plan, args, x.device)
     return y
+
+
+# --- filtered_lrelu
+
+SHARED_BYTES = 48 * 1024  # That a block can have on every GPU.
+FILTERED_LRELU_TILES = ((32, 32), (16, 32), (16, 16), (8, 16), (8, 8), (4, 8), (4, 4), (2, 2), (1, 1))
+
+
+def shared_values(tile: tuple[int, int], halves: Sequence[packing.Half], has_signal: bool) -> int:
+    """Count the numbers that a block of filtered_lrelu's kernel keeps: those of csrc/cuda/filtered_lrelu.cuh.
+
+    Args:
+        tile: Rows and columns of the result that the block computes.
+        halves: Result of `packing.FilteredLrelu.resamplings`.
+        has_signal: Whether there is a second input.
+    """
+    x_up, signal_up, down = halves
+    height, width = (
+        (n - 1) * down.factor + taps for n, taps in zip(tile, (down.shape[0], down.shape[-1]), strict=True)
+    )
+    memory = height * tile[1] if len(down.shape) == 1 else 0
+    for half in (x_up, signal_up) if has_signal else (x_up,):
+        rows, columns = (
+            (count + taps - 2) // half.factor + 1 for count, taps in ((height, half.shape[0]), (width, half.shape[-1]))
+        )
+        memory = max(memory, rows * columns + (rows * width if len(half.shape) == 1 else 0))
+    return height * width + memory
+
+
+@functools.lru_cache(maxsize=1024)
+def plan_filtered_lrelu(
+    order: int, dtype: torch.dtype, call: packing.FilteredLrelu
+) -> tuple[Launch, tuple[int, int]] | None:
+    """Plan `filtered_lrelu` (order FILTERED_LRELU) or a derivative; None if its filters do not fit into a block.
+
+    Args:
+        order: `packing.FILTERED_LRELU`, `FILTERED_LRELU_GRAD` or `FILTERED_LRELU_TANGENT`.
+        dtype: Dtype of all images.
+        call: Shapes and options.
+
+    Returns:
+        Launch, and the tile that a block computes.
+    """
+    halves, has_signal = call.resamplings(order), order != packing.FILTERED_LRELU
+    height, width = halves[2].size
+    planes = call.x_shape[0] * call.x_shape[1]
+    itemsize = max(dtype.itemsize, torch.float32.itemsize)
+    best: tuple[int, Launch, tuple[int, int]] | None = None
+    for tile in FILTERED_LRELU_TILES:
+        shared = shared_values(tile, halves, has_signal)
+        blocks = -(-height // tile[0]) * -(-width // tile[1]) * planes
+        if shared * itemsize > SHARED_BYTES or blocks > MAX_BLOCKS:
+            continue
+        launch = Launch(f"filtered_lrelu_{_DTYPE_NAMES[dtype]}", (blocks, 1, 1), (BLOCK, 1, 1), shared * itemsize)
+        if best is None or blocks * shared < best[0]:
+            best = (blocks * shared, launch, tile)
+    extents = [
+        side * half.factor + abs(pad) for half in halves for side in half.size for pad in (half.pad_x, half.pad_y)
+    ]
+    return None if best is None or max(extents) >= MAX_EXTENT else best[1:]
+
+
+def _run_filtered_lrelu(
+    order: int, signal: Tensor | None, x: Tensor, fu: Tensor, fd: Tensor, b: Tensor | None, *options: Any
+) -> Tensor:
+    up, down, left, right, top, bottom, gain, slope, clamp, flip = options
+    call = packing.FilteredLrelu(
+        x.shape, fu.shape, fd.shape, up, down, (left, right, top, bottom), gain, slope, clamp, flip
+    )
+    y = x.new_empty(call.x_shape if order == packing.FILTERED_LRELU_GRAD else call.y_shape)
+    if y.numel() == 0:
+        return y
+    plan = plan_filtered_lrelu(order, x.dtype, call)
+    if plan is None:
+        name = ("filtered_lrelu", "filtered_lrelu_grad", "filtered_lrelu_tangent")[order]
+        tensors = (x, fu, fd, b) if signal is None else (signal, x, fu, fd, b)
+        result: Tensor = getattr(pytorch, name)(*tensors, *options)
+        return result
+    x = x.contiguous()
+    filters = {"fu": fu.to(x.device, torch.float32).contiguous(), "fd": fd.to(x.device, torch.float32).contiguous()}
+    b = None if b is None else b.to(x.dtype).contiguous()
+    signal = None if signal is None else signal.to(x.dtype).contiguous()
+    how, tile = plan
+    launch(how, packing.filtered_lrelu_args(order, y, x, b, signal, filters, call, 1, tile), x.device)
+    return y
+
+
+def filtered_lrelu(
+    x: Tensor,
+    fu: Tensor,
+    fd: Tensor,
+    b: Tensor | None,
+    up: int,
+    down: int,
+    pad_x0: int,
+    pad_x1: int,
+    pad_y0: int,
+    pad_y1: int,
+    gain: float,
+    slope: float,
+    clamp: float,
+    flip: bool,
+) -> Tensor:
+    """Upsample x + b by `fu`, apply clamp(gain * lrelu), downsample by `fd`."""
+    options = (up, down, pad_x0, pad_x1, pad_y0, pad_y1, gain, slope, clamp, flip)
+    return _run_filtered_lrelu(packing.FILTERED_LRELU, None, x, fu, fd, b, *options)
+
+
+def filtered_lrelu_grad(
+    dy: Tensor,
+    x: Tensor,
+    fu: Tensor,
+    fd: Tensor,
+    b: Tensor | None,
+    up: int,
+    down: int,
+    pad_x0: int,
+    pad_x1: int,
+    pad_y0: int,
+    pad_y1: int,
+    gain: float,
+    slope: float,
+    clamp: float,
+    flip: bool,
+) -> Tensor:
+    """Map the gradient of the result of `filtered_lrelu` to that of x."""
+    options = (up, down, pad_x0, pad_x1, pad_y0, pad_y1, gain, slope, clamp, flip)
+    return _run_filtered_lrelu(packing.FILTERED_LRELU_GRAD, dy, x, fu, fd, b, *options)
+
+
+def filtered_lrelu_tangent(
+    dx: Tensor,
+    x: Tensor,
+    fu: Tensor,
+    fd: Tensor,
+    b: Tensor | None,
+    up: int,
+    down: int,
+    pad_x0: int,
+    pad_x1: int,
+    pad_y0: int,
+    pad_y1: int,
+    gain: float,
+    slope: float,
+    clamp: float,
+    flip: bool,
+) -> Tensor:
+    """Map a change of x to that of the result of `filtered_lrelu`, to first order."""
+    options = (up, down, pad_x0, pad_x1, pad_y0, pad_y1, gain, slope, clamp, flip)
+    return _run_filtered_lrelu(packing.FILTERED_LRELU_TANGENT, dx, x, fu, fd, b, *options)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import struct
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from stylegan_ops.reference import ACTIVATIONS
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 DTYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
 ACTS = tuple(ACTIVATIONS)
 VALUE, GRAD, GRAD2 = range(3)
@@ -74,6 +75,48 @@ class Upfirdn2dArgs(ctypes.Structure):
         ("flip", ctypes.c_int32),
         ("dtype", ctypes.c_int32),
         ("num_threads", ctypes.c_int32),
+    )
+
+
+class Resampling(ctypes.Structure):
+    """The struct of the same name in csrc/abi.h."""
+
+    _fields_ = (
+        ("filter", ctypes.c_void_p),
+        ("height", ctypes.c_int64),
+        ("width", ctypes.c_int64),
+        ("gain", ctypes.c_double),
+        ("filter_height", ctypes.c_int32),
+        ("filter_width", ctypes.c_int32),
+        ("separable", ctypes.c_int32),
+        ("flip", ctypes.c_int32),
+        ("factor", ctypes.c_int32),
+        ("pad_x", ctypes.c_int32),
+        ("pad_y", ctypes.c_int32),
+        ("unused", ctypes.c_int32),
+    )
+
+
+class FilteredLreluArgs(ctypes.Structure):
+    """The struct of the same name in csrc/abi.h."""
+
+    _fields_ = (
+        ("x", ctypes.c_void_p),
+        ("b", ctypes.c_void_p),
+        ("signal", ctypes.c_void_p),
+        ("y", ctypes.c_void_p),
+        ("x_up", Resampling),
+        ("signal_up", Resampling),
+        ("down", Resampling),
+        ("batch", ctypes.c_int64),
+        ("channels", ctypes.c_int64),
+        ("gain", ctypes.c_double),
+        ("slope", ctypes.c_double),
+        ("clamp", ctypes.c_double),
+        ("dtype", ctypes.c_int32),
+        ("num_threads", ctypes.c_int32),
+        ("tile_height", ctypes.c_int32),
+        ("tile_width", ctypes.c_int32),
     )
 
 
@@ -142,8 +185,8 @@ class AttentionArgs(ctypes.Structure):
     )
 
 
-def _packer(structure: type[ctypes.Structure]) -> struct.Struct:
-    """Make a packer of the members of a structure, in their order, arrays element by element."""
+def _codes(structure: type[ctypes.Structure]) -> str:
+    """Return the format of the members of a structure, in their order, arrays element by element."""
     codes: dict[Any, str] = {
         ctypes.c_void_p: "P",
         ctypes.c_int64: "q",
@@ -151,7 +194,12 @@ def _packer(structure: type[ctypes.Structure]) -> struct.Struct:
         ctypes.c_int32: "i",
         ctypes.c_int64 * 4: "4q",
     }
-    return struct.Struct("@" + "".join(codes[field[1]] for field in structure._fields_))
+    return "".join(codes.get(field[1]) or _codes(field[1]) for field in structure._fields_)
+
+
+def _packer(structure: type[ctypes.Structure]) -> struct.Struct:
+    """Make a packer of the members of a structure."""
+    return struct.Struct("@" + _codes(structure))
 
 
 _BIAS_ACT = _packer(BiasActArgs)
@@ -159,6 +207,7 @@ _UPFIRDN2D = _packer(Upfirdn2dArgs)
 _CONV3X3 = _packer(Conv3x3Args)
 _GROUP_NORM = _packer(GroupNormArgs)
 _POINTERS = struct.Struct("@3P")
+_FILTERED_LRELU = _packer(FilteredLreluArgs)
 _ATTENTION = _packer(AttentionArgs)
 
 
@@ -416,4 +465,137 @@ def attention_args(qkv: Tensor, dout: Tensor | None, out: Tensor, scale: float, 
     return _ATTENTION.pack(
         *(qkv.data_ptr(), 0 if dout is None else dout.data_ptr(), out.data_ptr()),
         *(n * heads, channels, length, scale, num_threads, 0),
+    )
+
+
+FILTERED_LRELU, FILTERED_LRELU_GRAD, FILTERED_LRELU_TANGENT = range(3)
+
+
+@dataclass(frozen=True)
+class FilteredLrelu:
+    """Shapes of a call of filtered_lrelu, and its options.
+
+    Attributes:
+        x_shape: Shape [N, C, H, W] of the input.
+        fu_shape: Shape of the upsampling filter.
+        fd_shape: Shape of the downsampling filter.
+        up: Upsampling factor.
+        down: Downsampling factor.
+        padding: Pixels of the grid on the left, right, top and bottom.
+        gain: Factor after the activation.
+        slope: Slope of the activation below zero.
+        clamp: Limit of the magnitude; negative for none.
+        flip: False convolves, True correlates.
+    """
+
+    x_shape: tuple[int, ...]
+    fu_shape: tuple[int, ...]
+    fd_shape: tuple[int, ...]
+    up: int
+    down: int
+    padding: tuple[int, int, int, int]
+    gain: float
+    slope: float
+    clamp: float
+    flip: bool
+
+    @property
+    def y_shape(self) -> tuple[int, int, int, int]:
+        """Shape [N, C, H', W'] of the result."""
+        n, c, height, width = self.x_shape
+        left, right, top, bottom = self.padding
+        grid_height = upfirdn2d_size(height, self.fu_shape[0], self.up, 1, top, bottom)
+        grid_width = upfirdn2d_size(width, self.fu_shape[-1], self.up, 1, left, right)
+        return (
+            *(n, c),
+            upfirdn2d_size(grid_height, self.fd_shape[0], 1, self.down, 0, 0),
+            upfirdn2d_size(grid_width, self.fd_shape[-1], 1, self.down, 0, 0),
+        )
+
+    def resamplings(self, order: int) -> tuple[Half, Half, Half]:
+        """Return the halves that FilteredLreluArgs names x_up, signal_up and down.
+
+        Args:
+            order: FILTERED_LRELU maps x to y, FILTERED_LRELU_GRAD the gradient of y to that of x, and
+                FILTERED_LRELU_TANGENT a change of x to that of y.
+        """
+        x_size, y_size = self.x_shape[2:], self.y_shape[2:]
+        left, _, top, _ = self.padding
+        up_gain = float(self.up**2)  # The zeros between the pixels darken the image.
+        x_up = Half("fu", x_size, up_gain, self.fu_shape, self.flip, self.up, left, top)
+        down = Half("fd", y_size, 1.0, self.fd_shape, self.flip, self.down, 0, 0)
+        if order != FILTERED_LRELU_GRAD:
+            return x_up, x_up, down
+        # Backward, y is upsampled and x downsampled, by the reversed filters. The gradient of x begins where the grid
+        # may not have begun yet: all positions on it move by the same number.
+        move_x, move_y = self.fu_shape[-1] - 1 - left, self.fu_shape[0] - 1 - top
+        return (
+            replace(x_up, pad_x=left + move_x, pad_y=top + move_y),
+            Half(
+                *("fd", y_size, 1.0, self.fd_shape, not self.flip, self.down),
+                *(self.fd_shape[-1] - 1 + move_x, self.fd_shape[0] - 1 + move_y),
+            ),
+            Half("fu", x_size, up_gain, self.fu_shape, not self.flip, self.up, 0, 0),
+        )
+
+
+@dataclass(frozen=True)
+class Half:
+    """Upsampling of an image to the grid, or downsampling of the grid to an image; see `Resampling` in csrc/abi.h.
+
+    Attributes:
+        name: Name of the filter, `fu` or `fd`.
+        size: Height and width of the image.
+        gain: Factor on the result.
+        shape: Shape of the filter.
+        flip: False convolves, True correlates.
+        factor: Steps of the grid between pixels.
+        pad_x: Padding of the grid on the left.
+        pad_y: Padding of the grid at the top.
+    """
+
+    name: str
+    size: tuple[int, ...]
+    gain: float
+    shape: tuple[int, ...]
+    flip: bool
+    factor: int
+    pad_x: int
+    pad_y: int
+
+
+def filtered_lrelu_args(
+    order: int,
+    y: Tensor,
+    x: Tensor,
+    b: Tensor | None,
+    signal: Tensor | None,
+    filters: dict[str, Tensor],
+    call: FilteredLrelu,
+    num_threads: int = 1,
+    tile: tuple[int, int] = (0, 0),
+) -> bytes:
+    """Pack FilteredLreluArgs, of contiguous tensors.
+
+    Args:
+        order: FILTERED_LRELU, FILTERED_LRELU_GRAD or FILTERED_LRELU_TANGENT.
+        y: Memory for the result.
+        x: Input [N, C, H, W].
+        b: Bias [C] of x's dtype, or None.
+        signal: Gradient of the result, or change of x; None for FILTERED_LRELU.
+        filters: Float32 filters `fu` and `fd`.
+        call: Shapes and options.
+        num_threads: Number of threads of the CPU that may share the work.
+        tile: Rows and columns of y that a block of CUDA's kernel computes.
+    """
+    halves: list[Any] = []
+    for half in call.resamplings(order):
+        halves += (filters[half.name].data_ptr(), *half.size, half.gain, half.shape[0], half.shape[-1])
+        halves += (len(half.shape) == 1, half.flip, half.factor, half.pad_x, half.pad_y, 0)
+    return _FILTERED_LRELU.pack(
+        *(x.data_ptr(), 0 if b is None else b.data_ptr(), 0 if signal is None else signal.data_ptr(), y.data_ptr()),
+        *halves,
+        *x.shape[:2],
+        *(call.gain, call.slope, call.clamp),
+        *(DTYPES[x.dtype], num_threads, *tile),
     )

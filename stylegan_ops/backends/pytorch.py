@@ -17,7 +17,7 @@ from torch.nn import functional
 from torch.nn.grad import conv2d_weight
 
 from stylegan_ops import reference
-from stylegan_ops.arguments import Padding, Size, conv2d_padded, pad_or_crop
+from stylegan_ops.arguments import Padding, Size, adjoint, conv2d_padded, pad_or_crop
 from stylegan_ops.backends.packing import ACTS
 from stylegan_ops.reference import filter_kernel
 
@@ -179,6 +179,89 @@ def upfirdn2d(
     )
     y = pad_or_crop(y, Padding(both_x - left, both_x - right, both_y - top, both_y - bottom))
     return y if down_x == 1 and down_y == 1 else y[:, :, ::down_y, ::down_x]
+
+
+# --- filtered_lrelu
+
+LINEAR, LRELU = ACTS.index("linear"), ACTS.index("lrelu")
+
+
+def _grid(x: Tensor, fu: Tensor, b: Tensor | None, up: int, padding: tuple[int, int, int, int], flip: bool) -> Tensor:
+    """Upsample x + b to what the activation is applied to."""
+    biased = x if b is None else bias_act(x, b, 1, LINEAR, 0.0, 1.0, -1.0)
+    return upfirdn2d(biased, fu, up, up, 1, 1, *padding, flip, float(up**2))
+
+
+def filtered_lrelu(
+    x: Tensor,
+    fu: Tensor,
+    fd: Tensor,
+    b: Tensor | None,
+    up: int,
+    down: int,
+    pad_x0: int,
+    pad_x1: int,
+    pad_y0: int,
+    pad_y1: int,
+    gain: float,
+    slope: float,
+    clamp: float,
+    flip: bool,
+) -> Tensor:
+    """Upsample x + b by `fu`, apply clamp(gain * lrelu), downsample by `fd`."""
+    u = _grid(x, fu, b, up, (pad_x0, pad_x1, pad_y0, pad_y1), flip)
+    y = bias_act(u, None, 1, LRELU, slope, gain, clamp)
+    return upfirdn2d(y, fd, 1, 1, down, down, 0, 0, 0, 0, flip, 1.0)
+
+
+def filtered_lrelu_grad(
+    dy: Tensor,
+    x: Tensor,
+    fu: Tensor,
+    fd: Tensor,
+    b: Tensor | None,
+    up: int,
+    down: int,
+    pad_x0: int,
+    pad_x1: int,
+    pad_y0: int,
+    pad_y1: int,
+    gain: float,
+    slope: float,
+    clamp: float,
+    flip: bool,
+) -> Tensor:
+    """Map the gradient of the result of `filtered_lrelu` to that of x."""
+    padding = (pad_x0, pad_x1, pad_y0, pad_y1)
+    u = _grid(x, fu, b, up, padding, flip)
+    backward = adjoint(u.shape, dy.shape, fd.shape, 1, 1, down, down, 0, 0, 0, 0, flip, 1.0)
+    du = bias_act_grad(upfirdn2d(dy, fd, *backward), u, None, 1, LRELU, slope, gain, clamp)
+    backward = adjoint(x.shape, u.shape, fu.shape, up, up, 1, 1, *padding, flip, float(up**2))
+    return upfirdn2d(du, fu, *backward)
+
+
+def filtered_lrelu_tangent(
+    dx: Tensor,
+    x: Tensor,
+    fu: Tensor,
+    fd: Tensor,
+    b: Tensor | None,
+    up: int,
+    down: int,
+    pad_x0: int,
+    pad_x1: int,
+    pad_y0: int,
+    pad_y1: int,
+    gain: float,
+    slope: float,
+    clamp: float,
+    flip: bool,
+) -> Tensor:
+    """Map a change of x to that of the result of `filtered_lrelu`, to first order."""
+    padding = (pad_x0, pad_x1, pad_y0, pad_y1)
+    u, du = _grid(x, fu, b, up, padding, flip), _grid(dx, fu, None, up, padding, flip)
+    dy = bias_act_grad(du, u, None, 1, LRELU, slope, gain, clamp)
+    return upfirdn2d(dy, fd, 1, 1, down, down, 0, 0, 0, 0, flip, 1.0)
 
 
 # --- convolutions

@@ -16,7 +16,7 @@ typedef int64_t sgo_int64;
 #endif
 
 // Raised whenever a struct, an enumeration or the meaning of a member changes; abi.py has the same number.
-#define STYLEGAN_OPS_ABI_VERSION 3
+#define STYLEGAN_OPS_ABI_VERSION 4
 
 enum SgoDtype { SGO_FLOAT64 = 0, SGO_FLOAT32 = 1, SGO_BFLOAT16 = 2, SGO_FLOAT16 = 3 };
 
@@ -87,6 +87,48 @@ struct Upfirdn2dArgs {
     sgo_int32 flip;
     sgo_int32 dtype;
     sgo_int32 num_threads;  // for the CPU
+};
+
+// One half of a resampling, by a filter w as in Upfirdn2dArgs, between an image of height x width and a finer grid, on
+// which `factor` steps make a pixel and k, l count the taps:
+//   upsampling    grid[i, j] = gain * sum over k, l of w[k, l] * z[i + k - pad_y, j + l - pad_x], z as in Upfirdn2dArgs
+//   downsampling  image[i, j] = gain * sum over k, l of w[k, l] * grid[i * factor + k, j * factor + l]; no padding
+struct Resampling {
+    const void* filter;  // float32, as in Upfirdn2dArgs
+    sgo_int64 height;
+    sgo_int64 width;
+    double gain;
+    sgo_int32 filter_height;
+    sgo_int32 filter_width;
+    sgo_int32 separable;
+    sgo_int32 flip;
+    sgo_int32 factor;
+    sgo_int32 pad_x;  // of the grid, may be negative
+    sgo_int32 pad_y;
+    sgo_int32 unused;
+};
+
+// Contiguous images. With u the grid of x + b, upsampled, f(u) = gain * lrelu(u), and v the grid of `signal`, upsampled,
+// y is a downsampled grid:
+//   signal is null   clamp(f(u))
+//   otherwise        v * f'(u) where |f(u)| <= clamp, else 0
+struct FilteredLreluArgs {
+    const void* x;       // [batch, channels, x_up.height, x_up.width]
+    const void* b;       // [channels], or null
+    const void* signal;  // [batch, channels, signal_up.height, signal_up.width], or null
+    void* y;             // [batch, channels, down.height, down.width]
+    struct Resampling x_up;
+    struct Resampling signal_up;
+    struct Resampling down;
+    sgo_int64 batch;
+    sgo_int64 channels;
+    double gain;
+    double slope;
+    double clamp;  // negative: no clamp
+    sgo_int32 dtype;
+    sgo_int32 num_threads;  // for the CPU
+    sgo_int32 tile_height;  // of y, for CUDA
+    sgo_int32 tile_width;
 };
 
 // Contiguous float32. y[n, o, i, j] = bias[o] + sum over c, k, l of w[o, c, k, l] * x[n, c, i + k - 1, j + l - 1], x

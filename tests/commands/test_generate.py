@@ -14,7 +14,7 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from refine import pickles
+from refine import load_generator, pickles
 from refine.commands import generate, video
 from refine.errors import UserError
 from refine.networks import sampling as seeds
@@ -87,6 +87,42 @@ def test_random_noise_follows_the_seed(fixture_path, tmp_path):
     assert (pixels(tmp_path / "a" / "seed0007.png") == pixels(tmp_path / "b" / "seed0007.png")).all()
     run(f"--network={path}", "--seeds=7", f"--outdir={tmp_path / 'c'}")
     assert (pixels(tmp_path / "a" / "seed0007.png") != pixels(tmp_path / "c" / "seed0007.png")).any()
+
+
+STYLEGAN3 = "sg3/s3_stylegan3r_uncond16.pkl"
+
+
+def pictures(fixture_path, tmp_path, *arguments):
+    folder = tmp_path / f"out{len(list(tmp_path.iterdir()))}"
+    done = run(f"--network={fixture_path(STYLEGAN3)}", "--seeds=0-3", f"--outdir={folder}", *arguments)
+    assert done.exit_code == 0, done.output
+    return np.stack([pixels(file) for file in sorted(folder.iterdir())])
+
+
+def test_rotation_of_stylegan3(fixture_path, tmp_path):
+    """A quarter turn is exact: neither the grid of pixels nor the filters distinguish the axes."""
+    original = pictures(fixture_path, tmp_path)
+    turned = pictures(fixture_path, tmp_path, "--rotate=90")
+    expected = np.rot90(original, 1, axes=(1, 2))  # counterclockwise
+    assert np.abs(turned - expected).max() <= 1 and np.abs(turned - original).mean() > 10
+    back = pictures(fixture_path, tmp_path, "--rotate=-270")
+    assert np.abs(back - turned).max() <= 1
+
+
+def test_translation_of_stylegan3(fixture_path, tmp_path):
+    """By whole pixels: to the right and down; only what comes in from beyond the canvas is not known."""
+    original = pictures(fixture_path, tmp_path)
+    moved = pictures(fixture_path, tmp_path, "--translate=0.125,-0.0625")  # 2 and -1 of 16 pixels
+    difference = np.abs(moved[:, 4:12, 4:12] - original[:, 5:13, 2:10]).mean()
+    assert difference < 0.15 * np.abs(moved[:, 4:12, 4:12] - original[:, 4:12, 4:12]).mean()
+
+
+def test_matrix_is_that_of_stylegan3s_script(fixture_path, golden):
+    """As in the golden file: of the forward matrix, the inverse."""
+    matrix = generate._transform([load_generator(str(fixture_path(STYLEGAN3))).network], (0.3, -0.1), 30.0)
+    cos, sin = np.cos(np.pi / 6), np.sin(np.pi / 6)
+    forward = np.array([[cos, sin, 0.3], [-sin, cos, -0.1], [0, 0, 1]])
+    np.testing.assert_allclose(matrix.numpy() @ forward, np.eye(3), atol=1e-6)
 
 
 def test_projected_w(fixture_path, golden, tmp_path):
@@ -184,6 +220,10 @@ def test_latents_need_no_float64_on_the_device():
         (["--seeds=0", "--class=1", "--trunc=inf"], "--trunc must be a number, not 'inf'"),
         (["--seeds=0", "--class=1", "--trunc=1e38"], "seed0000 is not finite"),
         (["--seeds=0", "--class=1", "--noise-seed=3"], "--noise-seed has no effect on --noise-mode=const"),
+        (["--seeds=0", "--class=1", "--translate=0,1"], "--translate needs a StyleGAN3 generator"),
+        (["--seeds=0", "--class=1", "--rotate=3"], "--rotate needs a StyleGAN3 generator"),
+        (["--seeds=0", "--class=1", "--translate=1"], "--translate must be two numbers such as .*, not '1'"),
+        (["--seeds=0", "--class=1", "--translate=1,nan"], "--translate must be a number, not 'nan'"),
         (["--latents=none.npy", "--class=1"], r"none\.npy cannot be read"),
         (["--latents={wrong}", "--class=1"], r"wrong\.npz has shape \[1, 6, 32\]"),
         (["--seeds=0", "--class=1", "--video=x.avi"], r"--video must be a name that ends in \.mp4"),

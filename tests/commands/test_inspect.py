@@ -49,9 +49,9 @@ def test_json_of_a_denoiser_is_strict_json(fixture_path):
     assert shown["entries"]["augment_pipe"]["init_kwargs"]["p"] == 0.12
 
 
-def test_stylegan3_is_named_and_passed_through(fixture_path):
+def test_stylegan3_is_rebuilt_and_its_pipe_passed_through(fixture_path):
     text = run(fixture_path("sg3/s2_stylegan3t_uncond32.pkl")).stdout
-    assert "G_ema: Generator, StyleGAN3 generator; passed through as it is" in text
+    assert "G_ema: Generator, StyleGAN3 generator; rebuilt by Refine" in text
     assert "augment_pipe: AugmentPipe, augmentation pipe; passed through as it is" in text
 
 

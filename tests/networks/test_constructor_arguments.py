@@ -16,7 +16,8 @@ from refine import load_generator, load_teacher, pickles
 from refine.errors import UserError
 from refine.pickles.tree import named_tensors
 
-SEEDS = [*range(40), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(40, 200))]
+# Each seed draws other arguments; those of the fast tests reach every value of every argument.
+SEEDS = [*range(25), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(25, 100))]
 GENERATORS = [
     *(f"sg2ada/{name}" for name in ("a_uncond32", "b_cond16", "c_orig16", "c_resnet16", "d_gray16")),
     "sg3/s1_stylegan2_uncond32",
@@ -161,6 +162,76 @@ def test_any_generator(seed, tmp_path):
         G(z, c, truncation_psi=0.5)
 
 
+STYLEGAN3 = ["s2_stylegan3t_uncond32", "s3_stylegan3r_uncond16", "s4_stylegan3t_cond16"]
+
+
+@pytest.mark.parametrize("name", STYLEGAN3)
+def test_shapes_of_stylegan3_are_those_of_the_original(name, fixture_path):
+    record = pickles.load(fixture_path(f"sg3/{name}.pkl"))["G_ema"]
+    expected = {name: tensor.shape for name, tensor in named_tensors(record).items()}
+    assert original_shapes.stylegan3(record.init_kwargs) == expected
+
+
+def draw_stylegan3(rng: random.Random) -> dict[str, Any]:
+    c_dim, w_dim = rng.choice([0, 0, 1, 3]), rng.choice([1, 5, 16])
+    mapping = chosen(rng, {"num_layers": [1, 2, 5], "lr_multiplier": [0.01, 1, -0.5], "w_avg_beta": [None, 0.998, 0]})
+    z_dim = rng.choice([0, 1, 7] if c_dim else [1, 7])
+    if rng.random() < 0.15:
+        mapping["num_layers"], z_dim = 0, 0 if c_dim else w_dim
+    num_layers = rng.randint(2, 5)
+    return {
+        "z_dim": z_dim,
+        "c_dim": c_dim,
+        "w_dim": w_dim,
+        "img_resolution": rng.choice([8, 16, 16, 24, 32]),
+        "img_channels": rng.choice([1, 3, 4]),
+        "mapping_kwargs": mapping,
+        "channel_base": rng.choice([32, 100.5]),
+        "channel_max": rng.choice([3, 6]),
+        "num_layers": num_layers,
+        "num_critical": rng.randint(0, num_layers - 1),
+        **chosen(
+            rng,
+            {
+                "first_cutoff": [2, 1.5, 3],
+                "first_stopband": [2**2.1, 5, 3.5],
+                "last_stopband_rel": [2**0.3, 1.1, 1],
+                "margin_size": [0, 3, 10],
+                "output_scale": [0.25, 1, -2],
+                "num_fp16_res": [0, 4, 20],
+                "conv_kernel": [1, 2, 3, 5],
+                "filter_size": [1, 2, 5, 6, 8],
+                "lrelu_upsampling": [1, 2, 4],
+                "use_radial_filters": [True, False],
+                "conv_clamp": [None, 256, 0.5, 0],
+                "magnitude_ema_beta": [0.999, 0, 1],
+            },
+        ),
+    }
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_any_stylegan3(seed, tmp_path):
+    rng = random.Random(seed)
+    torch.manual_seed(seed)
+    arguments = draw_stylegan3(rng)
+    args, kwargs = some_by_position(rng, arguments, GENERATOR_ORDER)
+    path = tmp_path / "g.pkl"
+    record = record_of("Generator", original_shapes.stylegan3(arguments), args, kwargs)
+    path.write_bytes(pickle.dumps({"G_ema": record}))
+    loaded = load_generator(str(path))
+    stored = {name: tensor.read() for name, tensor in named_tensors(loaded.record).items()}
+    state = loaded.network.state_dict()
+    assert state.keys() == stored.keys()
+    assert all(torch.equal(state[name], value) for name, value in stored.items()), json.dumps(arguments)
+    G: Any = loaded.network
+    for layer in G.synthesis.layers():
+        layer.magnitude_ema.abs_()  # random numbers are no mean squares
+    image = G(torch.randn(2, G.z_dim), torch.eye(2, G.c_dim), truncation_psi=0.5)
+    assert image.shape == (2, arguments["img_channels"], arguments["img_resolution"], arguments["img_resolution"])
+    assert image.isfinite().all()
+
+
 def draw_denoiser(rng: random.Random) -> tuple[str, dict[str, Any]]:
     class_name = rng.choice(["EDMPrecond", "VPPrecond", "VEPrecond", "iDDPMPrecond"])
     is_song = rng.random() < 0.6
@@ -208,6 +279,32 @@ def draw_denoiser(rng: random.Random) -> tuple[str, dict[str, Any]]:
 
 
 DENOISER_ORDER = ["img_resolution", "img_channels", "label_dim", "use_fp16"]
+
+
+def test_the_fast_seeds_draw_every_value():
+    """So that fewer of them are as good as many."""
+    fast = [seed for seed in SEEDS if isinstance(seed, int)]
+    draws = (
+        lambda rng: flat(draw_generator(rng)[1]),
+        lambda rng: flat(draw_stylegan3(rng)),
+        lambda rng: flat(draw_denoiser(rng)[1]),
+    )
+    for draw in draws:
+        some = {pair for seed in fast for pair in draw(random.Random(seed))}
+        many = {pair for seed in range(1000) for pair in draw(random.Random(seed))}
+        missing = sorted(f"{name}={value}" for name, value in many - some)
+        assert len(missing) < 0.15 * len(many), missing
+        assert {name for name, _ in many} == {name for name, _ in some}
+
+
+def flat(arguments: dict[str, Any]) -> set[tuple[str, str]]:
+    """Names and values, those of dictionaries within too."""
+    found: set[tuple[str, str]] = set()
+    for name, value in arguments.items():
+        found |= flat(value) if isinstance(value, dict) else {(name, repr(value))}
+    return found
+
+
 OWN_ORDER = {
     "EDMPrecond": ["sigma_min", "sigma_max", "sigma_data", "model_type"],
     "VPPrecond": ["beta_d", "beta_min", "M", "epsilon_t", "model_type"],

@@ -16,7 +16,7 @@ from operator_layers import (
     unet_definition,
 )
 
-from stylegan_ops import autograd, dispatch, reference
+from stylegan_ops import arguments, dispatch, reference
 from stylegan_ops.backends import pytorch
 from stylegan_ops.backends.packing import ACTS
 from stylegan_ops.bias_act import bias_act
@@ -107,7 +107,7 @@ def test_adjoint():
     options = (2, 3, 5, 4, 7, 11, 6, 13, False, 1.5)
     y = pytorch.upfirdn2d(x, f, *options)
     r = torch.randn_like(y)
-    back = pytorch.upfirdn2d(r, f, *autograd.adjoint(x.shape, y.shape, f.shape, *options))
+    back = pytorch.upfirdn2d(r, f, *arguments.adjoint(x.shape, y.shape, f.shape, *options))
     assert back.shape == x.shape
     torch.testing.assert_close((r * y).sum(), (back * x).sum())
 

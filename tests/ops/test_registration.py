@@ -39,6 +39,7 @@ def kernels(cpu_kernels):
 FORMS = {
     "bias_act": ("lrelu", "swish-channels_last", "swish-no_bias"),
     "upfirdn2d": ("up", "rest-channels_last"),
+    "filtered_lrelu": ("radial", "larger"),
     "group_norm_silu": ("all",),
     "norm_conv3x3": ("all",),
 }
@@ -59,6 +60,9 @@ def gradient_arguments(sample: Sample) -> dict[str, tuple]:
         case "bias_act":
             ddx = torch.randn_like(x)
             return {"bias_act_grad": (dy, *tensors, *options), "bias_act_grad2": (ddx, dy, *tensors, *options)}
+        case "filtered_lrelu":
+            arguments = {"filtered_lrelu_grad": dy, "filtered_lrelu_tangent": torch.randn_like(x)}
+            return {name: (first, *tensors, *options) for name, first in arguments.items()}
         case "conv3x3":
             return {"conv3x3_input_grad": (dy, others[0]), "conv3x3_weight_grad": (x, dy)}
         case "attention":
@@ -103,6 +107,8 @@ def test_opcheck(sample):
 def test_opcheck_of_derivatives(sample):
     for name, arguments in gradient_arguments(sample).items():
         tensors = requiring_gradients(arguments)
+        if name.startswith("filtered_lrelu"):  # Filters are constants.
+            tensors = (*tensors[:2], *arguments[2:4], *tensors[4:])
         if name.startswith(("group_norm", "norm_conv")):  # Nothing is to be differentiated in the statistics.
             index = RULES[name].tensors - 1
             tensors = (*tensors[:index], arguments[index], *tensors[index + 1 :])

@@ -17,11 +17,12 @@ from stylegan_ops.functional import (
     bias_act,
     conv1x1,
     conv3x3,
+    filtered_lrelu,
     group_norm_silu,
     norm_conv3x3,
     upfirdn2d,
 )
-from stylegan_ops.samples import DEFINITIONS, Sample, sample_inputs
+from stylegan_ops.samples import ANY_DTYPE, DEFINITIONS, Sample, sample_inputs
 
 SAMPLES = [sample for name in DEFINITIONS for sample in sample_inputs(name)]
 
@@ -32,6 +33,11 @@ def call_bias_act(x, b, dim, act, alpha, gain, clamp):
 
 def call_upfirdn2d(x, f, up_x, up_y, down_x, down_y, left, right, top, bottom, flip, gain):
     return upfirdn2d(x, f, (up_x, up_y), (down_x, down_y), (left, right, top, bottom), flip, gain)
+
+
+def call_filtered_lrelu(x, fu, fd, b, up, down, left, right, top, bottom, gain, slope, clamp, flip):
+    clamp = None if clamp < 0 else clamp
+    return filtered_lrelu(x, fu, fd, b, up, down, (left, right, top, bottom), gain, slope, clamp, flip)
 
 
 def call_group_norm_silu(x, weight, bias, before, scale, shift, groups, eps):
@@ -45,6 +51,7 @@ def call_norm_conv3x3(x, weight, bias, norm_weight, norm_bias, before, scale, sh
 PUBLIC: dict[str, Callable[..., Tensor]] = {
     "bias_act": call_bias_act,
     "upfirdn2d": call_upfirdn2d,
+    "filtered_lrelu": call_filtered_lrelu,
     "conv3x3": conv3x3,
     "conv1x1": conv1x1,
     "attention": attention,
@@ -55,6 +62,7 @@ PUBLIC: dict[str, Callable[..., Tensor]] = {
 KERNELS = {
     "bias_act": {"bias_act", "bias_act_grad"},
     "upfirdn2d": {"upfirdn2d"},
+    "filtered_lrelu": {"filtered_lrelu", "filtered_lrelu_grad", "filtered_lrelu_tangent"},
     "conv3x3": {"conv3x3", "conv3x3_input_grad", "conv3x3_weight_grad"},
     "conv1x1": {"conv1x1"},
     "attention": {"attention", "attention_grad"},
@@ -90,7 +98,7 @@ def assert_near(actual: Tensor, expected: Tensor, tolerance: float) -> None:
 
 @pytest.mark.parametrize("sample", SAMPLES, ids=str)
 def test_values_and_derivatives(sample: Sample, implementation: Any) -> None:
-    any_precision = sample.name in ("bias_act", "upfirdn2d") or not implementation.single
+    any_precision = sample.name in ANY_DTYPE or not implementation.single
     given = sample.to(torch.float64 if any_precision else torch.float32).with_leaves()
     exact = sample.with_leaves()
     if not any_precision:
@@ -109,14 +117,14 @@ def test_values_and_derivatives(sample: Sample, implementation: Any) -> None:
         assert not vanishing.any()
     if implementation.name == "pytorch" or (implementation.name == "sim" and not any_precision):
         assert not implementation.calls
-    elif implementation.name != "sim" or sample.name in ("bias_act", "upfirdn2d"):
+    elif implementation.name != "sim" or sample.name in ANY_DTYPE:
         needed = KERNELS[sample.name]
         if sample.name == "bias_act" and pytorch.DERIVATIVES[ACTS[sample.options[1]]].second is not None:
             needed = needed | {"bias_act_grad2"}
         assert needed <= implementation.calls.keys()
 
 
-@pytest.mark.parametrize("sample", [s for s in SAMPLES if s.name not in ("bias_act", "upfirdn2d")], ids=str)
+@pytest.mark.parametrize("sample", [s for s in SAMPLES if s.name not in ANY_DTYPE], ids=str)
 def test_gradients_of_some_tensors(sample: Sample, implementation: Any) -> None:
     """Each alone, and while none else requires a gradient."""
     single = sample.to(torch.float32)

@@ -9,6 +9,7 @@ import struct
 import sys
 import types
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
+from refine import pickles
 from refine.commands import run as cli
 
 
@@ -91,7 +93,16 @@ def png() -> bytes:
     return file.getvalue()
 
 
+def golden() -> bytes:
+    return (Path(__file__).parents[1] / "fixtures/sg2ada/b_cond16.pkl").read_bytes()
+
+
 WRONG = {
+    "zeros at the end": (lambda: golden()[:250_000] + bytes(len(golden()) - 250_000), "ends in zeros"),
+    "zeros": (lambda: bytes(1000), "begins with zeros"),
+    "text mode": (lambda: golden().replace(b"\n", b"\r\n"), "text mode"),
+    "json": (lambda: b'{"error": "no access"}', "is a JSON message"),
+    "xml": (lambda: b'<?xml version="1.0"?><Error/>', "is an XML message"),
     "empty": (lambda: b"", "is empty"),
     "html": (html, "is a web page"),
     "git lfs": (lfs_pointer, "git lfs pull"),
@@ -145,10 +156,14 @@ def test_networks_given_the_wrong_way_round(fixture_path):
     assert code == 2 and str(gan) in message and "holds a StyleGAN generator" in message and "as --gan" in message
 
 
-def test_generator_that_refine_does_not_rebuild(fixture_path):
-    gan = fixture_path("sg3/s2_stylegan3t_uncond32.pkl")
+def test_generator_that_refine_does_not_rebuild(fixture_path, tmp_path):
+    """One of a fork of StyleGAN3, with an argument that the original does not have."""
+    pkl = pickles.load(fixture_path("sg3/s2_stylegan3t_uncond32.pkl"))
+    pkl["G_ema"].attributes["_init_kwargs"]["novelty"] = 1
+    gan = tmp_path / "fork.pkl"
+    pickles.save(pkl, gan)
     code, message = run("--gan", gan, "--teacher", gan)
-    assert code == 2 and "StyleGAN3 generator" in message and "--trust-pickle" in message
+    assert code == 2 and "'novelty'" in message and "--trust-pickle" in message
 
 
 def test_folder_and_missing_file(tmp_path):

@@ -201,17 +201,23 @@ def test_fork_with_another_layer_or_argument(fixture_path, tmp_path, caplog):
         assert (loaded.network(z, c, noise_mode="const") - original(z, c, noise_mode="const")).abs().max() < 1e-4
 
 
-def test_module_that_setuptools_dropped(fixture_path, tmp_path):
+@pytest.fixture
+def fork(fixture_path):
+    """A generator that Refine does not rebuild: StyleGAN3 with an argument that the original does not have."""
+    pkl = pickles.load(fixture_path("sg3/s2_stylegan3t_uncond32.pkl"))
+    pkl["G_ema"].attributes["_init_kwargs"]["novelty"] = 1
+    return pkl
+
+
+def test_module_that_setuptools_dropped(fork, tmp_path):
     """stylegan3's torch_utils imports pkg_resources, which is gone: the sentence names what helps."""
-    pkl = with_source(pickles.load(fixture_path("sg3/s2_stylegan3t_uncond32.pkl")), "import pkg_resources.nothing\n")
-    pickles.save(pkl, tmp_path / "sg3.pkl")
+    pickles.save(with_source(fork, "import pkg_resources.nothing\n"), tmp_path / "sg3.pkl")
     with pytest.raises(PickleError, match=r"sg3\.pkl.*pkg_resources.*docs/drop-in\.md"):
         load_generator(str(tmp_path / "sg3.pkl"), trust=True)
 
 
-def test_source_that_does_not_run(fixture_path, tmp_path):
-    pkl = pickles.load(fixture_path("sg3/s2_stylegan3t_uncond32.pkl"))  # its source is a comment
-    pickles.save(pkl, tmp_path / "sg3.pkl")
+def test_source_that_does_not_run(fork, tmp_path):
+    pickles.save(fork, tmp_path / "sg3.pkl")  # its source is a comment
     with pytest.raises(PickleError, match=r"sg3\.pkl: .*Generator does not run here"):
         load_generator(str(tmp_path / "sg3.pkl"), trust=True)
 

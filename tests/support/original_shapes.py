@@ -5,6 +5,7 @@ Independent of `refine.networks`: golden pickles are the proof (tests/networks/t
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 Shapes = dict[str, tuple[int, ...]]
@@ -77,6 +78,66 @@ def stylegan2(arguments: dict[str, Any], dialect: str) -> Shapes:
         if before and architecture == "resnet":
             shapes |= {f"{block}.skip.weight": (out, before, 1, 1), f"{block}.skip.resample_filter": filter_shape(taps)}
         before, res = out, 2 * res
+    return shapes
+
+
+def stylegan3(arguments: dict[str, Any]) -> Shapes:
+    """Tensors of a StyleGAN3 generator, from the formulas of the paper's section 3.2 in whole numbers and logarithms.
+
+    Args:
+        arguments: Of the constructor.
+    """
+    z_dim, c_dim, w_dim = (arguments[name] for name in ("z_dim", "c_dim", "w_dim"))
+    resolution = arguments["img_resolution"]
+    mapping, given = arguments.get("mapping_kwargs", {}), arguments.get
+    layers = mapping.get("num_layers", 2)
+    widths = [z_dim + (w_dim if c_dim else 0), *[w_dim] * layers]
+    shapes: Shapes = {"mapping.w_avg": (w_dim,)}
+    if c_dim:
+        shapes |= {"mapping.embed.weight": (w_dim, c_dim), "mapping.embed.bias": (w_dim,)}
+    for i in range(layers):
+        shapes |= {f"mapping.fc{i}.weight": (widths[i + 1], widths[i]), f"mapping.fc{i}.bias": (widths[i + 1],)}
+
+    count = given("num_layers", 14)
+    last_cutoff = resolution / 2
+    last_stop = last_cutoff * given("last_stopband_rel", 2**0.3)
+    rates, sizes, channels = [], [], []
+    for i in range(count + 1):
+        share = min(i / (count - given("num_critical", 2)), 1)
+        cutoff = math.exp((1 - share) * math.log(given("first_cutoff", 2)) + share * math.log(last_cutoff))
+        stop = math.exp((1 - share) * math.log(given("first_stopband", 2**2.1)) + share * math.log(last_stop))
+        # A rate that is a power of two already is not to be rounded up for an error in its last digit.
+        rates.append(2 ** math.ceil(math.log2(min(2 * stop, resolution)) - 1e-9))
+        sizes.append(rates[-1] + 2 * given("margin_size", 10) if i < count - 1 else resolution)
+        channels.append(round(min(given("channel_base", 32768) / 2 / cutoff, given("channel_max", 512))))
+    channels[-1] = arguments["img_channels"]
+
+    shapes |= {
+        "synthesis.input.weight": (channels[0], channels[0]),
+        "synthesis.input.affine.weight": (4, w_dim),
+        "synthesis.input.affine.bias": (4,),
+        "synthesis.input.transform": (3, 3),
+        "synthesis.input.freqs": (channels[0], 2),
+        "synthesis.input.phases": (channels[0],),
+    }
+    for i in range(count + 1):
+        before, is_torgb = max(i - 1, 0), i == count
+        name = f"synthesis.L{i}_{sizes[i]}_{channels[i]}"
+        kernel = 1 if is_torgb else given("conv_kernel", 3)
+        shapes |= {
+            f"{name}.weight": (channels[i], channels[before], kernel, kernel),
+            f"{name}.bias": (channels[i],),
+            f"{name}.affine.weight": (channels[before], w_dim),
+            f"{name}.affine.bias": (channels[before],),
+            f"{name}.magnitude_ema": (),
+        }
+        rate = max(rates[before], rates[i]) * given("lrelu_upsampling", 2)
+        up, down, per_step = rate // rates[before], rate // rates[i], given("filter_size", 6)
+        if not is_torgb and up * per_step > 1 and up > 1:
+            shapes[f"{name}.up_filter"] = (up * per_step,)
+        if not is_torgb and down > 1 and down * per_step > 1:
+            is_radial = given("use_radial_filters", False) and i < count - given("num_critical", 2)
+            shapes[f"{name}.down_filter"] = (down * per_step,) * (2 if is_radial else 1)
     return shapes
 
 

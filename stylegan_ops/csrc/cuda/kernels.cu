@@ -1,5 +1,6 @@
 // All kernels, by the names that cuda.py launches them by.
 #include "bias_act.cuh"
+#include "filtered_lrelu.cuh"
 #include "upfirdn2d.cuh"
 
 // Left to itself, the compiler saves registers here until it has to spill some; hence the 4 blocks.
@@ -27,3 +28,7 @@ SGO_FOR_EACH_DTYPE(SGO_BIAS_ACT_KERNELS)
     SGO_TILED(dtype, T, 1, 2, small, false, 8, 4, 8, 2, 1)                \
     SGO_TILED(dtype, T, 1, 2, nhwc, true, 32, 2, 4, 2, 1)
 SGO_FOR_EACH_DTYPE(SGO_UPFIRDN2D_KERNELS)
+
+#define SGO_FILTERED_LRELU_KERNELS(dtype, T) \
+    SGO_KERNEL(filtered_lrelu_##dtype, 0, FilteredLreluArgs, filtered_lrelu<T>)
+SGO_FOR_EACH_DTYPE(SGO_FILTERED_LRELU_KERNELS)

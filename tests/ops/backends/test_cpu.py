@@ -59,7 +59,7 @@ def test_library_builds_where_there_is_a_compiler():
 @pytest.mark.skipif(COMPILER is None, reason="there is no C++ compiler")
 def test_structs_are_laid_out_as_in_the_header(tmp_path):
     lines, expected = [], []
-    for structure in (packing.BiasActArgs, packing.Upfirdn2dArgs):
+    for structure in (packing.BiasActArgs, packing.Upfirdn2dArgs, packing.Resampling, packing.FilteredLreluArgs):
         name = structure.__name__
         lines.append(f'printf("{name} %zu\\n", sizeof({name}));')
         expected.append(f"{name} {ctypes.sizeof(structure)}")
@@ -106,6 +106,31 @@ def test_packed_bytes_are_the_structs():
     assert (u.gain, u.filter_height, u.filter_width, u.separable) == (0.5, 6, 7, 0)
     assert (u.up_x, u.up_y, u.down_x, u.down_y, u.pad_x0, u.pad_y0) == (3, 2, 4, 5, -6, 8)
     assert (u.flip, u.dtype, u.num_threads) == (1, 3, 9)
+
+
+def test_packed_bytes_of_filtered_lrelu_are_the_struct():
+    x, b, fu, fd = torch.zeros(2, 3, 4, 5), torch.zeros(3), torch.zeros(6), torch.zeros(2, 3)
+    call = packing.FilteredLrelu(x.shape, fu.shape, fd.shape, 4, 2, (-1, 2, 3, 1), 1.5, 0.25, 2.0, True)
+    y = torch.empty(call.y_shape)
+    assert y.shape == reference.filtered_lrelu(x, fu, fd, b, 4, 2, (-1, 2, 3, 1)).shape
+    packed = packing.filtered_lrelu_args(packing.FILTERED_LRELU, y, x, b, None, {"fu": fu, "fd": fd}, call, 7, (8, 9))
+    s = packing.FilteredLreluArgs.from_buffer_copy(packed)
+    assert len(packed) == ctypes.sizeof(s)
+    assert (s.x, s.b, s.signal, s.y) == (x.data_ptr(), b.data_ptr(), None, y.data_ptr())
+    up, down = s.x_up, s.down
+    assert (up.filter, up.height, up.width, up.gain, up.filter_height, up.filter_width) == (
+        fu.data_ptr(),
+        4,
+        5,
+        16,
+        6,
+        6,
+    )
+    assert (up.separable, up.flip, up.factor, up.pad_x, up.pad_y) == (1, 1, 4, -1, 3)
+    assert (down.filter, down.height, down.width, down.gain) == (fd.data_ptr(), *y.shape[2:], 1)
+    assert (down.filter_height, down.filter_width, down.separable, down.flip, down.factor) == (2, 3, 0, 1, 2)
+    assert (s.batch, s.channels, s.gain, s.slope, s.clamp) == (2, 3, 1.5, 0.25, 2.0)
+    assert (s.dtype, s.num_threads, s.tile_height, s.tile_width) == (1, 7, 8, 9)
 
 
 def test_library_refuses_what_it_does_not_know():
@@ -351,10 +376,11 @@ def test_kernels_of_networks_under_sanitizers():
     library = build.cpu_library(extra_flags=sanitizers.FLAGS)
     names = ("conv3x3", "group_norm_silu", "attention")
     tests = [str(Path(__file__).parents[1] / f"test_{name}.py::test_random_shapes") for name in names]
+    tests.append(str(Path(__file__).parents[1] / "test_filtered_lrelu.py::test_random_shapes[cpu]"))
     arguments = [*tests, "-q", "-p", "no:cacheprovider"]
     result = run_sanitized(library, f"import pytest; sys.exit(pytest.main({arguments!r}))")
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
-    assert "3 passed" in result.stdout
+    assert "4 passed" in result.stdout
 
 
 @pytest.mark.slow

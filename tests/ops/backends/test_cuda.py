@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from stylegan_ops import build, reference
-from stylegan_ops.backends import cuda, packing
+from stylegan_ops.backends import cuda, packing, pytorch
 from stylegan_ops.build import toolchain
+from stylegan_ops.samples import DEFINITIONS, sample_inputs
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 # Largest error where 1 is the largest value. Half precision is computed in float32 and rounded once.
@@ -368,3 +369,65 @@ def test_half_precision_is_converted_as_by_pytorch(dtype: torch.dtype) -> None:
         expected = (x.float() * gain).to(dtype)
         result = cuda.bias_act(x, *linear, gain, -1.0)
         assert torch.equal(result[numbers].view(torch.int16), expected[numbers].view(torch.int16))
+
+
+# filtered_lrelu
+
+FILTERED = {name: sample for sample in sample_inputs("filtered_lrelu") for name in [sample.label]}
+
+
+@pytest.mark.parametrize("label", FILTERED)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_filtered_lrelu_kernel(label: str, dtype: torch.dtype, launched: list[str], device: str) -> None:
+    sample = FILTERED[label].to(dtype, device)
+    (x, *rest), options = sample.tensors, sample.options
+    exact = x.double().requires_grad_()
+    b = None if rest[2] is None else rest[2].double()
+    expected = DEFINITIONS["filtered_lrelu"](exact, *rest[:2], b, *options)
+    assert_near(cuda.filtered_lrelu(x, *rest, *options), expected.detach(), dtype)
+    dy = torch.randn(expected.shape).to(device, dtype)
+    (dx,) = torch.autograd.grad(expected, exact, dy.double())
+    assert_near(cuda.filtered_lrelu_grad(dy, x, *rest, *options), dx, dtype)
+    name = f"filtered_lrelu_{cuda._DTYPE_NAMES[dtype]}"
+    assert launched == [name, name]
+
+
+def test_filtered_lrelu_in_tiles(launched: list[str], device: str) -> None:
+    """Of several sizes, none of which divides the result; all derivatives agree with the one tile that covers it."""
+    torch.manual_seed(0)
+    x, b, fu, fd = torch.randn(2, 3, 21, 17), torch.randn(3), torch.randn(12), torch.randn(12, 12)
+    x, b, fu, fd = (t.to(device) for t in (x, b, fu, fd))
+    options = (2, 2, 9, 8, 9, 8, 1.2, 0.3, 1.5, False)
+    dy = torch.randn_like(pytorch.filtered_lrelu(x, fu, fd, b, *options))
+    for tiles in (((4, 8),), ((1, 1),), ((16, 16),)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(cuda, "FILTERED_LRELU_TILES", tiles)
+            cuda.plan_filtered_lrelu.cache_clear()
+            for name, first in (
+                ("filtered_lrelu", ()),
+                ("filtered_lrelu_grad", (dy,)),
+                ("filtered_lrelu_tangent", (x,)),
+            ):
+                result = getattr(cuda, name)(*first, x, fu, fd, b, *options)
+                expected = getattr(pytorch, name)(*(t.double() for t in (*first, x)), fu, fd, b.double(), *options)
+                assert_near(result, expected, torch.float32)
+    cuda.plan_filtered_lrelu.cache_clear()
+    assert len(launched) == 9
+
+
+def test_filters_too_large_for_a_block_are_applied_one_by_one(launched: list[str], device: str) -> None:
+    x, f = torch.randn(1, 1, 9, 9).to(device), torch.randn(120).to(device)
+    options = (2, 2, 120, 119, 120, 119, 1.0, 0.2, -1.0, False)
+    expected = pytorch.filtered_lrelu(x.double(), f, f, None, *options)
+    assert_near(cuda.filtered_lrelu(x, f, f, None, *options), expected, torch.float32)
+    assert not launched
+
+
+@pytest.mark.parametrize("kind", [(2, 2, 12, 12, False), (4, 2, 24, 12, False), (2, 2, 12, 12, True)])
+def test_layers_of_stylegan3_fit_into_a_block(kind: tuple[int, int, int, int, bool]) -> None:
+    up, down, taps_up, taps_down, radial = kind
+    fd = (taps_down,) * (2 if radial else 1)
+    call = packing.FilteredLrelu((2, 512, 86, 86), (taps_up,), fd, up, down, (9, 8, 9, 8), 1.4, 0.2, 256.0, False)
+    for order in (packing.FILTERED_LRELU, packing.FILTERED_LRELU_GRAD, packing.FILTERED_LRELU_TANGENT):
+        plan = cuda.plan_filtered_lrelu(order, torch.float16, call)
+        assert plan is not None and plan[0].shared_bytes <= 48 * 1024 and min(plan[1]) >= 8

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from stylegan_ops import build, reference
-from stylegan_ops.backends import cuda, packing
+from stylegan_ops.backends import cuda, packing, pytorch
 from stylegan_ops.backends.simulator import Simulator, SimulatorError
 from stylegan_ops.build import toolchain
 from tests.support import sanitizers
@@ -104,6 +105,25 @@ def test_processors_for_which_there_is_no_assembly_code(monkeypatch) -> None:
     if not Path("/usr/include/ucontext.h").is_file():
         pytest.skip("the C library has no ucontext.h, by which fibers are switched there")
     check_upfirdn2d(Simulator(build.sim_library(extra_flags=["-DCUSIM_UCONTEXT"])), monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("barrier", range(5))
+def test_every_barrier_of_filtered_lrelu_is_needed(barrier: int, changed_library, monkeypatch) -> None:
+    """Without any one of them, threads read what others have not yet written, in some order of the threads."""
+    source = (build.CSRC / "cuda" / "filtered_lrelu.cuh").read_text(encoding="utf-8")
+    line = "__syncthreads();"
+    places = [found.start() for found in re.finditer(re.escape(line), source)]
+    assert len(places) == 5
+    before = source[places[barrier] - 200 : places[barrier]]
+    library = changed_library("filtered_lrelu.cuh", before + line, before)
+    monkeypatch.setattr(cuda, "_simulator", lambda: Simulator(library))
+    torch.manual_seed(0)
+    x, b, f = torch.randn(1, 2, 20, 20), torch.randn(2), torch.randn(12)
+    options = (2, 2, 9, 8, 9, 8, 1.2, 0.3, 1.5, False)
+    name = "filtered_lrelu_tangent"  # it has all steps
+    expected = getattr(pytorch, name)(x, x, f, f, b, *options)
+    assert any(not torch.allclose(getattr(cuda, name)(x, x, f, f, b, *options), expected, atol=1e-3) for _ in range(3))
 
 
 @pytest.fixture
