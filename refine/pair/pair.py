@@ -13,7 +13,7 @@ from torch import Tensor
 from refine import pickles, zoo
 from refine.contracts import Denoiser, Generator
 from refine.diffusion.guidance import Guided
-from refine.errors import OptionError, UserError
+from refine.errors import OptionError
 from refine.networks import one_step, weights_file
 from refine.networks.adm_settings import ADMSettings
 from refine.networks.loading import LoadedNetwork, as_one_step, load_generator, load_teacher
