@@ -13,6 +13,7 @@ if _typing.TYPE_CHECKING:
     from refine.metrics.evaluation import evaluate
     from refine.networks.loading import LoadedNetwork, load_generator, load_teacher, save
     from refine.networks.sampling import generate
+    from refine.networks.weights_file import load_weights
     from refine.objectives import Objective
     from refine.runs.start import run
     from refine.training.trainer import Trainer
@@ -31,6 +32,7 @@ __all__ = [
     "generate",
     "load_generator",
     "load_teacher",
+    "load_weights",
     "run",
     "save",
 ]
@@ -47,6 +49,7 @@ _MODULES = {
     "generate": "networks.sampling",
     "load_generator": "networks.loading",
     "load_teacher": "networks.loading",
+    "load_weights": "networks.weights_file",
     "run": "runs.start",
     "save": "networks.loading",
 }

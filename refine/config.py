@@ -7,6 +7,7 @@ that `--help` does not wait for it.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass
 from pathlib import Path
@@ -115,7 +116,8 @@ class PairOptions(BridgeOptions):
             )
         if self.guidance == 1 and self.guide is not None:
             raise OptionError(
-                f"{{guide={self.guide}}} has no effect with {{guidance=1}}: give a weight such as {{guidance=1.7}}."
+                f"{{guide={literal(self.guide)}}} has no effect with {{guidance=1}}: give a weight such as "
+                "{guidance=1.7}."
             )
 
 
@@ -335,7 +337,11 @@ class EvaluationOptions(BridgeOptions):
         metavar="auto|teacher|NPZ", path=True,
     )  # fmt: skip
     detector: str | None = option(
-        None, "TorchScript module in place of the official Inception.", "Metrics", metavar=_MODULE, path=True
+        None,
+        "TorchScript module in place of Inception; dinov2=FILE, clip=FILE: weights.",
+        "Metrics",
+        metavar=_MODULE,
+        path=True,
     )
     vgg: str | None = option(
         None, "TorchScript module in place of the official VGG.", "Metrics", metavar=_MODULE, path=True
@@ -349,8 +355,12 @@ class EvaluationOptions(BridgeOptions):
         maximum=MAX_INT,
     )
     fid_seeds: int = option(
-        1, "Ranges of latents to compute the FID for; with 3, also the minimum, as EDM does.", "Metrics",
+        1, "Ranges of latents for FID and KID; with 3, also minimum (as EDM's), mean and spread.", "Metrics",
         metavar="N", minimum=1, maximum=1000,
+    )  # fmt: skip
+    bootstrap: int = option(
+        0, "Repetitions with resampled images, for a 95 % interval of FID and KID; from 10.", "Metrics",
+        metavar="N", minimum=0, maximum=100_000,
     )  # fmt: skip
     metric_every: int = option(1, "Measure every n-th snapshot, and the last one.", "Metrics", metavar="N", minimum=1)
     stop_if_flat: int | None = option(
@@ -370,12 +380,16 @@ class EvaluationOptions(BridgeOptions):
             raise OptionError(
                 f"{{data={literal(self.data)}}} and {{ref={literal(self.ref)}}} are two references: give one of them."
             )
-        watched = self.metrics.auto or any(name.startswith(("fid", "fdd")) for name in self.metrics.names)
-        if self.stop_if_worse is not None and not watched:
+        if self.stop_if_worse is not None and not self._watches_a_distance():
             raise OptionError(
                 f"{{stop_if_worse={self.stop_if_worse}}} needs an FID, and {{metrics={self.metrics}}} has none: "
                 "add one, such as fid5k_full."
             )
+
+    def _watches_a_distance(self) -> bool:
+        from refine.metrics.metric import FRECHET_DISTANCES  # with torch
+
+        return self.metrics.auto or any(name.startswith(FRECHET_DISTANCES) for name in self.metrics.names)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -530,8 +544,23 @@ def _teacher_facts(gan: str | None, teacher: str, settings: Any, trust: bool) ->
     """
     from refine import zoo
     from refine.networks.loading import load_teacher
+    from refine.networks.plain_denoiser import as_denoiser_contract
+    from refine.networks.python_file import make_network, parse_python_spec
 
-    zoo.resolve_all([spec for spec in (gan, teacher) if spec is not None])
+    files = [spec for spec in (gan, teacher) if spec is not None and parse_python_spec(spec) is None]
+    try:
+        zoo.resolve_all(files)
+    except UserError as error:
+        if gan is None or not re.fullmatch(r"[\w-]+", gan):
+            raise
+        try:  # a word may be the name of a generator that is given in Python
+            zoo.resolve_all([spec for spec in files if spec != gan])
+        except UserError:
+            raise error from None
+    own = parse_python_spec(teacher)
+    if own is not None:
+        denoiser = as_denoiser_contract(make_network(own, "teacher", trust=trust))
+        return int(denoiser.img_resolution), bool(denoiser.label_dim), own.path
     loaded = load_teacher(teacher, trust=trust, settings=settings)
     network: Any = loaded.network
     return int(network.img_resolution), bool(network.label_dim), loaded.pickle.path

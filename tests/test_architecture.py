@@ -235,3 +235,41 @@ def test_every_imported_package_is_a_declared_dependency() -> None:
         for path in (ROOT / package).rglob("*.py"):
             tops = {name.split(".")[0] for name in imports(path, ROOT)} - OURS - set(sys.stdlib_module_names)
             assert tops - {"", "__future__"} <= declared, path
+
+
+def test_text_files_have_an_encoding():
+    """On Windows the default is a code page, in which a folder called 猫 has no name."""
+    without = []
+    for top in ("refine", "stylegan_ops", "torch_utils", "dnnlib", "benchmarks"):
+        for path in (ROOT / top).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Call) and "sources" not in path.parts and is_text_without_encoding(node):
+                    without.append(f"{path.relative_to(ROOT)}:{node.lineno}")
+    assert not without
+
+
+def is_text_without_encoding(call: ast.Call) -> bool:
+    """True if a call reads or writes text in whatever encoding the system prefers."""
+    function = call.func
+    name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+    if any(keyword.arg == "encoding" for keyword in call.keywords):
+        return False
+    if name in ("read_text", "write_text"):
+        return len(call.args) < {"read_text": 1, "write_text": 2}[name]
+    if name not in ("open", "fdopen") or (
+        isinstance(function, ast.Attribute) and ast.unparse(function.value) == "Image"
+    ):
+        return False
+    values = [*call.args, *(keyword.value for keyword in call.keywords if keyword.arg == "mode")]
+    modes = [value.value for value in values if isinstance(value, ast.Constant) and isinstance(value.value, str)]
+    return bool(call.args or modes) and not any("b" in mode and len(mode) <= 3 for mode in modes)
+
+
+def test_what_counts_as_an_encoding():
+    for text, wrong in (
+        ("open(path)", True), ("open(path, 'w')", True), ("path.open('a')", True), ("path.read_text()", True),
+        ("path.write_text(t)", True), ("open(path, 'xb')", False), ("path.open('rb')", False),
+        ("open(path, encoding='utf-8')", False), ("path.write_text(t, 'latin-1')", False), ("Image.open(f)", False),
+    ):  # fmt: skip
+        (call,) = (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call))
+        assert is_text_without_encoding(call) == wrong, text

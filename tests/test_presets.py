@@ -40,7 +40,7 @@ def test_released_is_the_published_setting():
 
 
 def test_the_others_look_at_higher_noise():
-    """Median noise levels, as the evidence has them: 1 with labels, more without."""
+    """Median noise levels, as the evidence has them: 1 or somewhat more with labels, more still without."""
     import torch
 
     def median(text):
@@ -48,7 +48,7 @@ def test_the_others_look_at_higher_noise():
 
     for name in ("tiny", "small", "medium"):
         with_labels, without = (median(PRESETS[name].options_for(c)["sigma"]) for c in (True, False))
-        assert 0.9 < with_labels < 1.1 and without > 2.4
+        assert 0.9 < with_labels < 2 and without > 2.4
     assert median(PRESETS["released"].options["sigma"]) == pytest.approx(0.301, abs=1e-3)
 
 
@@ -96,7 +96,9 @@ def test_shell_and_python_run_the_same(monkeypatch, tmp_path):
 def test_what_is_given_wins(pair):
     config = RunConfig.from_preset(**pair, batch=6, batch_gpu=3, sigma="lognormal")
     assert (config.preset, config.batch, config.batch_gpu, str(config.sigma)) == ("tiny", 6, 3, "lognormal:-1.2,1.2")
-    assert config.glr == PRESETS["tiny"].options["glr"] and str(config.fake_sigma) == "lognormal:0,1.2"
+    assert (
+        config.glr == PRESETS["tiny"].options["glr"] and str(config.fake_sigma) == PRESETS["tiny"].options["fake_sigma"]
+    )
     assert RunConfig.from_preset("released", **pair, fake_augment=0.0).fake_augment == 0
 
 
@@ -132,7 +134,7 @@ def test_nonsense_is_refused_before_anything_is_loaded():
     ):
         with pytest.raises(UserError, match=words):
             RunConfig.from_preset(**(nowhere | changes))
-    with pytest.raises(UserError, match=r"gan"):
-        RunConfig.from_preset(teacher="edm-digits")
+    with pytest.raises(UserError, match=r"teacher"):
+        RunConfig.from_preset(gan="digits")
     with pytest.raises(UserError, match=r"/nowhere/gan\.pkl.*/nowhere/teacher\.pkl"):
         RunConfig.from_preset(**nowhere, batch_gpu=3)

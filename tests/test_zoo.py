@@ -105,9 +105,10 @@ def test_entry_is_well_formed(entry: ZooEntry):
     assert parts.hostname and "." in parts.hostname
     assert not parts.query + parts.fragment
     assert "//" not in parts.path
-    assert parts.path.endswith((".pkl", ".npz", ".pt"))
+    assert parts.path.endswith((".pkl", ".npz", ".pt", ".pth"))
     assert entry.kind in {"generator", "denoiser", "fid-reference", "detector"}
-    assert entry.family in {"stylegan2", "stylegan3", "stylegan-xl", "edm", "adm", "edm2", "inception", "vgg"}
+    detectors = {"inception", "vgg", "dinov2", "clip"}
+    assert entry.family in {"stylegan2", "stylegan3", "stylegan-xl", "edm", "adm", "edm2", *detectors}
     assert entry.resolution is None or entry.resolution in {32, 64, 128, 256, 512, 1024}
     assert entry.resolution or entry.kind == "detector"
     assert entry.sha256 is None or len(bytes.fromhex(entry.sha256)) == 32
@@ -291,7 +292,7 @@ def test_list(cache: Path):
     assert row["metfaces"].endswith("NVIDIA Source Code License (non-commercial)")
     assert row["edm-ffhq-64x64-uncond-vp"].split()[1:4] == ["=", "edm-ffhq", "yes"]
     assert row["stylegan3-t-ffhq-1024x1024"].split()[1:4] == ["yes", "stylegan3", "1024"]
-    assert row["adm-imagenet-64x64-cond"].split()[1:4] == ["untried", "adm", "64"]
+    assert row["adm-imagenet-64x64-cond"].split()[1:6] == ["=", "64x64_diffusion", "untried", "adm", "64"]
     assert any(line.startswith("untried: ") for line in lines)
     assert row["edm2-img64-s-1073741-0.075"].split()[1] == "untried"
     assert row["inception-2015-12-05.pt"].split()[1:] == ["-", "inception", "-", "95.6", "MB", "no", "-"]
@@ -380,6 +381,7 @@ def test_list_as_json(cache: Path):
         "settings": "",
         "page": None,
         "untried": False,
+        "fid": None,
         "place_by_hand": None,
         "refines": "yes",
         "cached": str(path),

@@ -104,7 +104,7 @@ def main() -> None:
                 text += "            },\n"
             text += "        },\n"
         text += "    },\n"
-    TABLE.write_text(text + "}\n")
+    TABLE.write_text(text + "}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

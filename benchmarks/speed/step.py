@@ -76,7 +76,7 @@ def _peak_mb(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated() / 1e6
     status = Path("/proc/self/status")
     if status.exists():  # What getrusage says there includes the parent process until it started this one.
-        return float(status.read_text().partition("VmHWM:")[2].split()[0]) / 1e3
+        return float(status.read_text(encoding="utf-8").partition("VmHWM:")[2].split()[0]) / 1e3
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 

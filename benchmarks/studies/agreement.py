@@ -213,7 +213,11 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, help="keeps each run; those that are there already are not repeated")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    kept = [json.loads(line) for line in args.runs.read_text().splitlines()] if args.runs and args.runs.exists() else []
+    kept = (
+        [json.loads(line) for line in args.runs.read_text(encoding="utf-8").splitlines()]
+        if args.runs and args.runs.exists()
+        else []
+    )
     runs: dict[str, list[dict[str, Any]]] = {form: [] for form in args.names}
     print("settings: " + ", ".join(f"{name} {COMMON[name]}" for name in GIVEN if name in COMMON), flush=True)
     for seed in map(int, args.seeds.split(",")):
@@ -222,7 +226,7 @@ def main() -> None:
             one = same[0] if same else run(form, seed, args.kimg, args.split, args.samples)
             found.append(one)
             if args.runs and not same:
-                with args.runs.open("a") as file:
+                with args.runs.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(one) + "\n")
             figures = " ".join(f"{name} {one['figures'][name]:.3g}" for name in ("fid", "recall", "coverage"))
             print(f"{form}, seed {seed}: {figures}, {one['seconds']:.0f} CPU s", flush=True)

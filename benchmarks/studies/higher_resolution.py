@@ -181,7 +181,7 @@ def main() -> None:
         for name, seed in itertools.product(names, map(int, args.seeds.split(","))):
             changes = TRIES[name][1]
             snapshot = refined(name, seed, args.outdir, gan=gan, teacher=str(teacher), kimg=args.kimg, **changes)
-            last = json.loads((snapshot.parent / "stats.jsonl").read_text().splitlines()[-1])
+            last = json.loads((snapshot.parent / "stats.jsonl").read_text(encoding="utf-8").splitlines()[-1])
             drifts = {key: last[key] for key in ("Drift/image", "Drift/detail")}
             lines.append(row(f"{name}, seed {seed}", judge.of_generator(str(snapshot)) | drifts))
             if "anchor" not in changes:

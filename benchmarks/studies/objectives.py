@@ -5,7 +5,7 @@
 
 First, steps of all objectives take turns, and their median CPU times say how many images each sees in the given seconds
 (warm-up included; measuring and the teacher's samples, which are drawn once and kept, not). Then each is run for so
-many, with the preset of the digits otherwise: Adam makes the step's size independent of the loss's scale, so that all
+many, with the settings of the digits otherwise: Adam makes the step's size independent of the loss's scale, so that all
 have the same learning rates. `--course` takes the Frechet distance of a run at every status line, and prints its rank
 correlation with the estimated divergence.
 """
@@ -29,6 +29,7 @@ from refine import run as refine
 from refine.digits.figures import figures_of
 from refine.training.divergence import NATS
 
+READINGS = 20  # of a course
 OBJECTIVES: dict[str, dict[str, Any]] = {
     text: {"objective": text}
     for text in (
@@ -80,9 +81,13 @@ def course(names: list[str], kimg: float, seeds: list[int], split: str, samples:
                 return []
 
             with tempfile.TemporaryDirectory() as folder:
-                options = COMMON | known[name] | {"kimg": kimg, "snap_ticks": 1, "seed": seed, "outdir": folder}
+                every = {"tick_kimg": kimg / READINGS, "snap_ticks": 1}
+                options = COMMON | known[name] | every | {"kimg": kimg, "seed": seed, "outdir": folder}
                 snapshot = refine(RunConfig(gan="digits", teacher="edm-digits", **options), evaluate=measure)
-                rows = [json.loads(line) for line in (snapshot.parent / "stats.jsonl").read_text().splitlines()]
+                rows = [
+                    json.loads(line)
+                    for line in (snapshot.parent / "stats.jsonl").read_text(encoding="utf-8").splitlines()
+                ]
             nats = [row[NATS] for row in rows if row["Progress/cur_nimg"] > 0]
             pairs = list(zip(nats, fids[1:], strict=True))  # the first figure is of the generator as it came
             print(f"\n{name}, seed {seed}: " + ", ".join(f"{n:.3g} nats FID {fid:.1f}" for n, fid in pairs))

@@ -13,12 +13,15 @@ from __future__ import annotations
 import argparse
 import logging
 import statistics
+from dataclasses import astuple
 from typing import Any
 
+import numpy as np
 import torch
 
 from benchmarks.speed.steps import seconds, trainer_of_digits
 from benchmarks.studies.demo_settings import COMMON, row, run
+from refine.digits.figures import Figures
 
 FORMS: dict[str, dict[str, Any]] = {
     "two forwards": {"share_forward": False, "share_unet": False},
@@ -56,6 +59,12 @@ def kimg_within(budget: float, warm_up_cost: float, cost: float) -> float:
     return max(int((budget - warm_up_steps * warm_up_cost) / cost), 1) * batch / 1000
 
 
+def mean_figures(each: list[Figures]) -> Figures:
+    """Means of all figures over runs."""
+    columns = zip(*map(astuple, each), strict=True)
+    return Figures(*(tuple(map(float, np.mean(c, axis=0))) if np.ndim(c) > 1 else float(np.mean(c)) for c in columns))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", default=list(FORMS), help=f"of {', '.join(FORMS | VARIANTS)}")
@@ -76,7 +85,7 @@ def main() -> None:
         print(f"{name}: {cost * 1e3:.0f} ms a step, {kimg[name]:g} kimg in {args.seconds:g} s", flush=True)
     print("\n| form | FID | precision | recall | coverage | agreement | variance | rarest class | CPU s |")
     print("|---|---|---|---|---|---|---|---|---|", flush=True)
-    found: dict[str, list[tuple[dict[str, float], float]]] = {name: [] for name in args.names}
+    found: dict[str, list[tuple[Figures, float]]] = {name: [] for name in args.names}
     for seed in seeds:
         for name in args.names:
             changes = (FORMS | VARIANTS)[name] | {"kimg": kimg[name]}
@@ -85,10 +94,10 @@ def main() -> None:
             print(row(f"{name}, seed {seed}", figures[-1], spent), flush=True)
     spreads = []
     for name, runs in found.items():
-        means = {key: statistics.mean(figures[key] for figures, _ in runs) for key in runs[0][0]}
+        means = mean_figures([figures for figures, _ in runs])
         print(row(f"**{name}**, mean of {len(runs)}", means, statistics.mean(spent for _, spent in runs)))
         if len(runs) > 1:
-            spreads.append(f"{name} {statistics.stdev(figures['fid'] for figures, _ in runs):.1f}")
+            spreads.append(f"{name} {statistics.stdev(figures.fid for figures, _ in runs):.1f}")
     if spreads:
         print(f"\nStandard deviation of the FID over seeds: {', '.join(spreads)}")
 

@@ -134,13 +134,13 @@ def blendable(origin: NetworkPickle, refined: NetworkPickle) -> dict[str, tuple[
     Raises:
         UserError: The pickles have no generator in common, one is of another architecture, or holds what is not finite.
     """
-    from refine.pickles import PersistentObject, named_tensors
+    from refine.pickles import NetworkRecord, named_tensors
     from refine.pickles.finite import require_finite
 
     found = {}
     for key in NETWORKS:
         records = [pickle.get(key) for pickle in (origin, refined)]
-        if not all(isinstance(record, PersistentObject) for record in records):
+        if not all(isinstance(record, NetworkRecord) for record in records):
             continue
         first, second = (named_tensors(record) for record in records)
         for name in [*(n for n in first if n not in second), *(n for n in second if n not in first)]:
@@ -157,7 +157,7 @@ def blendable(origin: NetworkPickle, refined: NetworkPickle) -> dict[str, tuple[
             require_finite({f"{key}.{name}": record for name, record in side.items()}, str(pickle.path))
         found[key] = tuple({name: record.read() for name, record in side.items()} for side in (first, second))
     if not found:
-        raise UserError(f"{origin.path} and {refined.path} have no {' or '.join(NETWORKS)} in common to blend.")
+        raise UserError(f"{origin.path} and {refined.path} have no entry ({', '.join(NETWORKS)}) in common to blend.")
     return found  # type: ignore[return-value]
 
 

@@ -185,7 +185,7 @@ def num_snapshots(config: RunConfig) -> int:
 
 def _size(pair: Pair) -> int:
     if pair.gan_file is None:
-        return 0
+        return 2 * sum(tensor.nbytes for tensor in pair.generator.module.state_dict().values())  # live and average
     size = pair.gan_file.pickle.path.stat().st_size
     if not isinstance(pair.gan_file.network, OneStep) or LIVE in pair.gan_file.pickle:
         return size

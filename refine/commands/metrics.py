@@ -6,7 +6,6 @@ Rows are those of the StyleGAN suite; those of a run's snapshots go beside them.
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -32,25 +31,34 @@ if TYPE_CHECKING:
     from refine.config import MetricNames
 
 _NAMED_ALIKE = ("data", "ref", "detector", "vgg", "trust_detector", "fid_seeds", "batch", "workers", "mirror") + (
-    "noise_mode", "resample", "ref_images",
+    "noise_mode", "resample", "ref_images", "bootstrap", "kid_subsets", "kid_subset_size",
 )  # fmt: skip
 
 
 @click.command(cls=Command)
 @click.option(
     "--network", type=Spec(), metavar=f"{NETWORK}|DIR",
-    help="Generator to measure; DIR: all snapshots of a run.",
+    help="Generator to measure, or a teacher, by its sampler; DIR: all snapshots of a run.",
 )  # fmt: skip
 @click.option(
-    "--images", type=Spec(), metavar="ZIP|DIR", help="Images to measure in place of a generator's, all of one size."
-)
+    "--images", type=Spec(), metavar="DIR|ZIP|NPZ",
+    help="Images to measure in place of a network: files, or uint8 arr_0 [N, H, W, C].",
+)  # fmt: skip
 @field_options(
     "metrics", "data", "ref", "teacher", "teacher_settings", "guidance", "guide", "class_map", "detector", "vgg",
-    "metric_seed", "fid_seeds", "resample", "noise_mode", "device",
+    "metric_seed", "fid_seeds", "bootstrap", "resample", "noise_mode", "device",
     metrics={"default": "fid50k_full", "help": "Metrics such as fid50k_full,pr50k3_full; any count."},
     teacher={"required": False, "help": "EDM pickle, for --ref=teacher and the zoo's statistics."},
 )  # fmt: skip
 @sigma_init_option
+@click.option(
+    "--kid-subsets", type=Whole(1, 1_000_000), metavar="N", default=100, show_default=True,
+    help="Subsets that the KID is the mean of.",
+)  # fmt: skip
+@click.option(
+    "--kid-subset-size", type=Whole(2, 1_000_000), metavar="N",
+    help="Images of a subset. Default: 1000, or as many as there are.",
+)  # fmt: skip
 @click.option("--trust-detector", is_flag=True, help="Load a downloaded detector whose digest is not known.")
 @click.option(
     "--batch",
@@ -91,6 +99,10 @@ _NAMED_ALIKE = ("data", "ref", "detector", "vgg", "trust_detector", "fid_seeds",
     "--contact-sheet", type=OutFile(".png"), metavar="PNG", help="Picture of the nearest and farthest samples."
 )
 @click.option(
+    "--neighbors", type=OutFile(".png"), metavar="PNG",
+    help="Picture of the samples nearest to an image of the data, each with its nearest images there.",
+)  # fmt: skip
+@click.option(
     "--grid", type=OutFile(".png"), metavar="PNG", help="Picture of samples; with --before, of both side by side."
 )
 @click.option(
@@ -111,12 +123,15 @@ def main(metrics: MetricNames, **given: Any) -> None:
         raise click.UsageError("Give --network, the generator to measure, --images or --check-data.")
     if given["network"] and given["images"]:
         raise click.UsageError("--network draws images and --images has them: give one of the two.")
+    source = click.get_current_context().get_parameter_source
+    names = metrics.names
     if given["images"]:
-        source = click.get_current_context().get_parameter_source
         for name in ("before", "noise_mode", "trunc"):
             if source(name) is not ParameterSource.DEFAULT:
                 raise click.UsageError(f"--{name.replace('_', '-')} is for a generator: leave it out with --images.")
-    if metrics.auto or not metrics.names:
+        if source("metrics") is ParameterSource.DEFAULT:
+            names = (f"fid{_number_of_images(given['images'])}_full",)
+    if metrics.auto or not names:
         raise click.UsageError(f"--metrics={metrics} measures nothing: name metrics, such as --metrics=fid5k_full.")
     if given["data"] is not None and given["ref"] not in ("auto", "data"):
         raise click.UsageError(f"--data and --ref={given['ref']} are two references: give one of them.")
@@ -130,29 +145,33 @@ def main(metrics: MetricNames, **given: Any) -> None:
         raise click.UsageError("--before is shown in --grid: name that picture, too.")
     if given["export_features"] and not given["export_ref"]:
         raise click.UsageError("--export-features adds to --export-ref: name that file, too.")
-    for name in ("export_ref", "contact_sheet", "grid"):
+    sources = [given[name] for name in ("network", "images", "data", "ref", "before")]
+    for name in ("export_ref", "contact_sheet", "neighbors", "grid"):
         if given[name] is not None:
-            check_output(
-                given[name],
-                given["force"],
-                (given["network"], given["images"], given["data"], given["ref"], given["before"]),
-            )
+            check_output(given[name], given["force"], sources)
 
     from refine.metrics.options import MetricOptions
     from refine.runtime import distributed
     from refine.runtime.device import choose_device
 
     options = MetricOptions(
-        metrics=metrics.names,
+        metrics=names,
         seed=given["metric_seed"],
         truncation_psi=given["trunc"],
-        contact_sheet=given["contact_sheet"] is not None,
+        contact_sheet=given["contact_sheet"] is not None or given["neighbors"] is not None,
         **{name: given[name] for name in _NAMED_ALIKE},
     )
     backend = "gloo" if given["device"] == "cpu" else None
     with distributed.processes(backend or _backend()) as place:
         device = choose_device(given["device"], place.local_rank if place.world_size > 1 else None)
         _measure(given, options, device)
+
+
+def _number_of_images(spec: str) -> int:
+    from refine.files.arrays import open_dataset
+    from refine.metrics.resolve import dataset_path
+
+    return len(open_dataset(dataset_path(spec)))
 
 
 def _check_data(path: str) -> None:
@@ -182,39 +201,41 @@ def _backend() -> str:
 def _measure(given: dict[str, Any], options: Any, device: Any) -> None:
     from refine.files.digest import file_sha256
     from refine.files.jsonl import to_json
+    from refine.metrics.evaluation import Measurable
     from refine.metrics.offline import prefetch
     from refine.metrics.reference import Teacher
     from refine.metrics.resolve import dataset_path, warn_of_recorded_data
     from refine.metrics.stored_images import StoredImages
     from refine.metrics.suite import Suite
-    from refine.networks.loading import load_generator, load_teacher
+    from refine.networks.loading import load_teacher
     from refine.pair.pair import conditions, guided_denoiser
     from refine.runs.folder import RunFolder
     from refine.runtime import distributed
 
     trust, images = given["trust_pickle"], given["images"]
 
-    def get() -> tuple[Suite, list[tuple[Any, Path]]]:
-        """The suite, and what it is to measure with its file; `network-best.pkl` is a link to a snapshot."""
-        sigma_init = given["sigma_init"]
-        specs = snapshots(given["network"]) if not images else []
-        networks = [load_generator(spec, trust=trust, sigma_init=sigma_init) for spec in specs]
-        measured: list[tuple[Any, Path]] = [(each.network, each.pickle.path.resolve()) for each in networks]
+    def get() -> tuple[Suite, list[Measurable]]:
+        settings, sigma_init = given["teacher_settings"], given["sigma_init"]
         if images:
             stored = StoredImages(dataset_path(images))
-            measured.append((stored, stored.dataset.path))
+            found = [Measurable(stored, stored.name)]
+        else:
+            found = [
+                Measurable.open(spec, trust=trust, sigma_init=sigma_init, settings=settings)
+                for spec in snapshots(given["network"])
+            ]
         teacher = None
         if given["teacher"]:
-            settings = given["teacher_settings"]
             loaded = load_teacher(given["teacher"], trust=trust, settings=settings)
             guide = load_teacher(given["guide"], trust=trust, settings=settings) if given["guide"] else None
             denoiser = guided_denoiser(loaded, guide, given["guidance"], device)
             digests = {} if guide is None else {"guide": file_sha256(guide.pickle.path)}
             sha256 = file_sha256(loaded.pickle.path)
             teacher = Teacher(denoiser, given["teacher"], sha256, given["class_map"], conditions(denoiser, digests))
-        if options.data is None and options.ref == "auto" and networks:
-            warn_of_recorded_data(networks[0].pickle)
-        return Suite.build(options, _on(measured[0][0], device), device, teacher), measured
+        if options.data is None and options.ref == "auto" and found[0].loaded is not None:
+            warn_of_recorded_data(found[0].loaded.pickle)
+        found[0].module.to(device)
+        return Suite.build(options, found[0].generator, device, teacher), found
 
     if given["prefetch"]:
         suite, _ = prefetch(get)
@@ -224,21 +245,20 @@ def _measure(given: dict[str, Any], options: Any, device: Any) -> None:
     suite, measured = get()
     if given["export_ref"]:
         _export(given, suite)
-    for generator, path in measured:
-        for row in suite.measure(_on(generator, device), path.name):
+    for each in measured:
+        each.module.to(device)
+        for row in suite.measure(each.generator, each.name):
             if distributed.is_rank0():
                 click.echo(to_json(row))
                 results = " ".join(f"{name} {value:.6g}" for name, value in row["results"].items() if value is not None)
-                click.echo(f"{path.name}: {results}", err=True)
-                if (path.parent / "training_options.json").is_file() and re.fullmatch(r"network-.*\.pkl", path.name):
-                    RunFolder(path.parent).add_metric(row)
-        _on(generator, "cpu")
-    _pictures(given, suite, _on(measured[-1][0], device), device)
-
-
-def _on(generator: Any, device: Any) -> Any:
-    """A network on a device; stored images as they are."""
-    return generator.to(device) if hasattr(generator, "to") else generator
+                click.echo(f"{each.name}: {results}", err=True)
+                folder = each.loaded.pickle.path.resolve().parent if each.loaded is not None else None
+                is_snapshot = re.fullmatch(r"network-.*\.pkl", each.name)
+                if folder is not None and is_snapshot and (folder / "training_options.json").is_file():
+                    RunFolder(folder).add_metric(row)
+        each.module.to("cpu")
+    measured[-1].module.to(device)
+    _pictures(given, suite, measured[-1].generator, device)
 
 
 def _export(given: dict[str, Any], suite: Any) -> None:
@@ -260,6 +280,8 @@ def _pictures(given: dict[str, Any], suite: Any, generator: Any, device: Any) ->
 
     if given["contact_sheet"]:
         contact_sheet.write_sheet(given["contact_sheet"], suite, generator)
+    if given["neighbors"]:
+        contact_sheet.write_neighbors(given["neighbors"], suite, generator)
     if given["grid"] and distributed.is_rank0():
         before = None
         if given["before"]:

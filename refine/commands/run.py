@@ -59,7 +59,12 @@ def _option(group: str, *names: str, **settings: Any) -> Any:
 @_option(
     "Machine", "--gpus", type=int, metavar="N", help="Number of GPUs to expect; torchrun starts a process for each."
 )
-@_option("Machine", "--trust-pickle", is_flag=True, help="Run embedded source where Refine has no network of its own.")
+@_option(
+    "Machine",
+    "--trust-pickle",
+    is_flag=True,
+    help="Run embedded source where Refine has no network of its own, and a --gan or --teacher of FILE.py:FUNCTION.",
+)
 @_option("Metrics", "--trust-detector", is_flag=True, help="Load a downloaded detector whose digest is not known.")
 @_option("Metrics", "--prefetch", is_flag=True, help="Download what a run needs, try it with the network off, stop.")
 def main(
@@ -126,7 +131,7 @@ def main(
     from refine.runs import start
 
     snapshot = start.run(config, trust=trust_pickle, trust_detector=trust_detector, resume=state)
-    _say(f"Refined generator: {snapshot}")
+    _say(f"{'One-step' if config.gan is None else 'Refined'} generator: {snapshot}")
 
 
 def _typed(given: dict[str, Any]) -> dict[str, Any]:

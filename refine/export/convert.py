@@ -16,7 +16,7 @@ from refine.export.formats import FORMATS, module_of
 from refine.files.atomic import atomic_write
 from refine.networks import one_step
 from refine.networks.loading import load_generator
-from refine.pickles import PersistentObject, writer
+from refine.pickles import NetworkRecord, writer
 from refine.pickles.finite import require_finite
 
 
@@ -100,7 +100,7 @@ def bring_back(
     if isinstance(network, one_step.OneStep):
         pickle = one_step.described(pickle, network.sigma_init)
     names = (one_step.LIVE, one_step.AVERAGE) if is_one_step else ("G", "G_ema")
-    entries = [key for key in names if isinstance(pickle.get(key), PersistentObject)]
+    entries = [key for key in names if isinstance(pickle.get(key), NetworkRecord)]
     with atomic_write(out) as file:
         writer.write(pickle, file, dict.fromkeys(entries, state))
         file.flush()

@@ -33,9 +33,14 @@ class _Graph(torch.nn.Module):
         self.generator = generator
 
     def forward(self, z: Tensor, c: Tensor, truncation_psi: Tensor) -> Tensor:
+        if not hasattr(self.generator, "mapping"):  # the graph has no input truncation_psi then
+            images: Tensor = self.generator.images(z, c)
+            return images
         w_avg = self.generator.mapping.w_avg
         ws = self.generator.mapping(z, c)
-        if w_avg is not None:  # else the graph has no input truncation_psi
+        if w_avg is not None:  # likewise
+            if w_avg.ndim == 2:  # of each class
+                w_avg = w_avg[c.argmax(1)][:, None]
             ws = w_avg + (ws - w_avg) * truncation_psi
         return self.generator.synthesis(ws, noise_mode="const", force_fp32=True)
 

@@ -36,7 +36,10 @@ class ImageDataset:
         raw_indices: Number of the image, for each item.
         flips: Whether an item is mirrored left to right.
         notes: Files that were left out or are there twice, a sentence each.
+        decodes: Whether an image takes work to read, which processes may share.
     """
+
+    decodes = True
 
     def __init__(
         self, path: str | Path, *, xflip: bool = False, max_size: int | None = None, random_seed: int = 0

@@ -40,6 +40,8 @@ def read_batches(
     Raises:
         UserError: An image cannot be read, or is of another size or kind than the first; the sentence names the file.
     """
+    if not dataset.decodes:
+        workers = 0
     if workers is None:
         workers = suitable_workers(len(indices) * dataset.resolution**2)
     if not workers:

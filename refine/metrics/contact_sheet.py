@@ -14,6 +14,8 @@ from refine.errors import OptionError
 from refine.files.images import join, tile, write_png
 from refine.metrics.metric import FeatureSpec
 from refine.metrics.moments import Moments
+from refine.metrics.neighbors import Sets
+from refine.metrics.reference import DatasetReference
 from refine.metrics.suite import Suite
 from refine.runtime import distributed
 
@@ -90,6 +92,34 @@ def write_sheet(path: Path, suite: Suite, generator: Any, count: int = 3 * SHEET
         sampler = suite.sampler(generator, None)
         nearest, farthest = nearest_and_farthest(distances, min(count, len(samples)))
         write_png(path, sheet(draw(sampler, nearest), draw(sampler, farthest)))
+
+
+def write_neighbors(path: Path, suite: Suite, generator: Any, count: int = 12, neighbors: int = 7) -> None:
+    """Writes the samples that are nearest to an image of the data, of those that were measured last, nearest first.
+
+    A row has a sample and, right of a line, its nearest images of the data in the space of the first metric's features.
+    All processes call this; the first one writes.
+
+    Raises:
+        UserError: No metric compared images with a data set, or the file cannot be written.
+    """
+    metric = next((metric for metric in suite.metrics if metric.needs_reference), None)
+    if metric is None or not isinstance(suite.reference, DatasetReference):
+        raise OptionError(
+            "{neighbors} shows images of a data set: give it with {data}, and ask for a metric that compares with it."
+        )
+    rows = FeatureSpec(suite.detectors[metric.name], keep="rows")
+    samples = suite.kept[0, metric.num_gen, suite.resolution][rows]
+    real = suite.reference.get(rows, metric)
+    device = "cpu" if suite.device.type == "mps" else suite.device
+    distances, numbers = Sets.of(real, samples, device=device).nearest(min(neighbors, len(real)))
+    if distributed.is_rank0():
+        sampler = suite.sampler(generator, suite.resolution)
+        nearest, _ = nearest_and_farthest(distances[:, 0].cpu().numpy(), min(count, len(samples)))
+        drawn = draw(sampler, nearest)
+        found = suite.reference.images_at(numbers[nearest].flatten().tolist(), metric)
+        pictures = [tile(drawn, 1), tile(found, numbers.shape[1])]
+        write_png(path, join(pictures, _gap(drawn), axis=1))
 
 
 def write_grid(path: Path, suite: Suite, generator: Any, before: Any | None, columns: int = 6, rows: int = 6) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -56,7 +57,7 @@ class DrawnImages:
             UserError: Images or features are not finite.
             KeyboardInterrupt: Ctrl-C.
         """
-        spec = metric.features(self.detector_of(metric))
+        spec = self.spec_of(metric)
         found = []
         for key in self._keys(metric):
             if key in self.kept:
@@ -68,6 +69,12 @@ class DrawnImages:
             found.append(self.kept[key][spec])
         return found
 
+    def spec_of(self, metric: Metric) -> FeatureSpec:
+        """Features that a metric wants of generated images: all of them for a bootstrap, whatever the reference has."""
+        spec = metric.features(self.detector_of(metric))
+        needs_rows = metric.resamples and self.options.bootstrap > 0 and spec.keep == "moments"
+        return replace(spec, keep="rows") if needs_rows else spec
+
     def _keys(self, metric: Metric) -> list[Key]:
         resolution = self._suite.resolution_for(metric)
         return [(part.start, len(part), resolution) for part in metric.ranges(self.options.fid_seeds)]
@@ -76,9 +83,9 @@ class DrawnImages:
         """Everything that any metric wants of these images."""
         first, count, resolution = key
         metrics = [metric for metric in self._suite.metrics if key in self._keys(metric)]
-        specs = {metric.features(self.detector_of(metric)) for metric in metrics}
+        specs = {self.spec_of(metric) for metric in metrics}
         if self.options.contact_sheet and first == 0:
-            specs |= {FeatureSpec(spec.detector, keep="rows") for spec in specs if spec.output == "features"}
+            specs |= {FeatureSpec(spec.detector, keep="rows") for spec in specs if spec.output != "probabilities"}
         sampler = self._suite.sampler(self.generator, resolution)
 
         def images(numbers: range, batch: BatchSize) -> Iterator[Tensor]:

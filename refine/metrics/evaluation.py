@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from refine import zoo
 from refine.errors import UserError
 from refine.files.digest import file_sha256
+from refine.files.listing import open_files
 from refine.metrics.metric import parse_metric, parse_metrics
 from refine.metrics.options import MetricOptions
 from refine.metrics.reference import Teacher
 from refine.metrics.reference_file import holds_statistics
+from refine.metrics.resolve import dataset_path
 from refine.metrics.stored_images import StoredImages
 from refine.metrics.suite import Suite
+from refine.metrics.teacher_samples import TeacherSamples
 from refine.networks.loading import LoadedNetwork, load_generator, load_teacher
 from refine.networks.plain_module import as_contract
 from refine.networks.preconditioned import as_denoiser
 from refine.runtime.device import choose_device
+
+log = logging.getLogger("refine")
 
 OPTIONS = {field.name for field in fields(MetricOptions)} - {"metrics", "data", "ref", "contact_sheet"}
 
@@ -46,11 +53,13 @@ def evaluate(
 
     Args:
         generator: One of: path, URL or zoo name of a StyleGAN pickle; folder of a run, all of whose snapshots are
-            measured; `refine.metrics.StoredImages(path)`, images in a ZIP or folder; a `LoadedNetwork`; a
-            `refine.Generator`; or a module or function with an attribute `z_dim`, called as `G(z)` or `G(z, c)` with
-            z [N, z_dim] and one-hot labels c [N, c_dim] for images [N, C, R, R] in [-1, 1], and with `truncation_psi`
-            and `noise_mode` if it takes them. Its attributes `c_dim`, `img_channels` and `img_resolution` may be
-            missing: then it has no classes, and an image is drawn to see.
+            measured; a `LoadedNetwork`; a `refine.Generator`; or a module or function with an attribute `z_dim`,
+            called as `G(z)` or `G(z, c)` with z [N, z_dim] and one-hot labels c [N, c_dim] for images [N, C, R, R] in
+            [-1, 1], and with `truncation_psi` and `noise_mode` if it takes them. Its attributes `c_dim`,
+            `img_channels` and `img_resolution` may be missing: then it has no classes, and an image is drawn to see.
+            Images are measured, too: a folder, ZIP or .npz file of them, an array, uint8 [N, H, W, C], or
+            `refine.metrics.StoredImages`; and so is a diffusion model, by path, URL, zoo name or `LoadedNetwork`, whose
+            images EDM's Heun sampler draws.
         metrics: Names of the StyleGAN suite with any count, in a list or separated by commas; see
             `refine.metrics.parse_metric`.
         reference: Reference to compare with: a StyleGAN data set (ZIP, folder or zoo name), statistics (.npz by path,
@@ -60,7 +69,8 @@ def evaluate(
         device: Device: `auto`, `cpu`, `cuda`, `mps` or a torch.device; `auto` is the device of a module's parameters.
         trust: Permission to run source code embedded in pickles, for networks that Refine does not know.
         options: Further fields of `refine.metrics.MetricOptions`: detector, vgg, trust_detector, seed, fid_seeds,
-            batch, workers, mirror, noise_mode, truncation_psi, ref_images, resample.
+            bootstrap, kid_subsets, kid_subset_size, batch, workers, mirror, noise_mode, truncation_psi, ref_images,
+            resample.
 
     Returns:
         A row for each snapshot and metric, as in `metric-<name>.jsonl`: {"results": {"fid50k_full": 2.71}, "metric":
@@ -84,12 +94,68 @@ def evaluate(
     rows: list[dict[str, Any]] = []
     suite = None
     for snapshot in snapshots:
-        network, name = _network(snapshot, trust)
-        with _ready(getattr(network, "module", network), place):
-            drawn = as_contract(network)
+        found = _measurable(snapshot, trust)
+        with _ready(getattr(found.generator, "module", found.generator), place):
+            drawn = as_contract(found.generator)
             suite = suite or Suite.build(chosen, drawn, place, teacher)
-            rows += suite.measure(drawn, name)
+            rows += suite.measure(drawn, found.name)
     return rows
+
+
+@dataclass(frozen=True)
+class Measurable:
+    """Something that metrics can be computed of.
+
+    Attributes:
+        generator: A `contracts.Generator`, or a module or function that is called as it is.
+        name: Its name in rows.
+        loaded: The network and its file, if it is one.
+    """
+
+    generator: Any
+    name: str
+    loaded: LoadedNetwork | None = None
+
+    @property
+    def module(self) -> torch.nn.Module:
+        """The module that lies on a device."""
+        module: torch.nn.Module = getattr(self.generator, "module", self.generator)
+        return module
+
+    @classmethod
+    def of(cls, loaded: LoadedNetwork) -> Measurable:
+        """A network; a denoiser draws by EDM's Heun sampler."""
+        path = loaded.pickle.path.resolve()  # network-best.pkl is a link to a snapshot
+        draws = hasattr(loaded.network, "z_shape") or hasattr(loaded.network, "z_dim")  # as one-step generators do
+        if loaded.architecture.role == "denoiser" and not draws:
+            return cls(TeacherSamples(as_denoiser(loaded.network)), path.name, loaded)
+        return cls(loaded.network, path.name, loaded)
+
+    @classmethod
+    def open(
+        cls, spec: str, *, trust: bool = False, sigma_init: float | None = None, settings: str | None = None
+    ) -> Measurable:
+        """The network of a file: a generator, else a denoiser.
+
+        Args:
+            spec: Path, URL or zoo name.
+            trust: Permission to run source code embedded in pickles, for networks that Refine does not know.
+            sigma_init: Noise level of a one-step generator; see `load_generator`.
+            settings: Settings of a teacher's state dict; see `load_teacher`.
+
+        Raises:
+            UserError: The file cannot be had, or holds neither.
+        """
+        path = zoo.resolve(spec).path  # once, so that a file that cannot be had is one error
+        try:
+            return cls.of(load_generator(spec, trust=trust, sigma_init=sigma_init))
+        except UserError as error:
+            try:
+                found = cls.of(load_teacher(spec, trust=trust, settings=settings))
+            except UserError as other:  # of a state dict, which a teacher's is, this one tells what is missing
+                raise other if path.suffix.lower() in (".pt", ".pth") else error from None
+        log.info(f"{path} holds a denoiser: {found.generator.about['sampler']} draw its images")
+        return found
 
 
 def snapshots_of(folder: Path) -> list[Path]:
@@ -100,29 +166,39 @@ def snapshots_of(folder: Path) -> list[Path]:
     """
     found = sorted(folder.glob("network-snapshot-*.pkl"))
     if not found:
-        raise UserError(f"{folder} contains no network-snapshot-*.pkl: give the folder of a run, or a pickle.")
+        raise UserError(
+            f"{folder} contains no network-snapshot-*.pkl and no images: give the folder of a run or of images, or a "
+            "pickle."
+        )
     return found
 
 
 def _snapshots(generator: Any) -> list[Any]:
+    if isinstance(generator, np.ndarray):
+        return [StoredImages(generator)]
     if not isinstance(generator, (str, os.PathLike)):
         return [generator]
     path = Path(os.path.expanduser(os.fspath(generator)))
-    return list(snapshots_of(path)) if path.is_dir() else [os.fspath(generator)]
+    if path.suffix.lower() in (".zip", ".npz"):
+        return [StoredImages(dataset_path(os.fspath(path)))]
+    if not path.is_dir():
+        return [os.fspath(generator)]
+    if not any(path.glob("network-snapshot-*.pkl")) and open_files(path).listing.images:
+        return [StoredImages(path)]
+    return list(snapshots_of(path))
 
 
-def _network(snapshot: Any, trust: bool) -> tuple[Any, str]:
-    """A generator and its name in rows."""
+def _measurable(snapshot: Any, trust: bool) -> Measurable:
     if isinstance(snapshot, (str, os.PathLike)):
-        snapshot = load_generator(os.fspath(snapshot), trust=trust)
+        return Measurable.open(os.fspath(snapshot), trust=trust)
     if isinstance(snapshot, LoadedNetwork):
-        return snapshot.network, snapshot.pickle.path.name
+        return Measurable.of(snapshot)
     if isinstance(snapshot, StoredImages):
-        return snapshot, snapshot.dataset.path.name
+        return Measurable(snapshot, snapshot.name)
     if not callable(snapshot):
         raise TypeError(f"a generator is a path, a name, a LoadedNetwork, a module or a function, not {snapshot!r:.80}")
     named = getattr(snapshot, "module", snapshot)
-    return snapshot, getattr(named, "__name__", type(named).__name__)
+    return Measurable(snapshot, getattr(named, "__name__", type(named).__name__))
 
 
 def _device(device: str | torch.device, generator: Any) -> torch.device:

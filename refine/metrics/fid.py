@@ -8,13 +8,17 @@ the symmetric A^T C2 A, and the trace of the root is the sum of their square roo
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import torch
 
 from refine.errors import OptionError, UserError
-from refine.metrics.detectors import OFFICIAL, DetectorChoices
-from refine.metrics.metric import COUNT, Measured, Metric, Results, require_images
-from refine.metrics.moments import Moments
+from refine.metrics.bootstrap import Interval, interval_of, resampled_counts
+from refine.metrics.detectors import OFFICIAL, Detector, DetectorChoices
+from refine.metrics.metric import COUNT, FeatureSpec, Measured, Results, require_images
+from refine.metrics.moments import Moments, MomentsBuilder
+from refine.metrics.seeded import Seeded
 
 
 @dataclass(frozen=True)
@@ -100,40 +104,89 @@ def frechet_distance(real: Moments, generated: Moments, ddof: int = 0) -> Freche
     return fid(real.mean, real.covariance(ddof), generated.mean, generated.covariance(ddof), max_rank=max_rank)
 
 
+def fid_interval(
+    real: Moments,
+    generated: np.ndarray,
+    ddof: int = 0,
+    *,
+    repetitions: int,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> Interval:
+    """The Fréchet distance, and the interval in which it would lie with other generated images, by a bootstrap.
+
+    Args:
+        real: Moments of the reference's features, which stay as they are.
+        generated: The generator's features [N, D], N >= 2.
+        ddof: See `frechet_distance`.
+        repetitions: Repetitions, at least 2; each takes as long as a Fréchet distance and a covariance.
+        seed: Seed of the repetitions.
+        device: Device that computes covariances, in float64.
+
+    Raises:
+        ValueError: As for `frechet_distance`.
+    """
+    value = frechet_distance(real, _moments(generated), ddof).value
+    rows = torch.as_tensor(np.asarray(generated)).to("cpu" if torch.device(device).type == "mps" else device)
+    repeated = [
+        frechet_distance(real, Moments.weighted(rows, counts), ddof).value
+        for counts in resampled_counts(len(generated), repetitions, seed)
+    ]
+    return interval_of(value, repeated)
+
+
+def _moments(features: Moments | np.ndarray) -> Moments:
+    """Moments of features [N, D], the same bits whether these were kept or only added up."""
+    if isinstance(features, Moments):
+        return features
+    builder = MomentsBuilder()
+    builder.add(torch.from_numpy(features))
+    found = builder.build()
+    assert found is not None, "a metric has images"
+    return found
+
+
 @dataclass(frozen=True)
-class FID(Metric):
+class FID(Seeded):
     """`fid50k_full`: Fréchet distance of Inception features; with `fid_seeds`, of several ranges of latents."""
 
     forms = (rf"fid{COUNT}(?P<full>_full)?",)
     examples = ("fid50k_full",)
-
-    def ranges(self, fid_seeds: int) -> tuple[range, ...]:
-        """See `Metric.ranges`."""
-        return tuple(range(i * self.num_gen, (i + 1) * self.num_gen) for i in range(fid_seeds))
+    resamples = True
 
     def results(self, label: str, measured: Measured) -> Results:
-        """See `Metric.results`; with several ranges, each and the minimum, as EDM gives them."""
-        real, generated = measured.real, measured.generated
+        """See `Metric.results`."""
+        real, generated = measured.real, [_moments(features) for features in measured.generated]
         require_images(label, self.least_images, reference=real.count, generated=generated[0].count)
         try:
             distances = [frechet_distance(real, moments, measured.ddof) for moments in generated]
+            interval = self._interval(measured)
         except (ValueError, np.linalg.LinAlgError) as error:
             raise UserError(f"{label} cannot be computed ({error}): give another reference or detector.") from error
-        values = {label: distances[0].value}
-        if len(distances) > 1:
-            for number, distance in enumerate(distances):
-                first = number * self.num_gen
-                values[f"{label}_seeds{first}-{first + self.num_gen - 1}"] = distance.value
-            values[f"{label}_min_of_{len(distances)}"] = min(distance.value for distance in distances)
-        notes = {
+        found = self.over_ranges(label, [distance.value for distance in distances])
+        notes: dict[str, Any] = {
             "covariance": "n" if measured.ddof == 0 else "n-1",
             "rounding_error": max(distance.error for distance in distances),
         }
+        if interval is not None:
+            notes |= interval.notes(label, measured.bootstrap)
         fewer = [str(moments.count) for moments in (real, generated[0]) if moments.count <= moments.dimension]
         if fewer:
             dimensions = f"{' and '.join(fewer)} images for {real.dimension} dimensions"
             notes["warning"] = f"{dimensions}: the distance is too large"
-        return Results(values, notes)
+        return Results(found.values, notes)
+
+    def _interval(self, measured: Measured) -> Interval | None:
+        if not measured.bootstrap:
+            return None
+        return fid_interval(
+            measured.real,
+            measured.generated[0],
+            measured.ddof,
+            repetitions=measured.bootstrap,
+            seed=measured.seed,
+            device=measured.device,
+        )
 
 
 @dataclass(frozen=True)
@@ -150,3 +203,39 @@ class FDD(FID):
                 f"{self.name} is the Fréchet distance with a detector of your own: give it with {{detector}}."
             )
         return choices["inception"]
+
+
+@dataclass(frozen=True)
+class SpatialFID(FID):
+    """`sfid50k_full`: Fréchet distance of features before pooling, which tell where in the image something is.
+
+    Nash et al., arXiv 2103.03841: the first 7 channels of the 17 x 17 positions of Inception's layer mixed_6/conv.
+    """
+
+    forms = (rf"sfid{COUNT}(?P<full>_full)?",)
+    examples = ("sfid50k_full",)
+    statistics = "sfid"
+
+    def features(self, detector: Detector) -> FeatureSpec:
+        """See `Metric.features`."""
+        return FeatureSpec(detector, output="spatial")
+
+
+@dataclass(frozen=True)
+class DinoFD(FID):
+    """`fd_dinov2_50k_full`: Fréchet distance of DINOv2 features (Stein et al., arXiv 2306.04675)."""
+
+    forms = (rf"fd_dinov2_{COUNT}(?P<full>_full)?",)
+    examples = ("fd_dinov2_50k_full",)
+    role = "dinov2"
+    statistics = "fd_dinov2"
+
+
+@dataclass(frozen=True)
+class ClipFID(FID):
+    """`clip_fid50k_full`: Fréchet distance of CLIP embeddings (Kynkäänniemi et al., arXiv 2203.06026)."""
+
+    forms = (rf"clip_fid{COUNT}(?P<full>_full)?",)
+    examples = ("clip_fid50k_full",)
+    role = "clip"
+    statistics = None

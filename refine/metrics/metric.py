@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 OFFICIAL_COUNT = 50_000
 MIN_COUNT, MAX_COUNT = 2, 10_000_000
+# Beginnings of names of Fréchet distances, by the first of which a run judges its snapshots.
+FRECHET_DISTANCES = ("fid", "fdd", "fd_", "clip_fid", "sfid")
 COUNT = r"(?P<count>[0-9]{1,9})(?P<thousand>k?)"  # 50k, 500
 
 
@@ -49,8 +51,11 @@ class Measured:
         generated: Kept features of the generator's images (`FeatureSpec.keep`), for each range of latents.
         real: Kept features of the reference; None for a metric without one.
         ddof: Covariances are divided by the number of features minus this.
-        seed: Seed of random subsets.
+        seed: Seed of random subsets and of the bootstrap.
         device: Device for large distance matrices.
+        kid_subsets: Subsets that the KID is the mean of.
+        kid_subset_size: Images of a subset; None: 1000, or as many as there are.
+        bootstrap: Repetitions with resampled images, for an interval; 0: none.
     """
 
     generated: list[Any]
@@ -58,6 +63,9 @@ class Measured:
     ddof: int
     seed: int
     device: torch.device | str
+    kid_subsets: int = 100
+    kid_subset_size: int | None = None
+    bootstrap: int = 0
 
 
 @dataclass(frozen=True)
@@ -93,6 +101,9 @@ class Metric(ABC):
     examples: ClassVar[tuple[str, ...]]  # names to suggest
     needs_reference: ClassVar[bool] = True
     max_real_full: ClassVar[int | None] = None  # `max_real` of names with `_full`
+    role: ClassVar[str] = "inception"  # of its detector, a key of `detectors.OFFICIAL`
+    statistics: ClassVar[str | None] = "fid"  # its entry in files of statistics; None: there are none of its features
+    resamples: ClassVar[bool] = False  # whether a bootstrap needs every generated feature
     precision: ClassVar[str] = "generator as it is, detector float32, statistics float64"
 
     # -- name -----------------------------------------------------------------------------------------
@@ -118,6 +129,14 @@ class Metric(ABC):
         """Images of the generator and of the reference without which the value is not defined."""
         return 2
 
+    def with_count(self, count: int) -> str:
+        """Its name with another number of images."""
+        written = next(text for text in (f"{self.num_gen // 1000}k", str(self.num_gen)) if text in self.name)
+        before, _, after = self.name.rpartition(written)
+        if count % 1000 == 0:
+            return f"{before}{count // 1000}k{after}"
+        return f"{before}{count}{after.lstrip('0123456789')}"  # a neighbor follows a "k" only
+
     @property
     def note(self) -> str | None:
         """Reason not to compare the value with published ones; None if the two are comparable."""
@@ -133,7 +152,7 @@ class Metric(ABC):
         Raises:
             UserError: The metric needs a detector of the user's own.
         """
-        return choices["inception"]
+        return choices[self.role]
 
     def features(self, detector: Detector) -> FeatureSpec:
         """Features that it is computed from."""
@@ -219,19 +238,23 @@ def too_few(label: str, least: int, source: str, count: int) -> UserError:
 
 def metric_classes() -> tuple[type[Metric], ...]:
     """Every kind of metric. A new one is a file and an entry here."""
-    from refine.metrics.fid import FDD, FID
+    from refine.metrics.cmmd import CMMD
+    from refine.metrics.copies import CopiesMetric, DinoCopies
+    from refine.metrics.density_coverage import DC
+    from refine.metrics.fid import FDD, FID, ClipFID, DinoFD, SpatialFID
     from refine.metrics.inception_score import IS
     from refine.metrics.kid import KID
     from refine.metrics.ppl import PPL
     from refine.metrics.precision_recall import PR
 
-    return FID, FDD, KID, PR, IS, PPL
+    return FID, FDD, KID, PR, IS, PPL, DC, SpatialFID, DinoFD, ClipFID, CMMD, CopiesMetric, DinoCopies
 
 
 def parse_metric(name: str) -> Metric:
     """The metric of a name such as `fid50k_full`, `kid50k_full`, `pr50k3_full`, `is50k` or `ppl2_wend`.
 
     Any count will do: `fid5k_full` takes 5000 images and `fid500_full` 500; `ppl2_wend` may be followed by a count.
+    `pr50k3_full` and `dc50k3_full` name the neighbor after the `k`; with another count, as in `pr512_full`, it is 3.
     Names without `_full` are the StyleGAN suite's legacy metrics: as many images of the data set as of the generator.
 
     Raises:

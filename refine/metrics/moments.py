@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 CHUNK = 256  # rows taken together, whatever the size of batches: the same sums, bit for bit
+WEIGHTED_CHUNK = 8192  # of features that are all there
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,25 @@ class Moments:
         mean = rows.mean(dim=0)
         centered = rows - mean
         return cls(len(rows), mean.cpu().numpy(), (centered.t() @ centered).cpu().numpy())
+
+    @classmethod
+    def weighted(cls, features: Tensor | np.ndarray, weights: np.ndarray) -> Moments:
+        """Moments of features [N, D], each of them as often as its weight says: whole numbers [N], not all 0."""
+        rows, counts = torch.as_tensor(features), torch.as_tensor(weights)
+        builder = None
+        for part, often in zip(rows.split(WEIGHTED_CHUNK), counts.split(WEIGHTED_CHUNK), strict=True):
+            present = often > 0
+            if not bool(present.any()):
+                continue
+            x, w = _float64(part[present]), often[present].to(torch.float64).to(part.device)
+            count = int(w.sum())
+            mean = (w @ x) / count
+            centered = x - mean
+            found = cls(count, mean.cpu().numpy(), (centered.t() @ (centered * w[:, None])).cpu().numpy())
+            builder = found if builder is None else merge(builder, found)
+        if builder is None:
+            raise ValueError("there are no features")
+        return builder
 
     @classmethod
     def from_covariance(cls, mean: np.ndarray, covariance: np.ndarray, count: int, ddof: int) -> Moments:

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from refine.errors import OptionError, literal
+from refine.metrics.bootstrap import LEAST_REPETITIONS
 from refine.metrics.metric import parse_metric
 from refine.pair.bridge import FILTERS
 
@@ -27,7 +28,11 @@ class MetricOptions:
             precision and recall if given, else the official VGG.
         trust_detector: Load a detector from the internet whose sha256 is not a known official one.
         seed: Seed of latents, labels and noise, 0 to 2^31 - 1: the same for every snapshot, so that snapshots compare.
-        fid_seeds: Ranges of latents that the FID is computed for; with 3, each and the minimum are given, as EDM does.
+        fid_seeds: Ranges of latents that distances (FID, KID, CMMD and their kin) are computed for; with 3, each, their
+            minimum as EDM gives it, mean and standard deviation.
+        bootstrap: Repetitions with resampled generated images, for a 95 % interval of FID and KID; 0: none.
+        kid_subsets: Subsets that the KID is the mean of.
+        kid_subset_size: Images of a subset; None: 1000, or as many as there are.
         batch: Images per pass through generator and detector, per process; None: see `batch_size.BatchSize`.
         workers: Processes that decode images of a data set; None: by the number of pixels; 0: none.
         mirror: Show legacy metrics each image of the data set mirrored too.
@@ -46,6 +51,9 @@ class MetricOptions:
     trust_detector: bool = False
     seed: int = 0
     fid_seeds: int = 1
+    bootstrap: int = 0
+    kid_subsets: int = 100
+    kid_subset_size: int | None = None
     batch: int | None = None
     workers: int | None = None
     mirror: bool = False
@@ -58,7 +66,14 @@ class MetricOptions:
     def __post_init__(self) -> None:
         for name in self.metrics:
             parse_metric(name)
-        for option, least in (("fid_seeds", 1), ("batch", 1), ("workers", 0), ("ref_images", 2)):
+        if self.bootstrap and self.bootstrap < LEAST_REPETITIONS:
+            raise OptionError(
+                f"{{bootstrap}} must be 0 or at least {LEAST_REPETITIONS} repetitions, not {self.bootstrap}."
+            )
+        least_values = {
+            "fid_seeds": 1, "batch": 1, "workers": 0, "ref_images": 2, "kid_subsets": 1, "kid_subset_size": 2,
+        }  # fmt: skip
+        for option, least in least_values.items():
             value = getattr(self, option)
             if value is not None and value < least:
                 raise OptionError(f"{{{option}}} must be at least {least}, not {value}.")

@@ -18,7 +18,7 @@ from refine.contracts import Generator
 from refine.errors import UserError
 from refine.metrics.batch_size import USUAL, BatchSize
 from refine.metrics.collect import collect_rows
-from refine.metrics.detectors import Detector, DetectorChoices
+from refine.metrics.detectors import Detector
 from refine.metrics.metric import COUNT, Measured, Metric, Results, count_in
 from refine.metrics.sampler import draw_labels, draw_latents, draw_noise, draw_uniform, images_at_once, with_noise
 
@@ -130,6 +130,7 @@ class PPL(Metric):
     forms = (rf"ppl2_(?P<path>wend)(?:{COUNT})?", rf"ppl_(?P<path>[zw](?:full|end))(?:{COUNT})?")
     examples = ("ppl2_wend",)
     needs_reference = False
+    role = "vgg"
     precision = "float32"
 
     @classmethod
@@ -138,10 +139,6 @@ class PPL(Metric):
         path = found["path"] or ""
         crop = not name.startswith("ppl2")
         return cls(name, count_in(name, found), space=path[0], sampling=path[1:], crop=crop)
-
-    def detector(self, choices: DetectorChoices) -> str:
-        """See `Metric.detector`."""
-        return choices["vgg"]
 
     def ranges(self, fid_seeds: int) -> tuple[range, ...]:
         """See `Metric.ranges`; steps along paths are no images that another metric could share."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,9 +17,11 @@ from torch import Tensor
 from refine.errors import UserError
 from refine.metrics.detectors import OFFICIAL, Detector, DetectorChoices
 from refine.metrics.metric import FeatureSpec, Measured, Metric, Results, count_in, require_images
+from refine.metrics.neighbors import MAX_BLOCK_BYTES, Sets
 
-MAX_BLOCK_BYTES = 256 << 20
-CHUNK = 1024  # rows converted at once
+# The neighbors in the suite's names follow a "k"; a count without it has the usual 3.
+COUNT_AND_NEIGHBORS = r"(?:(?P<count>[0-9]{1,9})(?P<thousand>k)(?P<nhood>[0-9]{1,9})|(?P<plain>[0-9]{1,9}))"
+NHOOD_SIZE = 3
 
 
 @dataclass(frozen=True)
@@ -60,72 +61,37 @@ def precision_recall(
     """
     if not 1 <= nhood_size < min(len(real), len(generated)):
         raise ValueError(f"{len(real)} and {len(generated)} features have no neighbor number {nhood_size} in each set")
-    sets = [torch.as_tensor(features) for features in (real, generated)]
-    # Distances do not depend on the origin, and their rounding is smallest when it lies in the middle.
-    origin = sum(_float(part).sum(dim=0) for part in sets[0].split(CHUNK)) / len(sets[0])
-    x, y = (_centered(features, origin, half, dtype, device) for features in sets)
-    radii_x, radii_y = (_squared_radii(features, nhood_size, max_block_bytes) for features in (x, y))
-    squares = x.square().sum(dim=1)
+    sets = Sets.of(real, generated, half=half, dtype=dtype, device=device, max_block_bytes=max_block_bytes)
+    radii_x, radii_y = sets.squared_radii_of_x(nhood_size), sets.squared_radii_of_y(nhood_size)
     precise = []
-    recalled = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-    for rows in _blocks(len(y), len(x), x.element_size(), max_block_bytes):
-        distances = _squared_distances(y[rows], x, squares)
+    recalled = torch.zeros(len(sets.x), dtype=torch.bool, device=sets.x.device)
+    for rows, distances in sets.squared_distances():
         precise.append((distances <= radii_x).any(dim=1))
         recalled |= (distances <= radii_y[rows, None]).any(dim=0)
     return PrecisionRecall(torch.cat(precise).double().mean().item(), recalled.double().mean().item())
 
 
-def _float(features: Tensor) -> Tensor:
-    return features.to(torch.float32 if features.device.type == "mps" else torch.float64)  # MPS has no float64
-
-
-def _centered(features: Tensor, origin: Any, half: bool, dtype: torch.dtype, device: torch.device | str) -> Tensor:
-    """One copy, made a few rows at a time."""
-    centered = torch.empty(features.shape, dtype=dtype, device=device)
-    for part, target in zip(features.split(CHUNK), centered.split(CHUNK), strict=True):
-        target.copy_(_float(part.to(torch.float16) if half else part) - origin)
-    return centered
-
-
-def _blocks(num_rows: int, num_columns: int, element_size: int, max_block_bytes: int) -> list[slice]:
-    """Rows whose distances to all columns, and the selection among them, take so many bytes."""
-    size = max(max_block_bytes // (4 * num_columns * element_size), 1)
-    return [slice(first, min(first + size, num_rows)) for first in range(0, num_rows, size)]
-
-
-def _squared_distances(x: Tensor, y: Tensor, squares_of_y: Tensor) -> Tensor:
-    return torch.addmm(squares_of_y, x, y.t(), alpha=-2).add_(x.square().sum(dim=1, keepdim=True))
-
-
-def _squared_radii(x: Tensor, nhood_size: int, max_block_bytes: int) -> Tensor:
-    """Squared distance of each row to its k-th neighbor; the row itself, at distance 0, is none."""
-    squares = x.square().sum(dim=1)
-    radii = [
-        _squared_distances(x[rows], x, squares).topk(nhood_size + 1, largest=False).values[:, -1]
-        for rows in _blocks(len(x), len(x), x.element_size(), max_block_bytes)
-    ]
-    return torch.cat(radii)
-
-
 @dataclass(frozen=True)
 class PR(Metric):
-    """`pr50k3_full`: precision and recall of VGG features.
+    """`pr50k3_full`, `pr512_full`: precision and recall of VGG features.
 
     Attributes:
         nhood_size: Number k of the neighbor.
     """
 
-    nhood_size: int = 3
+    nhood_size: int = NHOOD_SIZE
 
-    forms = (r"pr(?P<count>[0-9]{1,9})(?P<thousand>k)(?P<nhood>[0-9]{1,9})(?P<full>_full)?",)
+    forms = (rf"pr{COUNT_AND_NEIGHBORS}(?P<full>_full)?",)
     examples = ("pr50k3_full",)
     max_real_full = 200_000
+    role = "vgg"
     precision = "features float16, distances float32"
 
     @classmethod
     def from_match(cls, name: str, found: Mapping[str, str | None]) -> PR:
         """See `Metric.from_match`."""
-        count, full, nhood_size = count_in(name, found), found["full"] is not None, int(found["nhood"] or 0)
+        count = count_in(name, {**found, "count": found["count"] or found["plain"]})
+        full, nhood_size = found["full"] is not None, int(found["nhood"] or NHOOD_SIZE)
         if not 1 <= nhood_size < count:
             raise UserError(f"The metric {name!r} counts {nhood_size} nearest neighbors: count 1 to {count - 1}.")
         return cls(name, count, full, cls.max_real_full if full else count, nhood_size)

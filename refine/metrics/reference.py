@@ -15,6 +15,7 @@ from torch import Tensor
 
 from refine.contracts import Denoiser
 from refine.diffusion.sampler import HeunOptions, heun_sample
+from refine.files.arrays import open_dataset
 from refine.files.dataset import ImageDataset
 from refine.files.decoding import read_batches
 from refine.files.images import require_finite, to_uint8
@@ -56,7 +57,6 @@ class Reference(ABC):
         num_channels: Channels of its images; None if unknown.
         labels: Distribution of labels for the generator; None: uniform.
         suffix: End of the names of metrics that compare with it.
-        dimension: Dimension of its features, if they are at hand.
         ddof: Covariances are divided by the number of features minus this, as whoever made the reference does.
         notes: Notes for the user, one sentence each.
     """
@@ -67,7 +67,6 @@ class Reference(ABC):
     num_channels: int | None = None
     labels: Labels | None = None
     suffix: str = ""
-    dimension: int | None = None
     ddof: int = 0
     notes: tuple[str, ...] = ()
 
@@ -75,6 +74,14 @@ class Reference(ABC):
     def where(self) -> str:
         """Its name in messages, with the path if it is a file."""
         return str(getattr(self, "path", self.name))
+
+    def dimension_for(self, metric: Metric) -> int | None:
+        """Dimension of the features that it has for a metric; None if they are yet to be computed.
+
+        Raises:
+            UserError: It has the features of another detector.
+        """
+        return None
 
     @abstractmethod
     def check(self, metric: Metric, detector: Detector) -> None:
@@ -182,7 +189,10 @@ class _ImageReference(Reference):
 
 
 class DatasetReference(_ImageReference):
-    """A StyleGAN data set. Metrics with `_full` see all of it, others its first images, on request mirrored too."""
+    """A StyleGAN data set, or images of an .npz file.
+
+    Metrics with `_full` see all of it, others its first images, on request mirrored too.
+    """
 
     kind = "data"
 
@@ -192,7 +202,7 @@ class DatasetReference(_ImageReference):
         """Opens the data set.
 
         Args:
-            path: ZIP or folder.
+            path: ZIP or folder, or .npz.
             mirror: Show each image mirrored too, to legacy metrics.
             batch: Images read per pass.
             workers: Processes that decode; None: see `decoding.read_batches`.
@@ -201,9 +211,9 @@ class DatasetReference(_ImageReference):
             UserError: It is not a data set, or cannot be read.
         """
         super().__init__()
-        plain = ImageDataset(path)
+        plain = open_dataset(path)
         self.mirror, self.batch, self.workers = mirror, BatchSize(batch or USUAL), workers
-        self.plain, self.mirrored = plain, ImageDataset(path, xflip=True) if mirror else plain
+        self.plain, self.mirrored = plain, open_dataset(path, xflip=True) if mirror else plain
         self.path, self.name = plain.path, plain.name
         self.resolution, self.num_channels = plain.resolution, plain.num_channels
         self.labels = None if plain.raw_labels is None else Labels.of(plain.raw_labels)
@@ -214,6 +224,14 @@ class DatasetReference(_ImageReference):
         """See `Reference.provenance`."""
         count = len(self._numbers(metric))
         return {"kind": self.kind, "name": self.name, "sha256": self.sha256, "num_images": count}
+
+    def images_at(self, numbers: Sequence[int], metric: Metric) -> Tensor:
+        """Images by their numbers among those that a metric takes, uint8 [N, C, H, W].
+
+        Raises:
+            UserError: An image cannot be read.
+        """
+        return torch.from_numpy(np.stack([self._dataset(metric).image(number) for number in numbers]))
 
     def _dataset(self, metric: Metric) -> ImageDataset:
         return self.plain if metric.full else self.mirrored

@@ -22,13 +22,16 @@ from refine.metrics.reference import Reference
 from refine.metrics.sampler import Labels
 from refine.runtime import distributed
 
+INCEPTION = "fid"
+EDM2_ENTRIES = (INCEPTION, "fd_dinov2")  # by `Metric.statistics`
+
 
 class StatisticsReference(Reference):
     """Mean and covariance of a data set's features, as EDM and EDM2 publish them or `save_reference` writes.
 
-    EDM's .npz files, and the entry `fid` of EDM2's pickles, hold `mu` [D] and `sigma` [D, D], the latter divided by the
-    number of images minus 1. Ours have `num_images` and their origin too, the labels if there are any, and on request
-    all features.
+    EDM's .npz files, and the entries `fid` and `fd_dinov2` of EDM2's pickles, hold `mu` [D] and `sigma` [D, D], the
+    latter divided by the number of images minus 1. ADM's have `mu_s` and `sigma_s`, too, of spatial features. Ours have
+    `num_images` and their origin, the labels if there are any, and on request all features.
     """
 
     kind = "statistics"
@@ -45,26 +48,19 @@ class StatisticsReference(Reference):
             UserError: The file cannot be read, or is not such a file.
         """
         self.path, self.name = path, name or path.name
-        arrays, self._is_of_edm2 = _arrays(path)
-        mean, sigma = np.asarray(arrays["mu"], np.float64), np.asarray(arrays["sigma"], np.float64)
-        if (
-            mean.ndim != 1
-            or sigma.shape != 2 * mean.shape
-            or not (np.isfinite(mean).all() and np.isfinite(sigma).all())
-        ):
-            raise UserError(
-                f"The reference {path} has a mu {list(mean.shape)} and a sigma {list(sigma.shape)}, which are not a "
-                "mean and a covariance of finite numbers: download it again, or give another."
-            )
+        entries, self._is_of_edm2 = _entries(path)
+        arrays = next(iter(entries.values()))
         with reading(path):
             self.sha256 = file_sha256(path)
         self.num_images = _integer(path, arrays, "num_images")
         self.ddof = 1 if (ddof := _integer(path, arrays, "ddof")) is None else ddof
         self.detector_sha256 = str(arrays["detector_sha256"]) if "detector_sha256" in arrays else None
-        self.dimension = len(mean)
-        self.features = _table(path, arrays, "features", (None, len(mean)))
         # Without the number of images it does not matter which one is put in: it is divided out again.
-        self._moments = Moments.from_covariance(mean, sigma, self.num_images or 2**31, ddof=1)
+        self._moments = {
+            entry: Moments.from_covariance(*_mean_and_covariance(path, held), self.num_images or 2**31, ddof=1)
+            for entry, held in entries.items()
+        }
+        self.features = _table(path, arrays, "features", (None, next(iter(self._moments.values())).dimension))
         in_name = re.search(r"(\d+)x\1(?!\d)", self.name) or re.search(r"^img(\d+)", self.name)
         stated = resolution or _integer(path, arrays, "resolution")
         self.resolution = stated or (int(in_name[1]) if in_name else None)
@@ -81,8 +77,30 @@ class StatisticsReference(Reference):
         """See `Reference.where`."""
         return f"{self.path} (statistics of EDM2)" if self._is_of_edm2 else str(self.path)
 
+    def dimension_for(self, metric: Metric) -> int | None:
+        """See `Reference.dimension_for`."""
+        return self._moments_for(metric).dimension
+
+    def _moments_for(self, metric: Metric) -> Moments:
+        """The moments of a metric's features.
+
+        Raises:
+            UserError: The file holds those of other features.
+        """
+        if self.detector_sha256 is not None:  # of which `check` makes sure
+            return self._moments[INCEPTION]
+        entry = metric.statistics
+        if entry is None or entry not in self._moments:
+            held = " and ".join(self._moments)
+            raise UserError(
+                f"The reference {self.where} holds statistics for {held}, and {metric.name} compares other features: "
+                "give the data set."
+            )
+        return self._moments[entry]
+
     def check(self, metric: Metric, detector: Detector) -> None:
         """See `Reference.check`."""
+        self._moments_for(metric)
         if metric.features(detector).keep != "moments" and self.features is None:
             raise UserError(
                 f"The reference {self.where} has a mean and a covariance and no features, which {metric.name} needs: "
@@ -105,7 +123,7 @@ class StatisticsReference(Reference):
     def get(self, spec: FeatureSpec, metric: Metric) -> Any:
         """See `Reference.get`."""
         if spec.keep == "moments":
-            return self._moments
+            return self._moments_for(metric)
         assert self.features is not None, "checked before"
         rows = self.features[: metric.max_real]
         return rows.astype(np.float16 if spec.keep == "half" else np.float32)
@@ -122,7 +140,8 @@ def holds_statistics(path: Path) -> bool:
     if start[:1] != b"\x80":
         return start == b"PK"
     try:
-        return isinstance(pickles.load_arrays(path).get("fid"), dict)
+        held = pickles.load_arrays(path)
+        return any(isinstance(held.get(entry), dict) for entry in EDM2_ENTRIES)
     except pickles.PickleError:
         return False
 
@@ -153,15 +172,31 @@ def _integer(path: Path, arrays: Mapping[str, np.ndarray], name: str) -> int | N
     return int(array.item())
 
 
-def _arrays(path: Path) -> tuple[Mapping[str, np.ndarray], bool]:
-    """Arrays of the file, with `mu` and `sigma` among them, and whether it is a pickle of EDM2."""
+def _mean_and_covariance(path: Path, arrays: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    mean, sigma = np.asarray(arrays["mu"], np.float64), np.asarray(arrays["sigma"], np.float64)
+    is_finite = np.isfinite(mean).all() and np.isfinite(sigma).all()
+    if mean.ndim != 1 or sigma.shape != 2 * mean.shape or not is_finite:
+        raise UserError(
+            f"The reference {path} has a mu {list(mean.shape)} and a sigma {list(sigma.shape)}, which are not a "
+            "mean and a covariance of finite numbers: download it again, or give another."
+        )
+    return mean, sigma
+
+
+def _entries(path: Path) -> tuple[dict[str, Mapping[str, np.ndarray]], bool]:
+    """Arrays of the file by entry, with `mu` and `sigma` among them, and whether it is a pickle of EDM2."""
     with reading(path), path.open("rb") as file:
         is_pickle = file.read(1) == b"\x80"
     if is_pickle:
-        found = pickles.load_arrays(path).get("fid")
-        if not isinstance(found, dict):
+        held = pickles.load_arrays(path)
+        found = {entry: held.get(entry) for entry in EDM2_ENTRIES}
+        if not any(isinstance(arrays, dict) for arrays in found.values()):
             raise UserError(f"The reference {path} is a pickle without the entry 'fid' of EDM2's: give another.")
-        return _checked(path, {name: np.asarray(value) for name, value in found.items()}), True
+        return {
+            entry: _checked(path, {name: np.asarray(value) for name, value in arrays.items()})
+            for entry, arrays in found.items()
+            if isinstance(arrays, dict)
+        }, True
     try:
         with np.load(path, allow_pickle=False) as npz:
             arrays = dict(npz)
@@ -171,7 +206,10 @@ def _arrays(path: Path) -> tuple[Mapping[str, np.ndarray], bool]:
         raise UserError(
             f"The reference {path} is not an .npz file of numbers, or is damaged: download it again."
         ) from error
-    return _checked(path, arrays), False
+    entries = {INCEPTION: _checked(path, arrays)}
+    if "mu_s" in arrays and "sigma_s" in arrays:
+        entries["sfid"] = _checked(path, {**arrays, "mu": arrays["mu_s"], "sigma": arrays["sigma_s"]})
+    return entries, False
 
 
 def _checked(path: Path, arrays: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:

@@ -12,7 +12,8 @@ import torch
 
 from refine import zoo
 from refine.errors import OptionError, UserError
-from refine.metrics.detectors import Detector, DetectorChoices, load_detector
+from refine.files.arrays import holds_images
+from refine.metrics.detectors import WEIGHTS, Detector, DetectorChoices, load_detector
 from refine.metrics.metric import Metric
 from refine.metrics.options import MetricOptions
 from refine.metrics.reference import DatasetReference, Reference, Teacher, TeacherReference
@@ -28,7 +29,7 @@ def detector_specs(metrics: Iterable[Metric], options: MetricOptions) -> dict[st
     Raises:
         UserError: A metric needs a detector of the user's own, and there is none.
     """
-    choices = DetectorChoices.made({"inception": options.detector, "vgg": options.vgg})
+    choices = DetectorChoices.of_options(options.detector, options.vgg)
     return {metric.name: metric.detector(choices) for metric in metrics}
 
 
@@ -38,11 +39,15 @@ def load_detectors(metrics: Iterable[Metric], options: MetricOptions, device: to
     Raises:
         UserError: A detector cannot be had or loaded.
     """
-    chosen = detector_specs(metrics, options)
+    metrics = tuple(metrics)
+    specs = detector_specs(metrics, options)
+    roles = {metric.name: metric.role if metric.role in WEIGHTS else "inception" for metric in metrics}
+    chosen = {name: (role, specs[name]) for name, role in roles.items()}
     loaded = {
-        spec: load_detector(spec, device, trust=options.trust_detector) for spec in dict.fromkeys(chosen.values())
+        (role, spec): load_detector(spec, device, trust=options.trust_detector, role=role)
+        for role, spec in dict.fromkeys(chosen.values())
     }
-    return {name: loaded[spec] for name, spec in chosen.items()}
+    return {name: loaded[which] for name, which in chosen.items()}
 
 
 def choose_reference(
@@ -58,7 +63,8 @@ def choose_reference(
         return _dataset(options.data, options)
     if options.ref == "auto":
         # The zoo's statistics are of Inception features.
-        entry = statistics_for(teacher) if teacher and all(d.official for d in detectors.values()) else None
+        fits = all(d.official and d.role == "inception" for d in detectors.values())
+        entry = statistics_for(teacher) if teacher and fits else None
         if entry is not None:
             log.info(f"Comparing with {entry.name} of the zoo, the statistics of the teacher's data set")
             return StatisticsReference(zoo.resolve(entry.name).path, name=entry.name, resolution=entry.resolution)
@@ -74,6 +80,8 @@ def choose_reference(
         return _dataset(options.ref, options)
     resolved = zoo.resolve(options.ref)
     if resolved.path.suffix.lower() == ".zip":
+        return _dataset(str(resolved.path), options)
+    if resolved.path.suffix.lower() == ".npz" and holds_images(resolved.path):
         return _dataset(str(resolved.path), options)
     entry = resolved.entry
     name, resolution = (entry.name, entry.resolution) if entry is not None else (None, None)
@@ -99,7 +107,8 @@ def statistics_for(teacher: Teacher) -> zoo.ZooEntry | None:
     names = [f"{wanted}.npz", f"{data}.pkl"]
     if model in ("baseline", "adm"):  # whose images were reduced in another way than EDM's
         names.insert(0, f"{wanted}-baseline.npz")
-    return next((found for name in names if (found := zoo.find(name)) is not None), None)
+    found = (zoo.find(name) for name in names)  # `ffhq.pkl` is a generator
+    return next((entry for entry in found if entry is not None and entry.kind == "fid-reference"), None)
 
 
 def dataset_path(spec: str) -> str:

@@ -1,4 +1,4 @@
-"""Images in files in place of a generator's, so that whatever any program has drawn can be measured."""
+"""Images in files or arrays in place of a generator's, so that whatever any program has drawn can be measured."""
 
 from __future__ import annotations
 
@@ -13,63 +13,95 @@ from torch import Tensor, nn
 
 from refine.contracts import GeneratorOutput
 from refine.errors import UserError
+from refine.files.arrays import open_dataset
 from refine.files.dataset import ImageDataset
 from refine.files.images import to_uint8
+from refine.metrics import cache
+from refine.metrics.collect import at_first
 from refine.metrics.metric import Metric
 from refine.pair.resize import resize
 
 
 class StoredImages:
-    """Images of a ZIP or folder, in the place of a generator without classes; see `contracts.Generator`.
+    """Images that are there already, where a generator is expected; see `contracts.Generator`.
 
     Args:
-        path: ZIP or folder of square images, all gray or all RGB.
+        images: Folder, ZIP or .npz file, or uint8 [N, H, W, C], C = 1 or 3.
+
+    Attributes:
+        dataset: The images.
+        count: Number of them.
+        about: Entries for a row's provenance.
 
     Raises:
-        UserError: There are no images, or the first one cannot be used.
+        UserError: They cannot be read, or are not square images of one size.
     """
 
-    z_shape, c_dim, takes_noise_mode = (0,), 0, False
+    z_shape: tuple[int, ...] = (1,)
+    c_dim = 0
+    takes_noise_mode = False
 
-    def __init__(self, path: str | Path) -> None:
-        self.dataset, self.module = ImageDataset(path), nn.Module()
-        self.img_resolution, self.img_channels = self.dataset.resolution, self.dataset.num_channels
+    def __init__(self, images: str | Path | np.ndarray) -> None:
+        self.module = nn.Module()
+        self.array: np.ndarray | None = None
+        self.dataset: ImageDataset | None = None
+        if isinstance(images, np.ndarray):
+            if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != images.shape[2] or not len(images):
+                raise UserError(f"Images are uint8 [N, H, W, C] with H = W, not {images.dtype} {list(images.shape)}.")
+            self.array, self.name, self.count = images, "array", len(images)
+            self.img_resolution, self.img_channels = images.shape[1], images.shape[3]
+            self.about: dict[str, Any] = {"name": self.name}
+        else:
+            self.dataset = open_dataset(images)
+            self.name, self.count = self.dataset.path.name, len(self.dataset)
+            self.img_resolution, self.img_channels = self.dataset.resolution, self.dataset.num_channels
+            sha256 = at_first(lambda: cache.remembered_sha256(self.dataset.files) if self.dataset else "")
+            self.about = {"name": self.name, "sha256": sha256}
+        if self.img_channels not in (1, 3):
+            raise UserError(f"Images have 1 or 3 channels, not {self.img_channels}.")
+        self.about["num_images"] = self.count
 
-    def __call__(self, *args: Any, **options: Any) -> GeneratorOutput:
-        """Nothing: images in files belong to no latents.
+    def images(self, numbers: np.ndarray) -> Tensor:
+        """Images by number, uint8 [N, C, R, R].
 
         Raises:
-            UserError: Always.
+            UserError: One cannot be read.
         """
-        raise UserError(f"{self.dataset.path} holds images and no generator: choose a metric of images, such as fid.")
+        if self.array is not None:
+            return torch.from_numpy(self.array[numbers]).permute(0, 3, 1, 2)
+        assert self.dataset is not None
+        return torch.from_numpy(np.concatenate([*self.dataset.batches(numbers.tolist(), len(numbers))]))
+
+    def require(self, metrics: Sequence[Metric], fid_seeds: int) -> None:
+        """Refuses metrics that take more images than there are, or something else than images.
+
+        Raises:
+            UserError: There is such a metric.
+        """
+        for metric in metrics:
+            parts = metric.ranges(fid_seeds)
+            if not parts:
+                raise UserError(f"{metric.name} needs a generator, and {self.name} holds images: leave it out.")
+            if parts[-1].stop > self.count:
+                raise UserError(
+                    f"{metric.name} takes {parts[-1].stop:,} images, and {self.name} has {self.count:,}: ask for "
+                    f"{metric.with_count(self.count // len(parts))}."
+                )
+
+    def __call__(self, *arguments: Any, **options: Any) -> GeneratorOutput:
+        """Nothing: images cannot be drawn."""
+        raise UserError(f"{self.name} holds images and no generator: choose a metric of images, such as fid.")
 
     def resolution_of(self, parameter: str) -> int | None:
-        """None: there are no layers."""
+        """None: there are no parameters."""
         return None
 
     def blocks(self) -> Sequence[nn.Module]:
-        """Nothing: there are no blocks."""
+        """Nothing: there is no network."""
         return ()
 
     def after_step(self, w_mean: Tensor | None) -> None:
-        """Nothing: there are no statistics."""
-
-    def check(self, metric: Metric, fid_seeds: int) -> None:
-        """Refuses a metric of more images than there are.
-
-        Raises:
-            UserError: There are fewer.
-        """
-        needed = max((part.stop for part in metric.ranges(fid_seeds)), default=0)
-        if needed > len(self.dataset):
-            raise UserError(
-                f"{metric.name} needs {needed:,} images, and {self.dataset.path} has {len(self.dataset):,}: name a "
-                f"metric of at most as many, such as fid{len(self.dataset) // fid_seeds}_full."
-            )
-
-    def provenance(self) -> dict[str, Any]:
-        """Name, SHA-256 and number of the images, for the provenance of rows."""
-        return {"name": self.dataset.name, "sha256": self.dataset.sha256(), "num_images": len(self.dataset)}
+        """Nothing: there is no network."""
 
 
 @dataclass(frozen=True)
@@ -78,12 +110,14 @@ class StoredSampler:
 
     Attributes:
         stored: The images.
+        device: Device that they are for.
         seed: Seed of the order.
         resolution: Size that images are reduced to; None: as they are.
         resample: Filter for this, a key of `bridge.FILTERS`.
     """
 
     stored: StoredImages
+    device: torch.device
     seed: int = 0
     resolution: int | None = None
     resample: str = "lanczos"
@@ -94,9 +128,8 @@ class StoredSampler:
         Raises:
             UserError: An image cannot be read, or is of another size or kind than the first.
         """
-        dataset = self.stored.dataset
-        order = np.random.RandomState(self.seed).permutation(len(dataset))
-        images = torch.from_numpy(np.stack([dataset.image(int(order[index % len(order)])) for index in indices]))
+        order = np.random.RandomState(self.seed).permutation(self.stored.count)
+        images = self.stored.images(order[np.arange(indices.start, indices.stop) % len(order)]).to(self.device)
         if self.resolution is None:
             return images
         return to_uint8(resize(images.float() / 127.5 - 1, self.resolution, self.resample))

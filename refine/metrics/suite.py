@@ -93,8 +93,7 @@ class Suite:
         generator = as_contract(generator)
         metrics = tuple(parse_metric(name) for name in options.metrics)
         if isinstance(generator, StoredImages):
-            for metric in metrics:
-                generator.check(metric, options.fid_seeds)
+            generator.require(metrics, options.fid_seeds)
         detectors = load_detectors(metrics, options, device)
         reference = resolution = labels = None
         if any(metric.needs_reference for metric in metrics) or options.data is not None:
@@ -123,9 +122,9 @@ class Suite:
             images = for_detector(self.sampler(generator, self.resolution_for(metric)).images(range(2)))
             found = metric.try_out(detector, images)
             reference = self._reference_of(metric)
-            if reference is not None and reference.dimension not in (None, found):
+            if reference is not None and (dimension := reference.dimension_for(metric)) not in (None, found):
                 raise UserError(
-                    f"The reference {reference.where} has features of dimension {reference.dimension} "
+                    f"The reference {reference.where} has features of dimension {dimension} "
                     f"and the detector {detector.path} gives {found}: it was made with another detector. Give that "
                     "detector."
                 )
@@ -166,7 +165,7 @@ class Suite:
         """Source of the images that are measured."""
         o = self.options
         if isinstance(generator, StoredImages):
-            return StoredSampler(generator, o.seed, resolution, o.resample)
+            return StoredSampler(generator, self.device, o.seed, resolution, o.resample)
         return Sampler(
             as_contract(generator),
             self.device,
@@ -190,7 +189,8 @@ class Suite:
         reference = self._reference_of(metric)
         real = reference.get(metric.features(self.detectors[metric.name]), metric) if reference is not None else None
         ddof = reference.ddof if reference is not None else 0
-        measured = Measured(generated, real, ddof, self.options.seed, self.device)
+        o = self.options
+        measured = Measured(generated, real, ddof, o.seed, self.device, o.kid_subsets, o.kid_subset_size, o.bootstrap)
         label = self.name_of(metric)
         results = at_first(lambda: metric.results(label, measured))
         if (warning := results.notes.get("warning")) and label not in self._said:
@@ -206,9 +206,9 @@ class Suite:
     ) -> dict[str, Any]:
         """A row as the StyleGAN suite writes it, and its provenance."""
         options, reference = self.options, self._reference_of(metric)
-        is_stored = isinstance(generator, StoredImages)
         drawn = metric.conditions(options.truncation_psi, options.noise_mode)
-        conditions = {"images": generator.provenance()} if is_stored else drawn
+        about = getattr(generator, "about", {})  # of images that are stored, and of a teacher's sampler
+        conditions = {"images": about} if isinstance(generator, StoredImages) else {**drawn, **about}
         provenance: dict[str, Any] = {
             "detector": self.detectors[metric.name].provenance(),
             "reference": reference.provenance(metric) if reference is not None else None,

@@ -13,8 +13,8 @@ from refine import networks, pickles, zoo
 from refine.errors import UserError
 from refine.files.atomic import atomic_write, cannot_write
 from refine.networks import adm
-from refine.networks.adm_settings import parse_settings
-from refine.pickles import NetworkPickle, PersistentObject, PickleError
+from refine.networks.loading import published_settings
+from refine.pickles import NetworkPickle, NetworkRecord, PersistentObject, PickleError
 from refine.pickles.finite import non_finite
 from refine.pickles.known_sources import KNOWN_SOURCES
 from refine.pickles.records import to_python
@@ -92,7 +92,7 @@ def _describe_entries(network_pickle: NetworkPickle) -> dict[Any, dict[str, Any]
 
 
 def _describe_entry(value: Any) -> dict[str, Any]:
-    if not isinstance(value, PersistentObject):
+    if not isinstance(value, NetworkRecord):
         try:
             return {"value": to_python(value)}
         except PickleError as error:
@@ -103,7 +103,7 @@ def _describe_entry(value: Any) -> dict[str, Any]:
         "architecture": architecture.name,
         "role": architecture.role,
         **_describe_rebuild(value, architecture),
-        "source_sha256": value.source_sha256,
+        **({"source_sha256": value.source_sha256} if isinstance(value, PersistentObject) else {}),
         "init_args": list(value.init_args),
         "init_kwargs": value.init_kwargs,
     }
@@ -115,8 +115,6 @@ def _describe_entry(value: Any) -> dict[str, Any]:
 
 def _describe_state_dict(record: StateDict, path: Path) -> dict[str, Any]:
     """Description of an ADM network: what its tensors show, and what has to be known besides."""
-    named = zoo.find_file(path)
-    settings = parse_settings(named.settings if named else "none")
     architecture = networks.identify(record)
     entry: dict[str, Any] = {
         "class": record.class_name,
@@ -126,6 +124,7 @@ def _describe_state_dict(record: StateDict, path: Path) -> dict[str, Any]:
     }
     try:
         shape = adm.shape_of(record.tensors)
+        settings = published_settings(zoo.ResolvedFile(path, str(path)), record)
         entry |= {
             "img_channels": shape.img_channels,
             "label_dim": shape.label_dim,
@@ -163,7 +162,7 @@ _SHOWN_SETTINGS = {
 }
 
 
-def _settings(record: PersistentObject) -> dict[str, Any]:
+def _settings(record: NetworkRecord) -> dict[str, Any]:
     """Attributes of a record to show, as plain values."""
     plain = {}
     for name in sorted(_SHOWN_SETTINGS & record.attributes.keys()):
@@ -174,7 +173,7 @@ def _settings(record: PersistentObject) -> dict[str, Any]:
     return plain
 
 
-def _describe_rebuild(record: PersistentObject, architecture: networks.Architecture) -> dict[str, Any]:
+def _describe_rebuild(record: NetworkRecord, architecture: networks.Architecture) -> dict[str, Any]:
     """Result of rebuilding a record with Refine's own network."""
     if architecture.build is None:
         return {"rebuilt_by_refine": False}
@@ -185,7 +184,7 @@ def _describe_rebuild(record: PersistentObject, architecture: networks.Architect
     return {"rebuilt_by_refine": True}
 
 
-def _count(record: PersistentObject) -> dict[str, Any]:
+def _count(record: NetworkRecord) -> dict[str, Any]:
     parameters = pickles.named_tensors(record, ["_parameters"])
     tensors = pickles.named_tensors(record)
     not_finite = non_finite(tensors)

@@ -13,11 +13,11 @@ import torch
 
 from refine import networks, pickles, zoo
 from refine.errors import OptionError
-from refine.networks import adm, one_step
+from refine.networks import adm, one_step, r3gan
 from refine.networks.adm_settings import ADMSettings, parse_settings
 from refine.networks.rebuilding import unknown_sources
 from refine.networks.registry import Architecture
-from refine.pickles import NetworkPickle, PersistentObject, PickleError
+from refine.pickles import NetworkPickle, NetworkRecord, PickleError
 from refine.pickles.finite import require_finite
 from refine.pickles.layout import STATE_DICT
 from refine.pickles.state_dict import StateDict
@@ -51,7 +51,7 @@ class LoadedNetwork:
 
     network: torch.nn.Module
     architecture: Architecture
-    record: PersistentObject | StateDict
+    record: NetworkRecord | StateDict
     key: str
     pickle: NetworkPickle
 
@@ -97,22 +97,38 @@ def load_teacher(
             or settings are missing or impossible.
     """
     found = zoo.resolve(spec)
+    opened = pickles.load(found.path, trust=trust)
     given = parse_settings(settings or "none")
-    named = found.entry or zoo.find_file(found.path)
-    if named is not None and named.settings:
-        if found.entry is None:
-            log.info(
-                "%s has the name of %s in the zoo: taking its settings, %s", found.path, named.name, named.settings
-            )
-        given = given.or_else(parse_settings(named.settings))
-    network_pickle = pickles.load(found.path, trust=trust)
-    about = one_step.recorded(network_pickle)
+    if isinstance(opened.get(STATE_DICT), StateDict):
+        given = given.or_else(published_settings(found, opened[STATE_DICT]))
+    about = one_step.recorded(opened)
     if about is not None:
         raise PickleError(
-            f"{network_pickle.path}: it holds a one-step generator (sigma_init {about['sigma_init']:g}), which is no "
-            "teacher: give the diffusion model that it was distilled from as --teacher, and this file as --gan"
+            f"{opened.path}: it holds a one-step generator (sigma_init {about['sigma_init']:g}), which is no teacher: "
+            "give the diffusion model that it was distilled from as --teacher, and this file as --gan"
         )
-    return denoiser_of(network_pickle, settings=given)
+    return denoiser_of(opened, settings=given)
+
+
+def published_settings(found: zoo.ResolvedFile, state_dict: StateDict) -> ADMSettings:
+    """Settings of the zoo for a file that was taken from it, or has the name and image size of one of its files.
+
+    Args:
+        found: File of the state dict.
+        state_dict: Its tensors.
+
+    Raises:
+        PickleError: The network is of a kind that Refine does not rebuild.
+    """
+    entry = found.entry or zoo.find_file(found.path)
+    known = parse_settings(entry.settings if entry else "none")
+    if entry is not None and found.entry is None:
+        with pickles.about(found.path):
+            size = adm.shape_of(state_dict.tensors).image_size
+        if size != known.image_size:
+            return ADMSettings()
+        log.info("%s has the name of %s in the zoo: taking its settings, %s", found.path, entry.name, known)
+    return known
 
 
 def save(loaded: LoadedNetwork, path: str | os.PathLike[str]) -> None:
@@ -147,7 +163,7 @@ def generator_of(
     Raises:
         UserError: The pickle holds no generator with finite weights under these keys.
     """
-    is_gan = any(isinstance(network_pickle.get(key), PersistentObject) for key in keys)
+    is_gan = any(isinstance(network_pickle.get(key), NetworkRecord) for key in keys)
     denoiser = None if is_gan else _denoiser_key(network_pickle)
     if denoiser and (sigma_init is not None or one_step.holds_one_step(network_pickle)):
         return as_one_step(denoiser_of(network_pickle), sigma_init)
@@ -192,7 +208,7 @@ def _denoiser_key(network_pickle: NetworkPickle) -> str | None:
         (
             key
             for key, record in records.items()
-            if isinstance(record, PersistentObject) and networks.identify(record).role in ("denoiser", "unknown")
+            if isinstance(record, NetworkRecord) and networks.identify(record).role in ("denoiser", "unknown")
         ),
         None,
     )
@@ -224,7 +240,7 @@ def denoiser_of(
 
 
 def _load(network_pickle: NetworkPickle, keys: Sequence[str], role: str, attributes: tuple[str, ...]) -> LoadedNetwork:
-    key = next((key for key in keys if isinstance(network_pickle.get(key), PersistentObject)), None)
+    key = next((key for key in keys if isinstance(network_pickle.get(key), NetworkRecord)), None)
     if key is None:
         raise _what_it_is_instead(network_pickle, role)
     with pickles.about(network_pickle.path):
@@ -234,13 +250,15 @@ def _load(network_pickle: NetworkPickle, keys: Sequence[str], role: str, attribu
             raise PickleError(f"it holds a {architecture.name} as {key!r}, where a {role} is expected")
         network = networks.rebuild(record, trust=network_pickle.trusted)
         missing = [name for name in attributes if not hasattr(network, name)]
+        if isinstance(network, r3gan.Generator):  # without w
+            missing = []
         if missing:
             raise PickleError(f"its {record.class_name} has no {', '.join(missing)}, so it cannot be used as a {role}")
     _note_unknown_source(network_pickle, record, architecture)
     return LoadedNetwork(network, architecture, record, key, network_pickle)
 
 
-def _note_unknown_source(network_pickle: NetworkPickle, record: PersistentObject, architecture: Architecture) -> None:
+def _note_unknown_source(network_pickle: NetworkPickle, record: NetworkRecord, architecture: Architecture) -> None:
     """Logs a line if a fork may have changed what the network computes, and the two have not been compared."""
     unknown = unknown_sources(record)
     if unknown and not network_pickle.trusted:
@@ -256,7 +274,7 @@ def _what_it_is_instead(network_pickle: NetworkPickle, wanted: str) -> PickleErr
     if STATE_DICT in network_pickle:
         name = networks.identify(network_pickle[STATE_DICT]).name
         return PickleError(f"{path}: it holds an {name}, where a {wanted} is needed (refine.py takes it as --teacher)")
-    records = {key: record for key, record in network_pickle.items() if isinstance(record, PersistentObject)}
+    records = {key: record for key, record in network_pickle.items() if isinstance(record, NetworkRecord)}
     roles = {key: networks.identify(record).role for key, record in records.items()}
     same = [key for key, role in roles.items() if role == wanted]
     if same:

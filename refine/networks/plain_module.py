@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -79,14 +80,25 @@ class PlainModule:
     def _drawn_size(self) -> tuple[int, int]:
         parameter = next(self.module.parameters(), None)
         device = "cpu" if parameter is None else parameter.device
-        with torch.no_grad():
-            images = self(
-                torch.zeros(1, *self.z_shape, device=device), torch.zeros(1, self.c_dim, device=device)
-            ).images
+        z, c = torch.zeros(1, *self.z_shape, device=device), torch.zeros(1, self.c_dim, device=device)
+        with torch.no_grad(), _in_evaluation(self.module):
+            images = self(z, c).images
         if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[2] != images.shape[3]:
             shape = list(images.shape) if isinstance(images, Tensor) else type(images).__name__
             raise UserError(f"The generator returns {shape} for one latent: return images [N, C, R, R] in [-1, 1].")
         return images.shape[1], images.shape[2]
+
+
+@contextmanager
+def _in_evaluation(network: nn.Module) -> Iterator[None]:
+    """Context of evaluation mode, in which one image says nothing about a batch; after it all modes are as before."""
+    training = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, mode in training.items():
+            module.training = mode
 
 
 def as_contract(generator: Any) -> Generator:

@@ -22,7 +22,7 @@ from refine.pickles import PickleError
 from refine.pickles.errors import NonFiniteError
 from refine.pickles.finite import require_finite
 from refine.pickles.known_sources import KNOWN_SOURCES
-from refine.pickles.records import PersistentObject
+from refine.pickles.records import NetworkRecord, PersistentObject
 from refine.pickles.tree import walk
 
 log = logging.getLogger("refine")
@@ -34,7 +34,7 @@ TRUST_HINT = (
 )
 
 
-def rebuild(record: PersistentObject, *, trust: bool = False) -> torch.nn.Module:
+def rebuild(record: NetworkRecord, *, trust: bool = False) -> torch.nn.Module:
     """The network of a record: float32, on the CPU, in evaluation mode, gradients off.
 
     With `trust`, one line tells which of the two networks is used wherever the embedded source had to be asked.
@@ -72,13 +72,13 @@ def rebuild(record: PersistentObject, *, trust: bool = False) -> torch.nn.Module
     return network.eval().requires_grad_(False)
 
 
-def unknown_sources(record: PersistentObject) -> list[str]:
+def unknown_sources(record: NetworkRecord) -> list[str]:
     """SHA-256 of each source embedded in a record that is not a published one; sorted."""
     found = {value.source_sha256 for value in walk(record) if isinstance(value, PersistentObject)}
     return sorted(found - KNOWN_SOURCES.keys())
 
 
-def _embedded(record: PersistentObject) -> torch.nn.Module:
+def _embedded(record: NetworkRecord) -> torch.nn.Module:
     # Imported here: nothing on the ordinary path can even reach the code that runs embedded source.
     from refine.pickles import trusted
 
@@ -89,7 +89,7 @@ def _embedded(record: PersistentObject) -> torch.nn.Module:
     return network
 
 
-def _compared(record: PersistentObject, architecture: Architecture, ours: Any) -> torch.nn.Module:
+def _compared(record: NetworkRecord, architecture: Architecture, ours: Any) -> torch.nn.Module:
     """Refine's network where the embedded source computes the same, the embedded one where it does not."""
     name = record.class_name
     try:

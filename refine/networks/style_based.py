@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from refine.contracts import Generator, GeneratorOutput
 from refine.errors import UserError
-from refine.networks import stylegan3, stylegan3_layers
+from refine.networks import r3gan, stylegan3, stylegan3_layers, stylegan_xl
 from refine.networks.one_step import OneStep, OneStepGenerator
 from refine.networks.stylegan2 import SynthesisBlock, update_w_avg
 
@@ -62,8 +62,12 @@ class StyleBased:
 
         The magnitudes of StyleGAN3's trained layers move too.
         """
-        if w_mean is not None and any(p.requires_grad for p in self.module.mapping.parameters()):
-            update_w_avg(self.module.mapping, w_mean)
+        mapping = self.module.mapping
+        if w_mean is not None and any(p.requires_grad for p in mapping.parameters()):
+            if isinstance(mapping, stylegan_xl.MappingNetwork):  # one average for each class
+                stylegan_xl.update_class_averages(mapping)
+            else:
+                update_w_avg(mapping, w_mean)
         if isinstance(self.module.synthesis, stylegan3.SynthesisNetwork):
             stylegan3.update_magnitudes(self.module.synthesis)
 
@@ -78,6 +82,8 @@ def as_generator(module: nn.Module, name: str = "The network") -> Generator:
     Raises:
         UserError: The network is not made of a mapping and a synthesis network.
     """
+    if isinstance(module, r3gan.Generator):
+        return r3gan.R3GAN(module)
     if isinstance(module, OneStep):
         return OneStepGenerator(module)
     if not (hasattr(module, "mapping") and hasattr(module, "synthesis")):

@@ -136,7 +136,8 @@ class SynthesisLayer(nn.Module):
         """Applies the layer to x in the style w [N, w_dim]."""
         options = self.options
         half = options.use_fp16 and not force_fp32 and x.device.type == "cuda"
-        styles, weight = self.affine(w), self.weight
+        styles: Tensor = self.affine(w)
+        weight: Tensor = self.weight
         if options.is_torgb:
             styles = styles / math.sqrt(weight[0].numel())
         else:

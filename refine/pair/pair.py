@@ -14,13 +14,14 @@ from refine import pickles, zoo
 from refine.contracts import Denoiser, Generator
 from refine.diffusion.guidance import Guided
 from refine.errors import OptionError
-from refine.networks import one_step
+from refine.networks import one_step, weights_file
 from refine.networks.adm_settings import ADMSettings
 from refine.networks.loading import LoadedNetwork, as_one_step, load_generator, load_teacher
 from refine.networks.preconditioned import as_denoiser
 from refine.networks.style_based import as_generator
 from refine.pair.bridge import Bridge, make_bridge
 from refine.pair.classes import class_notes
+from refine.pickles.state_dict import StateDict
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class Pair:
         guide_file: File of the guide; None without a guide, or for a network that was made in Python.
         digests: SHA-256 of each file, keyed by the option that names the file: `gan`, `teacher`, `guide`.
         notes: Notes on the classes of the two networks, one sentence each.
+        titles: Names of networks without a file.
+        options: Options of the run as JSON, which a snapshot without a pickle records.
         distills: Whether the generator starts as the teacher's own network.
     """
 
@@ -47,6 +50,8 @@ class Pair:
     teacher_file: LoadedNetwork | None = None
     digests: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    titles: tuple[str, str] = ("generator", "teacher")
+    options: str = "{}"
     distills: bool = False
     guide_file: LoadedNetwork | None = None
 
@@ -58,20 +63,26 @@ class Pair:
         return f"{self.digests['teacher']} {conditions(self.teacher, self.digests)}".rstrip()
 
     @property
+    def snapshot_suffix(self) -> str:
+        """End of the names of snapshots: `.pkl`, and `.safetensors` for a generator without a pickle."""
+        return weights_file.SUFFIX if self.gan_file is None else ".pkl"
+
+    @property
     def name(self) -> str:
         """`<gan>-<teacher>`, from the names of the files; `<teacher>-distilled`."""
         if self.distills:
             return f"{self.teacher_file.pickle.path.stem if self.teacher_file else 'teacher'}-distilled"
         files = (self.gan_file, self.teacher_file)
         return "-".join(
-            file.pickle.path.stem if file else title
-            for file, title in zip(files, ("generator", "teacher"), strict=True)
+            file.pickle.path.stem if file else title for file, title in zip(files, self.titles, strict=True)
         )
 
     def write_snapshot(
         self, path: Path, live: Mapping[str, Tensor], average: Mapping[str, Tensor], objective: str | None = None
     ) -> None:
         """Writes a copy of the generator's pickle with new weights; everything else stays unchanged.
+
+        The weights of a generator without a pickle are written with the options of the run.
 
         Args:
             path: File to write.
@@ -82,7 +93,9 @@ class Pair:
         Raises:
             UserError: The file cannot be written.
         """
-        assert self.gan_file is not None, "a network without a file has no pickle to write"
+        if self.gan_file is None:
+            weights_file.write_weights(path, live, average, self.options)
+            return
         pickle, network = self.gan_file.pickle, self.gan_file.network
         if isinstance(network, one_step.OneStep):
             one_step.write_snapshot(pickle, path, live, average, network.sigma_init, objective)
@@ -168,8 +181,13 @@ def distillation_of(
         guidance: Weight of the guidance.
 
     Raises:
-        OptionError: The teacher does not know the noise level.
+        OptionError: The teacher does not know the noise level, or its file cannot hold the generator.
     """
+    if isinstance(teacher_file.record, StateDict):
+        raise OptionError(
+            f"{{teacher={teacher_file.pickle.path}}} is a state dict, and a distilled generator is written into the "
+            "teacher's pickle: distill an EDM or EDM2 pickle, or give a generator to refine with {gan}."
+        )
     gan_file = as_one_step(teacher_file, one_step.DEFAULT_SIGMA_INIT if sigma_init is None else sigma_init)
     generator, denoiser = as_generator(gan_file.network), guided_denoiser(teacher_file, guide_file, guidance)
     files = {"teacher": teacher_file, **({"guide": guide_file} if guide_file else {})}

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Literal
 
 from refine.pickles.errors import DamagedFileError, PickleError
+from refine.pickles.scan import LEGACY_START
 from refine.pickles.state_dict import explain_names
-from refine.pickles.storage import LEGACY_START
 
 HEAD_BYTES = 1 << 20  # names of globals and of state dict entries stand near the start
 MAX_MEMBERS = 200_000  # of a ZIP archive
@@ -35,6 +35,11 @@ _STATE = (
 _CHECKPOINT = (
     "is a PyTorch checkpoint (torch.save) without a network that brings its source: it holds tensors, or objects by "
     "reference to a class; use the .pkl that its repository writes"
+)
+_OWN_SNAPSHOT = b'"refine_options"'  # in the header of snapshots of networks without a pickle
+_OWN_NETWORK = (
+    "is a snapshot of a network of your own, weights without a network around them: in Python, give them to the "
+    "network with refine.load_weights(network, path)"
 )
 _STARTS = {
     b"\x89PNG": "is a PNG image, not a network pickle: give a .pkl",
@@ -85,6 +90,8 @@ def kind_of(path: Path, size: int) -> Kind:
     if head.startswith(LEGACY_START):
         return "torch-legacy"
     if _is_safetensors(head, size):
+        if _OWN_SNAPSHOT in head:
+            raise PickleError(_OWN_NETWORK)
         raise PickleError(
             explain_names(_safetensors_names(head))
             or "is a safetensors file, weights without a network around them: bring them into a StyleGAN pickle of the "

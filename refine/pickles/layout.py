@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from refine.pickles.errors import PickleError
-from refine.pickles.records import InertDict, PersistentObject
+from refine.pickles.records import InertDict, NetworkRecord
 from refine.pickles.state_dict import state_dict_of
 from refine.pickles.tree import module_state, submodules
 
@@ -79,11 +79,11 @@ def arrange(value: Any) -> Layout:
     state_dict = state_dict_of(value)
     if state_dict is not None:
         return Layout({STATE_DICT: state_dict}, "a state dict", is_snapshot=False)
-    if isinstance(value, PersistentObject):
+    if isinstance(value, NetworkRecord):
         return _named([value], "a bare network")
     places = _places(value)
     if not places:
-        if isinstance(value, dict) and any(isinstance(item, PersistentObject) for item in value.values()):
+        if isinstance(value, dict) and any(isinstance(item, NetworkRecord) for item in value.values()):
             return Layout(value)
         raise PickleError("contains other pickled data, but no network: give the .pkl of a StyleGAN or EDM network")
     if len(places) > 1:
@@ -99,7 +99,7 @@ def arrange(value: Any) -> Layout:
 def _dict_layout(root: dict[Any, Any], outer: Any = None, path: tuple[Any, ...] = ()) -> Layout:
     """A dict of networks, whose one generator or denoiser gets its usual name if nothing has it."""
     renamed: dict[str, Any] = {}
-    if not any(isinstance(root.get(key), PersistentObject) for key in ("G", "G_ema", "ema", "net")):
+    if not any(isinstance(root.get(key), NetworkRecord) for key in ("G", "G_ema", "ema", "net")):
         for name in ("G", "ema"):
             keys = [key for key, value in root.items() if _kind(value) == name]
             averages = [key for key in keys if "ema" in str(key).lower()]
@@ -136,7 +136,7 @@ def _places(value: Any) -> list[tuple[tuple[Any, ...], Any]]:
 
 
 def _is_network(value: Any) -> bool:
-    return isinstance(value, PersistentObject) and module_state(value) is not None
+    return isinstance(value, NetworkRecord) and module_state(value) is not None
 
 
 def _named(values: list[Any], description: str) -> Layout:
@@ -156,7 +156,7 @@ def _named(values: list[Any], description: str) -> Layout:
 
 def _kind(value: Any) -> str | None:
     """The name that a snapshot gives to a network of this class; None for others."""
-    if not isinstance(value, PersistentObject):
+    if not isinstance(value, NetworkRecord):
         return None
     parts = submodules(value).keys()
     if value.class_name.endswith("Discriminator"):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from refine.pickles.errors import PickleError
-from refine.pickles.records import MAX_EXPANDED, Inert
+from refine.pickles.records import MAX_EXPANDED, Inert, InertType
 
 MAX_ELEMENTS = 2**40  # of an array, by its shape
 
@@ -56,6 +56,26 @@ class NumpyArray(Inert):
     def array(self) -> np.ndarray:
         """The array itself, read-only. Raises PickleError if shape and bytes do not agree."""
         state = self.state
+        self._require(isinstance(state, tuple) and len(state) == 5, "state has another form")
+        return _array(state[4], state[2], state[1], "F" if state[3] is True else "C")
+
+    def plain(self) -> list[Any]:
+        """The array as lists. Raises PickleError if shape and bytes do not agree."""
+        return _lists(self.array())
+
+
+class DillArray(Inert):
+    """A NumPy array as dill writes it: args = (function, its arguments, state of `NumpyArray`, attributes or None)."""
+
+    def check(self) -> None:
+        """The call that NumPy's own form has, and no attributes."""
+        super().check()
+        ok = len(self.args) == 4 and isinstance(self.args[0], InertType) and self.args[3] is None
+        self._require(ok and issubclass(self.args[0], NumpyArray), "call has another form")
+
+    def array(self) -> np.ndarray:
+        """The array itself, read-only. Raises PickleError if shape and bytes do not agree."""
+        state = self.args[2]
         self._require(isinstance(state, tuple) and len(state) == 5, "state has another form")
         return _array(state[4], state[2], state[1], "F" if state[3] is True else "C")
 

@@ -6,7 +6,9 @@ of globals, each of which becomes an inert class (`unpickler`, `records`).
 
 from __future__ import annotations
 
+import io
 import logging
+import pickle
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,12 +18,14 @@ from refine.pickles import diagnose, records, torch_file
 from refine.pickles.errors import DamagedFileError, PickleError
 from refine.pickles.layout import Layout, arrange
 from refine.pickles.records import Inert
-from refine.pickles.scan import scan_pickle
+from refine.pickles.scan import PickleScan, names_dill, scan_pickle
+from refine.pickles.source import SourceFile
 from refine.pickles.tree import walk
-from refine.pickles.unpickler import InertUnpickler, allowed_record
+from refine.pickles.unpickler import ArchiveUnpickler, allowed_record
 
 log = logging.getLogger("refine")
 
+FRAME_BYTES = 9  # opcode and length
 TORCH_WRITE_PROTOCOL = 4  # torch.save writes protocol 2, which is not enough for a network pickle
 
 
@@ -34,9 +38,12 @@ class NetworkPickle(Mapping[str, Any]):
         protocol: Pickle protocol of the file, or of the one to write if it is a file of `torch.save`.
         path: Path of the file.
         trusted: True if the caller allowed the embedded source to be run.
-        foreign_globals: Names in use that are not on the allow-list; always empty unless the pickle is trusted.
+        foreign_globals: Names in use that are not on the allow-list; empty unless the pickle is trusted, or written by
+            dill.
         layout: Arrangement of the networks in the file; None means that `root` is all of it.
         kind: Kind of the file.
+        verbatim: The open file, if it is written back by copying its bytes: dill's records can only be copied, and
+            R3GAN's files are large; None for all others.
     """
 
     root: dict[str, Any]
@@ -46,6 +53,7 @@ class NetworkPickle(Mapping[str, Any]):
     foreign_globals: tuple[str, ...] = ()
     layout: Layout | None = field(default=None, repr=False)
     kind: diagnose.Kind = "pickle"
+    verbatim: SourceFile | None = field(default=None, repr=False)
 
     def __getitem__(self, key: str) -> Any:
         return self.root[key]
@@ -61,10 +69,16 @@ class NetworkPickle(Mapping[str, Any]):
         return (value for value in walk(self.root) if isinstance(value, records.PersistentObject))
 
     @property
+    def is_verbatim(self) -> bool:
+        """True if the pickle is as it was read from a file whose bytes are to be copied."""
+        return self.verbatim is not None and self.layout is not None and self.root is self.layout.root
+
+    @property
     def description(self) -> str:
         """The kind and arrangement of the file in words, if it is not an ordinary snapshot; empty if it is."""
+        is_dill = any(name.startswith("dill._dill.") for name in self.foreign_globals)
         arrangement = self.layout.description if self.layout else ""
-        saved = "a file of torch.save" if self.kind != "pickle" else ""
+        saved = "a file of torch.save" if self.kind != "pickle" else "a file of dill" if is_dill else ""
         return " with ".join(part for part in (saved, arrangement) if part)
 
 
@@ -72,6 +86,7 @@ class _Parsed(NamedTuple):
     value: Any
     globals: tuple[tuple[str, str], ...]
     protocol: int
+    verbatim: SourceFile | None = None
 
 
 def load(path: str | Path, *, trust: bool = False) -> NetworkPickle:
@@ -107,7 +122,7 @@ def load(path: str | Path, *, trust: bool = False) -> NetworkPickle:
         failure = DamagedFileError(f"is damaged or not a network pickle ({reason}); download or copy it again")
         raise DamagedFileError(f"{path} {_cause(path, size, kind, failure)}") from error
     foreign = tuple(f"{module}.{name}" for module, name in parsed.globals if allowed_record(module, name) is None)
-    opened = NetworkPickle(layout.root, parsed.protocol, path, trust, foreign, layout, kind)
+    opened = NetworkPickle(layout.root, parsed.protocol, path, trust, foreign, layout, kind, parsed.verbatim)
     if opened.description:
         log.info("%s is %s", path, opened.description)
     return opened
@@ -149,18 +164,42 @@ def _parse(path: Path, size: int, kind: diagnose.Kind, trust: bool) -> _Parsed:
             return _of_torch(torch_file.read_legacy(file, size, trust))
         scan = _scan(file, size)
         diagnose.explain_globals(scan.globals)
-        file.seek(0)
-        value = InertUnpickler(file, trust).load()
-        if file.tell() != size:
-            raise PickleError("reads differently in parts: forged; refused")
-        return _Parsed(value, scan.globals, scan.protocol)
+        rest = _without_archives(file, scan)
+    source = SourceFile(path)
+    unpickler = ArchiveUnpickler(rest, trust, source, scan.archives, dill=names_dill(scan.globals))
+    value = unpickler.load()
+    if rest.read(1) or source.size != size:
+        raise PickleError("reads differently in parts: forged; refused")
+    copied = (records.Opaque, records.OwnModule)
+    is_verbatim = scan.discards or any(issubclass(kind, copied) for kind in unpickler.types.values())
+    return _Parsed(value, scan.globals, scan.protocol, source if is_verbatim else None)
+
+
+def _without_archives(file: BinaryIO, scan: PickleScan) -> io.BytesIO:
+    """The pickle with the number of each storage's archive, as a persistent id, in its place.
+
+    Frames are left out, because what lies in them gets shorter; they mean nothing to a reader.
+    """
+    parts, position = [], 0
+    cuts = [(archive.begin, archive.end, _numbered(i)) for i, archive in enumerate(scan.archives)]
+    cuts += [(frame, frame + FRAME_BYTES, b"") for frame in scan.frames]
+    for begin, end, replacement in sorted(cuts):
+        file.seek(position)
+        parts += [file.read(begin - position), replacement]
+        position = end
+    file.seek(position)
+    return io.BytesIO(b"".join([*parts, file.read()]))
+
+
+def _numbered(index: int) -> bytes:
+    return pickle.BININT + index.to_bytes(4, "little") + pickle.BINPERSID
 
 
 def _of_torch(file: torch_file.TorchFile) -> _Parsed:
     return _Parsed(file.value, file.globals, TORCH_WRITE_PROTOCOL)
 
 
-def _scan(file: BinaryIO, size: int) -> Any:
+def _scan(file: BinaryIO, size: int) -> PickleScan:
     scan = scan_pickle(file, size)
     if scan.end != size:
         raise DamagedFileError(

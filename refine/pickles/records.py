@@ -141,6 +141,39 @@ class Foreign(Inert):
         """Accepts everything: Refine does not make the object."""
 
 
+class Opaque(Foreign):
+    """An object that Refine passes over: what dill writes of functions, and networks of other packages.
+
+    It takes any form that a pickle can give an object, and remembers only what it refers to, not how. So it can be
+    copied with the bytes of its file, but not be written anew.
+    """
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Opaque:
+        """NEWOBJ or NEWOBJ_EX: records what is passed."""
+        record: Any = super().__new__(cls, *args, *kwargs.values())
+        assert isinstance(record, Opaque)
+        return record
+
+    def __call__(self, *args: Any) -> Opaque:
+        """REDUCE with an object in place of a global: records the call and runs nothing."""
+        return Opaque(self, *args)
+
+    def __setstate__(self, state: Any) -> None:
+        self.list_items.append(state)
+
+    def add(self, item: Any) -> None:
+        """ADDITEMS to an object that is not a set."""
+        self.list_items.append(item)
+
+    def children(self) -> Iterator[Any]:
+        """Nothing: its content may refer back to it; see `contents`."""
+        return iter(())
+
+    def contents(self) -> Iterator[Any]:
+        """The values that it refers to."""
+        yield from (self.args, self.list_items, self.dict_items)
+
+
 class Name(Inert):
     """A global that is only named, never called, such as an element type."""
 
@@ -154,14 +187,30 @@ class Values(Inert):
 
 
 class PlainModule(Inert):
-    """A module of PyTorch itself: made bare, then given its `__dict__`."""
+    """A module that its pickle names: made bare, then given its `__dict__`."""
 
     may_be_new_object = may_have_state = True
+    init_args: tuple[Any, ...] = ()  # constructor arguments, which such a pickle does not have
+    init_kwargs: dict[str, Any] = {}  # noqa: RUF012
+
+    @property
+    def class_name(self) -> str:
+        """Name of the class within its module."""
+        return self.global_name
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """The object's `__dict__`, as inert values."""
+        return self.state if isinstance(self.state, dict) else {}
 
     def check(self) -> None:
         """`__new__` without arguments."""
         super().check()
         self._require(self.is_new_object and not self.args, "call has another form")
+
+
+class OwnModule(PlainModule):
+    """A module of a repository whose pickles name their classes, which the repository's code then has to define."""
 
 
 class PersistentObject(Inert):
@@ -223,6 +272,8 @@ class PersistentObject(Inert):
         for field, kind in (("_init_args", (tuple, list)), ("_init_kwargs", dict)):
             self._require(isinstance(meta["state"].get(field, kind() if kind is dict else ()), kind), f"{field} is odd")
 
+
+NetworkRecord = PersistentObject | OwnModule
 
 _text_sha256 = lru_cache(maxsize=64)(text_sha256)
 

@@ -14,9 +14,9 @@ from __future__ import annotations
 import pickle
 import pickletools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import BinaryIO, Literal
+from typing import BinaryIO, Literal, NamedTuple
 
 from refine.pickles.errors import DamagedFileError, PickleError
 
@@ -25,19 +25,40 @@ MAX_SHORT_STRING = 256  # bytes; longer strings cannot name a global
 MAX_OPCODES = 4_000_000
 MAX_STORAGE_OPCODES = 200  # of each pickle in the archive of one storage, which needs 40
 MAX_CONTAINERS = 500_000  # an object of up to 300 bytes for one byte of file
+LEGACY_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # with which the archive of every storage begins
 
 # A network pickle; the object within a file of torch.save, whose tensors' data lies elsewhere; a part of the archive of
 # one storage. The last two refer to storages by persistent ids and are of protocol 2.
 ScanKind = Literal["network", "torch", "storage"]
 
 
+class Archive(NamedTuple):
+    """A storage's archive: `begin` of its opcode, and `start` and `end` of its bytes."""
+
+    begin: int
+    start: int
+    end: int
+
+
 @dataclass(frozen=True)
 class PickleScan:
-    """Result of a walk over the opcodes: `protocol`, the `globals` named, and the position after STOP."""
+    """Result of a walk over the opcodes.
+
+    Attributes:
+        protocol: Protocol of the pickle.
+        globals: Names in use, each once.
+        end: Position after STOP.
+        archives: Archives of storages, in their order.
+        frames: Positions of the opcodes FRAME.
+        discards: Whether values are made and then discarded, as dill does.
+    """
 
     protocol: int
     globals: tuple[tuple[str, str], ...]
     end: int
+    archives: tuple[Archive, ...] = ()
+    frames: tuple[int, ...] = ()
+    discards: bool = False
 
 
 # The value of the symbolic machine: a short string stands for itself (it may name a global, it may be a key),
@@ -71,6 +92,7 @@ _COUNTED_ATOMS = {  # opcode -> (bytes of the length field, value of a long payl
     pickle.BYTEARRAY8: (8, _ATOM),
     pickle.LONG1: (1, _ATOM),
 }
+_BYTES = {pickle.SHORT_BINBYTES, pickle.BINBYTES, pickle.BINBYTES8}
 _TEXT = {pickle.SHORT_BINUNICODE, pickle.BINUNICODE, pickle.BINUNICODE8}
 _CONTAINERS = {
     *(pickle.EMPTY_DICT, pickle.EMPTY_LIST, pickle.EMPTY_SET),
@@ -100,6 +122,11 @@ def scan_pickle(
     return _Scanner(file, size, kind, max_opcodes).run()
 
 
+def names_dill(names: Iterable[tuple[str, str]]) -> bool:
+    """True if a pickle with these globals was written by dill."""
+    return any(module == "dill._dill" for module, _ in names)
+
+
 class _Scanner:
     def __init__(self, file: BinaryIO, size: int, kind: ScanKind, max_opcodes: int) -> None:
         self.file = file
@@ -112,6 +139,9 @@ class _Scanner:
         self.globals: dict[tuple[str, str], None] = {}
         self.protocol = 0
         self.frame_end = 0
+        self.archives: list[Archive] = []
+        self.frames: list[int] = []
+        self.first_discard: tuple[bytes, int] | None = None
         # Small snapshots have an opcode every 17 to 140 bytes, a container every 90 to 730; large ones fewer.
         length = size - self.start
         sparse = 4 if kind == "torch" else 1  # times as many where tensors' data lies elsewhere
@@ -149,7 +179,10 @@ class _Scanner:
                 self._pop()
                 if self.stack or self.marked_stacks:
                     raise DamagedFileError("is damaged: values are left over at its end; download or copy it again")
-                return PickleScan(self.protocol, tuple(self.globals), self.file.tell())
+                if self.first_discard is not None and not names_dill(self.globals):
+                    raise self._unusable(*self.first_discard)
+                found = (tuple(self.archives), tuple(self.frames), self.first_discard is not None)
+                return PickleScan(self.protocol, tuple(self.globals), self.file.tell(), *found)
 
     def _steps(self) -> dict[int, Callable[[], None]]:
         """Opcode -> effect on the symbolic stack, for all opcodes but constants."""
@@ -162,6 +195,8 @@ class _Scanner:
             pickle.LONG_BINPUT: lambda: self._put(self._number(4)),
             pickle.BINGET: lambda: self._get(self._number(1)),
             pickle.LONG_BINGET: lambda: self._get(self._number(4)),
+            pickle.POP: lambda: self._discard(pickle.POP),
+            pickle.POP_MARK: lambda: self._discard(pickle.POP_MARK),
             pickle.TUPLE: lambda: self._push(1 + _depth(self._pop_mark())),
             pickle.APPEND: lambda: self._grow([self._pop()]),
             pickle.APPENDS: lambda: self._grow(self._pop_mark()),
@@ -231,6 +266,15 @@ class _Scanner:
             raise DamagedFileError("is damaged: an opcode finds no value to work on; download or copy it again")
         return self.stack.pop()
 
+    def _discard(self, opcode: bytes) -> None:
+        """Discards a value, or all above the last mark; only dill's picklers do so."""
+        if self.first_discard is None:
+            self.first_discard = opcode, self.file.tell() - 1
+        if opcode == pickle.POP:
+            self._pop()  # a mark itself, which POP would take too, is no value
+        else:
+            self._pop_mark()
+
     def _mark(self) -> None:
         self.marked_stacks.append(self.stack)
         self.stack = []
@@ -283,6 +327,7 @@ class _Scanner:
         if begin < self.frame_end:
             raise PickleError("has a frame within a frame: forged; refused")
         length = self._length(8)
+        self.frames.append(begin)
         # The rule about ends of frames looks at the opcodes within: this one lies before its own frame.
         self.frame_end = self.file.tell() + length
 
@@ -292,9 +337,13 @@ class _Scanner:
         length = self._length(num_bytes)
         if opcode in _TEXT and length <= MAX_SHORT_STRING:
             self._push(self._read(length).decode("utf-8", "backslashreplace"))
-        else:
-            self.file.seek(length, 1)
-            self._push(value)
+            return
+        start = self.file.tell()
+        head = self.file.read(len(LEGACY_START)) if self.kind == "network" and opcode in _BYTES else b""
+        if head == LEGACY_START and length > len(LEGACY_START):
+            self.archives.append(Archive(start - num_bytes - 1, start, start + length))
+        self.file.seek(start + length)
+        self._push(value)
 
     def _global(self, module: str, name: str) -> None:
         if not (_NAME.fullmatch(module) and _NAME.fullmatch(name)):

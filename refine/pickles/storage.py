@@ -20,10 +20,11 @@ import torch
 
 from refine.pickles.errors import DamagedFileError, PickleError
 from refine.pickles.scan import MAX_STORAGE_OPCODES, scan_pickle
+from refine.pickles.source import FileBytes
 
 MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
-LEGACY_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # its pickle, with which every archive begins
 PROTOCOL_VERSION = 1001
+HEAD_BYTES = 1 << 14  # within which the data of an archive begins; 400 are usual
 
 STORAGE_DTYPES = {
     "DoubleStorage": torch.float64,
@@ -41,9 +42,9 @@ STORAGE_DTYPES = {
 
 @dataclass(frozen=True)
 class StorageBlob:
-    """One archive: `archive[data_start:]` is the raw data of `num_elements` elements of `dtype`."""
+    """One archive: from `data_start` on, it is the raw data of `num_elements` elements of `dtype`."""
 
-    archive: bytes
+    archive: bytes | FileBytes
     data_start: int
     dtype: torch.dtype
     num_elements: int
@@ -54,7 +55,14 @@ class StorageBlob:
             return torch.empty(shape, dtype=self.dtype)
         size = self.dtype.itemsize
         # NumPy has no bfloat16: integers of the same size are copied, and looked at as what they are.
-        flat = np.frombuffer(self.archive, f"<i{size}", offset=self.data_start)[offset:]
+        if isinstance(self.archive, FileBytes):
+            last = sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
+            flat = np.empty(last + 1, f"<i{size}")
+            self.archive.read_into(self.data_start + offset * size, flat.data.cast("B"))
+            if last + 1 == math.prod(shape) and stride == _strides(shape):
+                return torch.from_numpy(flat.reshape(shape)).view(self.dtype)
+        else:
+            flat = np.frombuffer(self.archive, f"<i{size}", offset=self.data_start)[offset:]
         view = np.lib.stride_tricks.as_strided(flat, shape, [step * size for step in stride], writeable=False)
         return torch.from_numpy(np.array(view, order="C")).view(self.dtype)
 
@@ -66,7 +74,13 @@ class StorageBlob:
         """The archive with other data: its head, byte for byte as it was, and the new data."""
         assert flat.numel() == self.num_elements and flat.dtype == self.dtype and flat.is_contiguous()
         data: Any = flat.reshape(-1).view(torch.uint8).numpy() if flat.numel() else b""
-        return self.archive[: self.data_start], memoryview(data)
+        head = self.archive.read(0, self.data_start) if isinstance(self.archive, FileBytes) else self.archive
+        return head[: self.data_start], memoryview(data)
+
+
+def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Strides of a C array, in elements."""
+    return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
 
 
 @dataclass(frozen=True)
@@ -116,14 +130,15 @@ class _ArchiveUnpickler(pickle.Unpickler):
         return pid
 
 
-def parse_storage(archive: bytes) -> StorageBlob:
+def parse_storage(archive: bytes | FileBytes) -> StorageBlob:
     """Finds the data in an archive.
 
     Raises:
         PickleError: The bytes are not such an archive, or declared and actual size differ.
     """
-    file = io.BytesIO(archive)
-    magic, protocol, system, description, keys = (load_next(file, len(archive)) for _ in range(5))
+    head = archive.read(0, min(len(archive), HEAD_BYTES)) if isinstance(archive, FileBytes) else archive
+    file = io.BytesIO(head)
+    magic, protocol, system, description, keys = (load_next(file, len(head)) for _ in range(5))
     if magic != MAGIC_NUMBER or protocol != PROTOCOL_VERSION:
         raise PickleError("has a tensor storage that is not a torch.save archive; it is damaged or forged")
     if not (isinstance(system, dict) and system.get("little_endian") is True):

@@ -10,11 +10,12 @@ import torch
 
 from refine.pickles.errors import PickleError
 from refine.pickles.records import Inert
+from refine.pickles.source import FileBytes
 from refine.pickles.storage import FileBlob, StorageBlob, parse_storage
 
 
 class StorageRecord(Inert):
-    """The memory of a tensor: a torch.save archive of the old kind, kept as bytes.
+    """The memory of a tensor: a torch.save archive of the old kind, as bytes in memory or in the file.
 
     The archive is parsed when the record is made, so that a forged one is refused at once.
     """
@@ -23,7 +24,7 @@ class StorageRecord(Inert):
 
     def __new__(cls, *args: Any) -> StorageRecord:
         """Parses the archive."""
-        if len(args) != 1 or not isinstance(args[0], bytes):
+        if len(args) != 1 or not isinstance(args[0], (bytes, FileBytes)):
             raise PickleError("has a tensor storage that is not one string of bytes; it is damaged or forged")
         record = super().__new__(cls, *args)
         assert isinstance(record, StorageRecord)

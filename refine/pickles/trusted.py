@@ -8,7 +8,7 @@ import pickle
 from typing import Any
 
 from refine.pickles.errors import PickleError
-from refine.pickles.records import InertType, PersistentObject
+from refine.pickles.records import InertType, NetworkRecord, PersistentObject
 from refine.pickles.tree import children, walk
 from refine.pickles.unpickler import allowed_record
 from refine.pickles.writer import dump
@@ -16,7 +16,7 @@ from refine.pickles.writer import dump
 log = logging.getLogger("refine")
 
 
-def instantiate(record: PersistentObject) -> Any:
+def instantiate(record: NetworkRecord) -> Any:
     """Builds the real object behind a record, running the source that travels with it.
 
     One line says beforehand which classes and sources are about to run.
@@ -51,7 +51,7 @@ def _remedy(error: Exception) -> str:
     return "run Refine from a checkout of the repository that wrote the file"
 
 
-def _what_runs(record: PersistentObject) -> list[str]:
+def _what_runs(record: NetworkRecord) -> list[str]:
     """The embedded sources, and the globals beyond those that Refine allows, each once."""
     found: dict[str, None] = {}
     for value in walk(record):

@@ -21,13 +21,16 @@ from refine.pickles.errors import PickleError
 from refine.pickles.known_sources import KNOWN_SOURCES
 from refine.pickles.layout import like_dict
 from refine.pickles.reader import NetworkPickle
-from refine.pickles.records import Inert, InertDict, InertType, PersistentObject
+from refine.pickles.records import Inert, InertDict, InertType, Opaque, PersistentObject
+from refine.pickles.source import FileBytes
 from refine.pickles.storage import StorageBlob
 from refine.pickles.tensor_records import ParameterRecord, StorageRecord, TensorRecord
-from refine.pickles.tree import module_state, named_tensors, walk
+from refine.pickles.tree import children, module_state, named_tensors, walk
 from refine.pickles.unpickler import inert
 
 log = logging.getLogger("refine")
+
+MAX_NAMED = 10  # globals in a warning
 
 
 def save(
@@ -59,6 +62,8 @@ def write(
     network_pickle: NetworkPickle, file: BinaryIO, tensors: Mapping[str, Mapping[str, torch.Tensor]] | None = None
 ) -> None:
     """Writes into an open file, without a warning about embedded source; see `save`."""
+    if network_pickle.is_verbatim and _patch(network_pickle, file, tensors or {}):
+        return
     root = like_dict(network_pickle.root, dict(network_pickle.root))
     new_data: dict[int, torch.Tensor] = {}
     for key, values in (tensors or {}).items():
@@ -74,6 +79,50 @@ def write(
     if layout is not None:
         value = layout.enclose(root) if layout.is_snapshot else snapshot_of(root)
     dump(value, file, network_pickle.protocol, new_data)
+
+
+def _patch(network_pickle: NetworkPickle, file: BinaryIO, tensors: Mapping[str, Mapping[str, torch.Tensor]]) -> bool:
+    """Copies the bytes of the source, with other bytes where the data of new tensors lies.
+
+    Returns:
+        False, with nothing written, if a tensor to replace is at the same time one of another entry.
+
+    Raises:
+        PickleError: That is so, and the pickle cannot be written anew either.
+    """
+    source, root = network_pickle.verbatim, network_pickle.root
+    assert source is not None
+    pieces: dict[int, torch.Tensor] = {}  # flat data by position
+    for key, values in tensors.items():
+        record = root.get(key)
+        if module_state(record) is None:
+            raise PickleError(f"{network_pickle.path} has no network {key!r} to give new tensors to")
+        own = named_tensors(record)
+        elsewhere = _all_storages([value for other, value in root.items() if other != key])
+        if any(id(tensor.storage) in elsewhere for tensor in own.values()):
+            if not network_pickle.foreign_globals:
+                return False
+            raise PickleError(
+                f"{network_pickle.path} shares the tensors of {key} with another entry, and records of dill cannot be "
+                "written anew: make a file of the generator alone with `python -m refine export --network="
+                f"{network_pickle.path} --format=pkl-ema --out=FILE`, and use that"
+            )
+        data = _new_data(own, values, key)
+        for tensor in own.values():
+            blob = tensor.storage.blob
+            assert isinstance(blob, StorageBlob) and isinstance(blob.archive, FileBytes)
+            pieces[blob.archive.offset + blob.data_start] = data[id(tensor.storage)]
+    position = 0
+    for start in sorted(pieces):
+        for chunk in source.chunks(position, start - position):
+            file.write(chunk)
+        flat = pieces[start]
+        if flat.numel():
+            file.write(flat.view(torch.uint8).numpy().data)
+        position = start + flat.nbytes
+    for chunk in source.chunks(position, source.size - position):
+        file.write(chunk)
+    return True
 
 
 def snapshot_of(root: Mapping[str, Any]) -> dict[str, Any]:
@@ -103,7 +152,9 @@ def warn_of_code(network_pickle: NetworkPickle, path: str | Path) -> None:
     unknown = {o.source_sha256 for o in network_pickle.persistent_objects()} - KNOWN_SOURCES.keys()
     carried = [f"{len(unknown)} embedded source{'s' if len(unknown) > 1 else ''}"] if unknown else []
     if network_pickle.foreign_globals:
-        carried.append(f"calls of {', '.join(network_pickle.foreign_globals)}")
+        names = network_pickle.foreign_globals
+        more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+        carried.append(f"calls of {', '.join(names[:MAX_NAMED])}{more}")
     if carried:
         log.warning(
             "%s carries %s from its origin, which a plain pickle.load runs and Refine cannot vouch for: "
@@ -168,6 +219,22 @@ def _storages(values: Any) -> set[int]:
     return {id(value) for value in walk(values) if isinstance(value, StorageRecord)}
 
 
+def _all_storages(values: Any) -> set[int]:
+    """Ids of all storages that can be reached from `values`, also through records that are passed over."""
+    seen: set[int] = set()
+    found: set[int] = set()
+    pending = [values]
+    while pending:
+        value = pending.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, StorageRecord):
+            found.add(id(value))
+        pending += value.contents() if isinstance(value, Opaque) else children(value)
+    return found
+
+
 def _new_data(
     old: Mapping[str, TensorRecord], new: Mapping[str, torch.Tensor], network: str
 ) -> dict[int, torch.Tensor]:
@@ -214,7 +281,9 @@ class _RecordPickler(_PythonPickler):
         self.new_data = new_data
 
     def save(self, obj: Any, save_persistent_id: bool = True) -> None:
-        if not isinstance(obj, (Inert, InertType)):
+        if isinstance(obj, FileBytes):
+            self._save_file_bytes(obj)
+        elif not isinstance(obj, (Inert, InertType)):
             super().save(obj, save_persistent_id)
         elif (known := self.memo.get(id(obj))) is not None:
             self.write(self.get(known[0]))
@@ -233,11 +302,16 @@ class _RecordPickler(_PythonPickler):
         self.memoize(obj)
 
     def _save_inert(self, obj: Inert) -> None:
+        if isinstance(obj, Opaque):
+            raise PickleError(
+                f"has a record of {obj!r:.80}, which can only be copied with its file, not be written anew"
+            )
         self.save(type(obj))
         if isinstance(obj, StorageRecord) and id(obj) in self.new_data:
             assert isinstance(obj.blob, StorageBlob), "a file with networks is read whole"
             head, data = obj.blob.with_data(self.new_data[id(obj)])
-            self._save_bytes(head, data)
+            self._write_bytes(head, data)
+            self._memoize_temporary()
             self.write(pickle.TUPLE1)
             self._memoize_temporary()
         else:
@@ -261,7 +335,7 @@ class _RecordPickler(_PythonPickler):
                     self.save(part)
             self.write(many if len(chunk) > 1 else one)
 
-    def _save_bytes(self, head: bytes, data: memoryview) -> None:
+    def _write_bytes(self, head: bytes, data: memoryview) -> None:
         """Bytes in two parts, written without joining them, as long strings are: outside of any frame."""
         num_bytes = len(head) + len(data)
         if num_bytes <= 0xFF:
@@ -271,7 +345,20 @@ class _RecordPickler(_PythonPickler):
         else:
             opcode, width = (pickle.BINBYTES, 4) if num_bytes <= 0xFFFFFFFF else (pickle.BINBYTES8, 8)
             self._write_large_bytes(opcode + num_bytes.to_bytes(width, "little") + head, data)
-        self._memoize_temporary()
+
+    def _save_file_bytes(self, obj: FileBytes) -> None:
+        """Bytes from a file, in parts, as `_write_bytes` does."""
+        if (known := self.memo.get(id(obj))) is not None:
+            self.write(self.get(known[0]))
+            return
+        if len(obj) < self.framer._FRAME_SIZE_TARGET:
+            self._write_bytes(b"", memoryview(bytes(obj)))
+        else:
+            opcode, width = (pickle.BINBYTES, 4) if len(obj) <= 0xFFFFFFFF else (pickle.BINBYTES8, 8)
+            self._write_large_bytes(opcode + len(obj).to_bytes(width, "little"), b"")
+            for chunk in obj.chunks():
+                self._write_large_bytes(chunk, b"")
+        self.memoize(obj)
 
     def _memoize_temporary(self) -> None:
         """Uses up a memo number for a value that nothing else refers to, without keeping it in memory."""

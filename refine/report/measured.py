@@ -18,6 +18,12 @@ NOTICEABLE = 0.02  # a relative change below it is not called one, unless interv
 _BEGINNINGS: dict[str, tuple[str, Better]] = {
     "fid": ("FID", "lower"),
     "fdd": ("Fréchet distance", "lower"),
+    "fd_dinov2": ("DINOv2 distance", "lower"),
+    "clip_fid": ("CLIP distance", "lower"),
+    "sfid": ("Spatial FID", "lower"),
+    "cmmd": ("CMMD", "lower"),
+    "copies_dinov2": ("Near copies by DINOv2", "lower"),
+    "copies": ("Near copies", "lower"),
     "kid": ("KID", "lower"),
     "ppl": ("Path length", "lower"),
     "is": ("Inception score", "higher"),
@@ -27,13 +33,14 @@ _ENDINGS: dict[str, tuple[str, Better]] = {
     "recall": ("Recall", "higher"),
     "density": ("Density", "higher"),
     "coverage": ("Coverage", "higher"),
+    "ratio": ("Distance to the nearest image over that to the second", None),
     "agreement": ("Class agreement", "higher"),
     "variance": ("Variance within classes", None),
     "rarest": ("Share of the rarest class", None),
 }
-_DISTANCES = ("fid", "fdd", "kid")
+_DISTANCES = ("fid", "fdd", "kid", "fd_dinov2", "clip_fid", "sfid", "cmmd")
 _SEEDS = re.compile(r"(?P<base>.+)_seeds\d+-\d+")
-_MINIMUM = re.compile(r"(?P<base>.+)_min_of_\d+")
+_OF_SEEDS = re.compile(r"(?P<base>.+)_(min|mean|std)_of_\d+")
 _SPREAD = re.compile(r"(?P<base>is\d+k?)_(?P<which>mean|std)")
 _KEYS = ("detector", "reference", "data", "num_images", "note", "warning")
 
@@ -170,7 +177,7 @@ def main_metric(metrics: list[Metric]) -> Metric | None:
 
 def _values(results: Mapping[str, float]) -> dict[str, float]:
     """The results that are values of their own, and not a part of another one."""
-    skipped = {name for name in results if _SEEDS.fullmatch(name) or _MINIMUM.fullmatch(name)}
+    skipped = {name for name in results if _SEEDS.fullmatch(name) or _OF_SEEDS.fullmatch(name)}
     skipped |= {name for name in results if (match := _SPREAD.fullmatch(name)) and match["which"] == "std"}
     return {name: value for name, value in results.items() if name not in skipped}
 

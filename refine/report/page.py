@@ -370,7 +370,8 @@ def facts(run: Run) -> list[tuple[str, str]]:
 
 def links(run: Run, folder: Path) -> list[Link]:
     """The run's files, as seen from the page's folder."""
-    wanted = ["network-best.pkl", *list(run.snapshots.values())[-1:], "log.txt", "stats.jsonl", "training_options.json"]
+    best = [f"network-best{suffix}" for suffix in (".pkl", ".safetensors")]
+    wanted = [*best, *list(run.snapshots.values())[-1:], "log.txt", "stats.jsonl", "training_options.json"]
     found = []
     for name in wanted:
         path = run.path / name

@@ -23,7 +23,7 @@ MAX_STATS = 4000  # rows of `stats.jsonl` that are parsed; of more, evenly many
 OPTIONS, STATS, LOG, SESSIONS = "training_options.json", "stats.jsonl", "log.txt", "sessions.jsonl"
 PREFLIGHT, YARDSTICKS, REALS, FIRST_FAKES = "preflight.json", "yardsticks.json", "reals.png", "fakes_init.png"
 
-_SNAPSHOT = re.compile(r"network-snapshot-(\d{6,}(?:_\d{3})?)\.pkl")
+_SNAPSHOT = re.compile(r"network-snapshot-(\d{6,}(?:_\d{3})?)\.(?:pkl|safetensors)")
 _FAKES = re.compile(r"fakes(\d{6,}(?:_\d{3})?)\.png")
 _BAND = re.compile(r"(?P<base>.+)/sigma_(?P<low>[^_]+)_(?P<high>[^_]+)")
 _WARNING, _ERROR = "Warning: ", "Error: "

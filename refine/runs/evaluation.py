@@ -9,6 +9,7 @@ import itertools
 import logging
 from collections.abc import Sequence
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -18,14 +19,17 @@ from refine.config import RunConfig
 from refine.errors import OptionError, UserError
 from refine.files.dataset import ImageDataset
 from refine.files.matched_images import matching_images
+from refine.metrics.metric import FRECHET_DISTANCES
 from refine.metrics.options import MetricOptions
 from refine.metrics.reference import Teacher
 from refine.metrics.resolve import dataset_path, warn_of_recorded_data
 from refine.metrics.suite import Measure as Evaluate
 from refine.metrics.suite import make_measure
 from refine.networks.loading import as_one_step, load_generator, load_teacher
+from refine.networks.one_step import DEFAULT_SIGMA_INIT
 from refine.pair.pair import Pair, conditions, guided_denoiser
 from refine.runs.folder import RunFolder
+from refine.runtime import distributed
 from refine.runtime.device import choose_device
 from refine.runtime.logs import ALL_RANKS
 from refine.runtime.text import counted
@@ -65,6 +69,7 @@ def metric_options(config: RunConfig, device: torch.device, *, trust_detector: b
         trust_detector=trust_detector,
         seed=config.metric_seed,
         fid_seeds=config.fid_seeds,
+        bootstrap=config.bootstrap,
         resample=config.resample,
     )
 
@@ -98,8 +103,10 @@ def evaluation_for(config: RunConfig, pair: Pair, trainer: Trainer, *, trust_det
     if options.data is None and options.ref == "auto" and pair.gan_file is not None:
         warn_of_recorded_data(pair.gan_file.pickle)
     assert trainer.generator.average is not None
-    generator = trainer.generator.average.network.module
-    sha256, more = pair.digests.get("teacher", ""), conditions(trainer.teacher, pair.digests)
+    generator = _drawn(trainer, trainer.generator.average.network.module)
+    # What a teacher without a file draws depends on code, too, so none of it is kept for other runs.
+    sha256 = pair.digests.get("teacher") or distributed.broadcast(uuid4().hex)
+    more = conditions(trainer.teacher, pair.digests)
     yardstick = Teacher(trainer.teacher, config.teacher, sha256, config.class_map, more)
     try:
         measure = make_measure(options, generator, trainer.device, yardstick)
@@ -111,13 +118,21 @@ def evaluation_for(config: RunConfig, pair: Pair, trainer: Trainer, *, trust_det
 
     def guarded(network: torch.nn.Module, snapshot_pkl: str) -> Sequence[dict[str, Any]]:
         try:
-            return measure(network, snapshot_pkl)
+            return measure(_drawn(trainer, network), snapshot_pkl)
         except Exception as error:  # hours of training are worth more than a metric
             about = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
             log.warning(f"Could not measure {snapshot_pkl}: {about}", extra=ALL_RANKS)
             return []
 
     return guarded
+
+
+def _drawn(trainer: Trainer, module: torch.nn.Module) -> Any:
+    """What draws the images of a module: the module itself, unless its adapter is the user's own."""
+    for average in trainer.generator.averages().values():
+        if average.network.module is module and not type(average.network).__module__.startswith("refine."):
+            return average.network
+    return module
 
 
 def prefetch_for(config: RunConfig, *, trust: bool = False, trust_detector: bool = False) -> list[str]:
@@ -140,7 +155,11 @@ def prefetch_for(config: RunConfig, *, trust: bool = False, trust_detector: bool
 
     def get() -> list[str]:
         teacher = load_teacher(config.teacher, trust=trust, settings=config.teacher_settings)
-        gan = as_one_step(teacher) if config.gan is None else load_generator(config.gan, trust=trust)
+        sigma_init = config.sigma_init
+        if config.gan is None:
+            gan = as_one_step(teacher, DEFAULT_SIGMA_INIT if sigma_init is None else sigma_init)
+        else:
+            gan = load_generator(config.gan, trust=trust, sigma_init=sigma_init)
         lines = [f"generator {gan.pickle.path}", f"teacher {teacher.pickle.path}"]
         guide = None
         if config.guide is not None:
@@ -193,7 +212,7 @@ def record(folder: RunFolder, rows: Sequence[dict[str, Any]], patience: int | No
     """
     for row in rows:
         folder.add_metric(row)
-    name = next((row["metric"] for row in rows if row["metric"].startswith(("fid", "fdd"))), None)
+    name = next((row["metric"] for row in rows if row["metric"].startswith(FRECHET_DISTANCES)), None)
     if name is None:
         return None
     history = folder.metric_rows(name)
@@ -216,7 +235,7 @@ def record_average(folder: RunFolder, decay: str, rows: Sequence[dict[str, Any]]
     """
     for row in rows:
         folder.add_average({"decay": decay, **row})
-    fid = next((row for row in rows if row["metric"].startswith(("fid", "fdd"))), None)
+    fid = next((row for row in rows if row["metric"].startswith(FRECHET_DISTANCES)), None)
     if fid is None:
         return
     others = [row for row in folder.average_rows() if row["metric"] == fid["metric"]]
@@ -232,7 +251,7 @@ def link_best_by_divergence(folder: RunFolder, batch: int) -> None:
         folder: Folder of the run.
         batch: Images per step, by which the positions in the names of snapshots may be too small.
     """
-    if any(name.startswith(("fid", "fdd")) for name in folder.metric_names()):
+    if any(name.startswith(FRECHET_DISTANCES) for name in folder.metric_names()):
         return
     history = readings(folder.stats_rows())
     now = history[-1].cur_nimg if history else 0  # a resumed run may find snapshots that it has yet to reach

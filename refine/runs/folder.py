@@ -4,6 +4,8 @@
         training_options.json   log.txt   stats.jsonl   fakes_init.png   fakes<kimg>.png
         network-snapshot-<kimg>.pkl   network-best.pkl   training-state-<kimg>.pt   metric-<name>.jsonl
 
+Snapshots of a network without a pickle end in `.safetensors`.
+
 <kimg> has six digits, as in the StyleGAN repositories. If a kimg has more than one snapshot, as in short runs, the
 images beyond it follow: `network-snapshot-000003_520.pkl`.
 """
@@ -21,9 +23,9 @@ from refine.errors import UserError
 from refine.files.atomic import atomic_write, cannot_write
 from refine.files.jsonl import read_rows, to_json
 
-OPTIONS, STATS, LOG, BEST = "training_options.json", "stats.jsonl", "log.txt", "network-best.pkl"
+OPTIONS, STATS, LOG, BEST = "training_options.json", "stats.jsonl", "log.txt", "network-best"
 AVERAGES = "averages.jsonl"
-_SNAPSHOT = re.compile(r"network-snapshot-(\d{6,})(?:_(\d{3}))?\.pkl")
+_SNAPSHOT = re.compile(r"network-snapshot-(\d{6,})(?:_(\d{3}))?\.(?:pkl|safetensors)")
 _STATE = re.compile(r"training-state-(\d{6,})\.pt")
 NUM_STATES_KEPT = 2
 
@@ -33,10 +35,11 @@ class RunFolder:
 
     Args:
         path: Path of the folder.
+        suffix: End of the names of snapshots to write.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, suffix: str = ".pkl") -> None:
+        self.path, self.suffix = path, suffix
 
     @classmethod
     def create(cls, outdir: str | Path, name: str) -> RunFolder:
@@ -94,7 +97,7 @@ class RunFolder:
 
     def snapshots(self) -> dict[Path, int]:
         """Snapshots in the folder, oldest first, with the images in each name, rounded down."""
-        paths = (path for path in self.path.glob("network-snapshot-*.pkl") if _SNAPSHOT.fullmatch(path.name))
+        paths = (path for path in self.path.glob("network-snapshot-*") if _SNAPSHOT.fullmatch(path.name))
         return dict(sorted(((path, _snapshot_nimg({"snapshot_pkl": path.name})) for path in paths), key=lambda p: p[1]))
 
     def add_metric(self, row: Mapping[str, Any]) -> None:
@@ -135,7 +138,7 @@ class RunFolder:
 
     def link_best(self, snapshot: Path) -> None:
         """Links `network-best.pkl` to a snapshot; copies the snapshot if the system has no links."""
-        link = self.path / BEST
+        link = self.path / f"{BEST}{snapshot.suffix}"
         temporary = link.with_name(f".{link.name}.tmp")
         temporary.unlink(missing_ok=True)
         try:
@@ -147,11 +150,11 @@ class RunFolder:
 
     def snapshot_path(self, tag: str) -> Path:
         """Path of the snapshot with a tag."""
-        return self.path / f"network-snapshot-{tag}.pkl"
+        return self.path / f"network-snapshot-{tag}{self.suffix}"
 
     def average_path(self, tag: str, decay: str) -> Path:
         """Path of a further moving average at the end of a run, such as `network-average-000030-power_0.1.pkl`."""
-        return self.path / f"network-average-{tag}-{decay.replace(':', '_')}.pkl"
+        return self.path / f"network-average-{tag}-{decay.replace(':', '_')}{self.suffix}"
 
     def add_average(self, row: Mapping[str, Any]) -> None:
         """Appends a row to `averages.jsonl`."""
@@ -164,7 +167,7 @@ class RunFolder:
 
     def last_snapshot(self) -> Path | None:
         """Path of the newest snapshot; None if there is none."""
-        snapshots = [path for path in self.path.glob("network-snapshot-*.pkl") if _SNAPSHOT.fullmatch(path.name)]
+        snapshots = [path for path in self.path.glob("network-snapshot-*") if _SNAPSHOT.fullmatch(path.name)]
         return max(snapshots, key=lambda path: path.name, default=None)
 
     def state_path(self, cur_nimg: int) -> Path:

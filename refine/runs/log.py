@@ -17,8 +17,6 @@ IN_LOG = {"in_log": True}  # `extra` of a record whose line is in `log.txt` alre
 class RunLog(logging.Handler):
     """Handler that writes to `log.txt`, as a context manager from before the folder exists to the end of the run.
 
-    An error that ends the run becomes the last line.
-
     Args:
         logger: Logger to listen to.
         is_writer: Whether this process writes `log.txt`.
@@ -35,6 +33,11 @@ class RunLog(logging.Handler):
         self._folder, early, self._early = folder, self._early, []
         for line in early:
             self._write(line)
+
+    def end(self, error: Exception) -> None:
+        """Writes the error that ends the run, which only the caller can show elsewhere."""
+        if self.is_writer:
+            self._write(f"Error: {error if isinstance(error, UserError) else f'{type(error).__name__}: {error}'}")
 
     def emit(self, record: logging.LogRecord) -> None:
         """Writes or keeps one record; debugging output is left out."""
@@ -58,5 +61,3 @@ class RunLog(logging.Handler):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.logger.removeHandler(self)
-        if self.is_writer and self._folder is not None and isinstance(error, Exception):
-            self._write(f"Error: {error if isinstance(error, UserError) else f'{type(error).__name__}: {error}'}")

@@ -13,7 +13,11 @@ from typing import Any
 from refine import zoo
 from refine.config import RunConfig, TrainingOptions
 from refine.errors import OptionError, UserError
+from refine.networks.python_file import parse_python_spec
+from refine.networks.weights_file import load_state as load_module_state
+from refine.pair.own import own_pair
 from refine.pair.pair import Pair, load_pair
+from refine.report import try_write_report
 from refine.runs.evaluation import Evaluate, evaluation_for
 from refine.runs.folder import RunFolder
 from refine.runs.log import RunLog
@@ -42,6 +46,8 @@ FILES = ("gan", "teacher", "guide", "data", "ref", "detector", "vgg")  # options
 def run(
     config: RunConfig,
     *,
+    generator: Any = None,
+    teacher: Any = None,
     trust: bool = False,
     trust_detector: bool = False,
     resume: str | Path | None = None,
@@ -54,8 +60,14 @@ def run(
     If `torchrun` has started several processes, all of them call this with the same arguments and share the work.
 
     Args:
-        config: Options of the run.
-        trust: Permission to run source code embedded in the pickles, for networks that Refine does not know.
+        config: Options of the run. With `generator` or `teacher`, the options `gan` or `teacher` only name the run.
+        generator: Generator in place of a file: a module from latents [N, *z_shape] (and one-hot labels) to images,
+            with an attribute `z_dim` or `z_shape`, or an object that fulfills `Generator`; see docs/own-networks.md. It
+            is copied, not changed; a snapshot is a safetensors file.
+        teacher: Teacher in place of a file: a module or function from noisy images and noise levels (and labels) to
+            denoised images, with attributes `img_resolution` and `img_channels`, or an object that fulfills `Denoiser`.
+        trust: Permission to run Python files that `gan` or `teacher` name, and source code embedded in the pickles, for
+            networks that Refine does not know.
         trust_detector: Permission to load a downloaded detector whose digest is not known.
         resume: Training state to continue from; the run continues in its folder. None for a new run.
         evaluate: Function that measures each snapshot, beginning with the unrefined generator: (network, file name) ->
@@ -82,7 +94,9 @@ def run(
                 f"{{batch={config.batch}}} is less than the {place.world_size} processes: use at least "
                 f"{{batch={place.world_size}}}."
             )
-        pair = pair_for(config, trust=trust)
+        if generator is not None and config.gan is None:
+            config = replace(config, gan=type(getattr(generator, "module", generator)).__name__)
+        pair = pair_for(config, generator=generator, teacher=teacher, trust=trust)
         config = with_lasting_paths(config)
         trainer = Trainer(pair, config.section(TrainingOptions), device)
         for note in pair.notes if resume is None else ():
@@ -102,7 +116,13 @@ def run(
             made = _resumed_run(config, pair, trainer, callbacks, Path(resume))
         made.say(f"Run directory: {made.folder.path}")
         run_log.use(made.folder)
-        return made.go()
+        try:
+            return made.go()
+        except Exception as error:
+            run_log.end(error)
+            if distributed.is_rank0():
+                try_write_report(made.folder.path)
+            raise
 
 
 @contextmanager
@@ -122,8 +142,21 @@ def _log_shown() -> Iterator[None]:
         log.setLevel(level)
 
 
-def pair_for(config: RunConfig, *, trust: bool = False) -> Pair:
-    """Loads the pair that the options name."""
+def pair_for(config: RunConfig, *, generator: Any = None, teacher: Any = None, trust: bool = False) -> Pair:
+    """Loads the pair that the options name, or joins the networks that are given in their place."""
+    if generator is not None or teacher is not None or any(map(parse_python_spec, (config.gan, config.teacher))):
+        return own_pair(
+            config.gan if generator is None else generator,
+            config.teacher if teacher is None else teacher,
+            names=(_own_name(config.gan, generator), _own_name(config.teacher, teacher)),
+            resample=config.resample,
+            class_map=config.class_map,
+            sigma_init=config.sigma_init,
+            trust=trust,
+            settings=config.teacher_settings,
+            guide=config.guide,
+            guidance=config.guidance,
+        )
     return load_pair(
         config.gan,
         config.teacher,
@@ -146,12 +179,18 @@ def distillation_line(pair: Pair) -> str:
     )
 
 
+def _own_name(option: str | None, network: Any) -> str | None:
+    """Name of a network given in Python: that in the options, up to a suffix."""
+    return None if network is None or not option else Path(option).stem
+
+
 def _new_run(config: RunConfig, pair: Pair, trainer: Trainer, callbacks: Callbacks, *, trust: bool) -> Run:
     start = None
     if config.init is not None:
         path = zoo.resolve(config.init).path
         config = replace(config, init=str(path.resolve()))
         load_weights(trainer, path, trust=trust)
+    if config.init is not None or pair.gan_file is None:
         start = copy.deepcopy(trainer.generator.module.state_dict())
     drift = DriftProbe(trainer.generator.network, trainer.bridge, config.seed)
     if not drift.start_images.isfinite().all():
@@ -160,7 +199,8 @@ def _new_run(config: RunConfig, pair: Pair, trainer: Trainer, callbacks: Callbac
             "earlier snapshot."
         )
     config = replace(config, precision=trainer.precision)
-    folder = RunFolder(distributed.broadcast(_new_folder(config, pair)))
+    folder = RunFolder(distributed.broadcast(_new_folder(config, pair)), pair.snapshot_suffix)
+    pair = replace(pair, options=config.to_json())
     _record_session(folder, pair, trainer, 0)
     return Run(config, pair, trainer, folder, Origin(pair.digests, start), drift, callbacks)
 
@@ -168,12 +208,14 @@ def _new_run(config: RunConfig, pair: Pair, trainer: Trainer, callbacks: Callbac
 def _resumed_run(config: RunConfig, pair: Pair, trainer: Trainer, callbacks: Callbacks, path: Path) -> Run:
     state = read_state(path)
     start = state["start"]
+    if pair.gan_file is None and "gan" in state["digests"]:
+        raise OptionError("{gan} is not the file that the run was started with: give the original file.")
     if start is not None:  # the file that the run started from may be gone
-        trainer.generator.module.load_state_dict(start)
+        load_module_state(trainer.generator.module, start, str(path))
     remember_start(trainer, trainer.generator.module.state_dict())
     drift = DriftProbe(trainer.generator.network, trainer.bridge, config.seed)
     load_state(trainer, state, pair.digests)
-    folder = RunFolder(path.parent)
+    folder, pair = RunFolder(path.parent, pair.snapshot_suffix), replace(pair, options=config.to_json())
     done = trainer.progress.cur_nimg / 1000
     if config.kimg < done - config.batch / 1000:
         raise OptionError(f"{{kimg={config.kimg:g}}} is less than the {done:g} kimg done so far: use a larger value.")
@@ -215,6 +257,8 @@ def lasting(spec: str, *, folders: bool = False) -> str:
         spec: Path, URL or zoo name.
         folders: Whether folders count as well.
     """
+    if (python := parse_python_spec(spec)) is not None:
+        return str(python._replace(path=python.path.resolve()))
     path = Path(spec).expanduser()
     return str(path.resolve()) if path.is_file() or (folders and path.is_dir()) else zoo.lasting(spec)
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from refine import networks, pickles
 from refine.errors import OptionError, UserError
-from refine.networks import one_step
-from refine.pickles import NetworkPickle, PersistentObject
+from refine.networks import one_step, weights_file
+from refine.pickles import NetworkPickle, NetworkRecord
 from refine.runtime import distributed
 from refine.training.statistics import RunningMeans
 from refine.training.trained import Progress
@@ -50,14 +50,19 @@ def load_state(trainer: Trainer, state: dict[str, Any], digests: Mapping[str, st
     Args:
         trainer: Trainer of the same options.
         state: State to restore.
-        digests: SHA-256 of the run's files, keyed by the option that names the file.
+        digests: SHA-256 of the run's files, keyed by the option that names the file; with ` weights` behind the option,
+            of the weights of a network without a file.
 
     Raises:
         UserError: A file is not the one that the run was started with.
     """
     for name, sha256 in digests.items():
         if state["digests"].get(name) != sha256:
-            raise OptionError(f"{{{name}}} is not the file that the run was started with: give the original file.")
+            option, _, what = name.partition(" ")
+            what = "network" if what else "file"
+            raise OptionError(
+                f"{{{option}}} is not the {what} that the run was started with: give the original {what}."
+            )
     trainer.progress = Progress(**state["progress"])
     trainer.statistics = RunningMeans(state["statistics"] if distributed.is_rank0() else None)
     for trained in trainer.networks:
@@ -108,38 +113,18 @@ def _from_version_3(state: dict[str, Any]) -> dict[str, Any]:
 def load_weights(trainer: Trainer, path: Path, *, trust: bool = False) -> None:
     """Loads weights, and nothing else, from a training state or a StyleGAN pickle.
 
-    A state provides the live generator, its moving average and the fake score; a pickle provides G and G_ema, or one
-    of them for both. For a one-step generator these are net and ema.
+    A state provides the live generator, its moving average and the fake score; a pickle, or a snapshot of a network
+    without a pickle, provides G and G_ema, or one of them for both. For a one-step generator these are net and ema.
 
     Args:
         trainer: Trainer whose networks receive the weights.
-        path: Training state (`.pt`), StyleGAN pickle, or file of `torch.save` with a generator.
+        path: Training state (`.pt`), StyleGAN pickle, file of `torch.save` with a generator, or `.safetensors`.
         trust: Permission to run source code embedded in the pickle, for networks that Refine does not know.
 
     Raises:
         UserError: The file cannot be read, or its networks have another architecture than the run's.
     """
-    try:
-        pickle = pickles.load(path, trust=trust)
-    except UserError:
-        if path.suffix != ".pt":
-            raise
-        stored = read_state(path)["networks"]
-    else:
-        generator: Any = trainer.generator.module
-        is_one_step = isinstance(generator, one_step.OneStep)
-        if is_one_step:
-            _require_sigma(pickle, generator.sigma_init)
-        live, average = (
-            networks.rebuild(pickle[key], trust=trust).state_dict()
-            if isinstance(pickle.get(key), PersistentObject)
-            else None
-            for key in ((one_step.LIVE, one_step.AVERAGE) if is_one_step else ("G", "G_ema"))
-        )
-        if not (live or average):
-            kind = "the pickle of a one-step generator" if is_one_step else "a StyleGAN pickle"
-            raise UserError(f"{path} contains no generator to start from: give {kind} or a training state.")
-        stored = {"generator": {"module": live or average, "average": average or live}}
+    stored = _stored_weights(trainer, path, trust)
     for trained in trainer.networks:
         if trained.name in stored:
             try:
@@ -149,6 +134,33 @@ def load_weights(trainer: Trainer, path: Path, *, trust: bool = False) -> None:
                     f"The weights in {path} do not fit the run's {trained.title}: give a file of the same architecture."
                 ) from error
     remember_start(trainer, trainer.generator.module.state_dict())
+
+
+def _stored_weights(trainer: Trainer, path: Path, trust: bool) -> dict[str, Any]:
+    """Weights in a file, as `TrainedNetwork.load_weights` takes them, by the name of the network."""
+    if path.suffix == weights_file.SUFFIX:
+        found: dict[str, Any] = weights_file.read_weights(path)
+        live, average = found.get(weights_file.LIVE), found[weights_file.AVERAGE]
+        return {"generator": {"module": live or average, "average": average}}
+    try:
+        pickle = pickles.load(path, trust=trust)
+    except UserError:
+        if path.suffix != ".pt":
+            raise
+        stored: dict[str, Any] = read_state(path)["networks"]
+        return stored
+    generator: Any = trainer.generator.module
+    is_one_step = isinstance(generator, one_step.OneStep)
+    if is_one_step:
+        _require_sigma(pickle, generator.sigma_init)
+    live, average = (
+        networks.rebuild(pickle[key], trust=trust).state_dict() if isinstance(pickle.get(key), NetworkRecord) else None
+        for key in ((one_step.LIVE, one_step.AVERAGE) if is_one_step else ("G", "G_ema"))
+    )
+    if not (live or average):
+        kind = "the pickle of a one-step generator" if is_one_step else "a StyleGAN pickle"
+        raise UserError(f"{path} contains no generator to start from: give {kind} or a training state.")
+    return {"generator": {"module": live or average, "average": average or live}}
 
 
 def _require_sigma(pickle: NetworkPickle, sigma_init: float) -> None:

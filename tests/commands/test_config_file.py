@@ -11,6 +11,7 @@ from refine.commands import run as cli
 from refine.commands.config_file import read_config
 from refine.config import RunConfig
 from refine.errors import UserError
+from refine.presets import PRESETS
 from refine.runs import start
 
 
@@ -45,7 +46,9 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_the_preset(pair, 
     assert run(*files, f"--config={tmp_path / 'x.yaml'}", "--batch=8").exit_code == 0
     config = made.pop()
     assert (config.glr, config.batch, config.tick_kimg, config.share_forward) == (1e-5, 8, 3.0, True)
-    assert config.class_map == (4, 3, 2, 1, 0) and config.preset == "tiny" and config.flr == 3e-3
+    assert (
+        config.class_map == (4, 3, 2, 1, 0) and config.preset == "tiny" and config.flr == PRESETS["tiny"].options["flr"]
+    )
 
 
 @pytest.mark.parametrize(

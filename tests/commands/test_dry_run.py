@@ -90,7 +90,7 @@ def test_short_steps_are_timed_with_more_images(pair, monkeypatch):
         tried.clear()
         assert dry_run.seconds_per_image(RunConfig(**pair, batch=batch), None, CPU) == (0.0, 0.001)
         assert tried == images
-    monkeypatch.setattr(dry_run, "TIMED_SECONDS", 0.004)
+    monkeypatch.setattr(dry_run, "ENOUGH_SECONDS", 0.004)
     tried.clear()
     dry_run.seconds_per_image(RunConfig(**pair, batch=512), None, CPU)
     assert tried == [4]

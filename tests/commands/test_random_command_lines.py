@@ -43,8 +43,11 @@ DEVICE: Values = (["cpu", "auto"], ["tpu", "", "cuda", "CPU"])
 FLAG: Values = ([""], [])
 PICTURE: Values = (["new.png"], ["mine.png", "x.jpgg", "nowhere/x.png", ".", "", "in.pkl"])
 
+SIGMA: Values = (["2.5"], ["0", "nan", "x", ""])
+
 OPTIONS: dict[str, dict[str, Values]] = {
     "generate": {
+        "sigma-init": SIGMA,
         "network": NETWORK, "seeds": SEEDS, "trunc": TRUNC, "device": DEVICE, "force": FLAG, "trust-pickle": FLAG,
         "class": (["0", "4", "0,2", "all", "1-3"], ["5", "-1", "x", "", "99999999999999999999", "0.5"]),
         "label": (["0,1,0,0,0", "labels.npy", "labels.npz"], ["1,2", "x", "", "nan,0,0,0,0", "text.npy", "z.npy"]),
@@ -60,11 +63,13 @@ OPTIONS: dict[str, dict[str, Values]] = {
         "fps": (["5"], ["0", "1000000"]),
     },
     "blend": {
+        "sigma-init": SIGMA,
         "from": NETWORK, "to": NETWORK, "seeds": SEEDS, "trunc": TRUNC, "device": DEVICE, "force": FLAG,
         "alpha": (["0.5", "0,1", "0.25"], ["2", "nan", "x", "", "-0.1"]),
         "out": (["new.pkl"], ["in.pkl", "mine.pkl", "x.md", "nowhere/x.pkl", ".", ""]),
     },
     "export": {
+        "sigma-init": SIGMA,
         "network": NETWORK, "force": FLAG, "trust-pickle": FLAG,
         "format": (["safetensors", "pkl-ema", "rosinality", "pkl"], ["pt", ""]),
         "out": (["new.safetensors", "new.pkl", "new.pt"], ["in.pkl", "mine.pkl", "x", "nowhere/x.pkl", ".", ""]),
@@ -75,6 +80,8 @@ OPTIONS: dict[str, dict[str, Values]] = {
         "json": FLAG, "extract-source": (["sources"], ["text.txt", ""]), "trust-pickle": FLAG, "debg": ([], [""]),
     },
     "metrics": {
+        "sigma-init": SIGMA, "guide": (["teacher.pkl"], ["nowhere.pkl", "in.pkl"]),
+        "guidance": (["1", "2"], ["-1", "x"]), "teacher-settings": (["none"], ["num_heads=x"]),
         "network": (["uncond.pkl"] * 9 + GENERATOR, NO_GENERATOR), "trunc": TRUNC, "device": DEVICE, "force": FLAG,
         "data": (["data.zip"] * 3, ["nowhere.zip", "text.txt", "empty", "in.pkl", ""]),
         "ref": (["auto", "data", "teacher"], ["nowhere.npz", "text.txt", "in.pkl", ""]),
@@ -85,7 +92,10 @@ OPTIONS: dict[str, dict[str, Values]] = {
         "images": (["data.zip", "there"], ["nowhere", "empty", ""]),
         "batch": (["8"], ["0", "x"]), "workers": (["0", "1"], ["-1"]), "mirror": (["0", "1"], ["maybe"]),
         "noise-mode": (["random", "const"], ["loud"]), "resample": (["box"], ["nearest", ""]),
-        "metric-seed": (["3"], ["-1", "2147483648"]), "fid-seeds": (["1"], ["0"]), "ref-images": (["20"], ["1", "-5"]),
+        "metric-seed": (["3"], ["-1", "2147483648"]), "fid-seeds": (["1"], ["0"]),
+        "bootstrap": (["0", "10"], ["3", "x"]), "kid-subsets": (["3"], ["0"]), "kid-subset-size": (["10"], ["1"]),
+        "neighbors": PICTURE,
+        "ref-images": (["20"], ["1", "-5"]),
         "class-map": (["4,3,2,1,0"], ["a", "1"]),
         "grid": PICTURE, "contact-sheet": PICTURE, "before": NETWORK,
         "export-ref": (["new.npz"], ["mine.npz", "x.pkl"]), "export-features": FLAG,
@@ -99,6 +109,7 @@ OPTIONS: dict[str, dict[str, Values]] = {
         "fetch": (["digits", "digits-detector.pt"], ["nowhere", "", "ftp://x/y"]),
     },
     "profile": {
+        "sigma-init": SIGMA,
         "gan": (["in.pkl"], ["teacher.pkl", "nowhere.pkl"]), "teacher": (["teacher.pkl"], ["in.pkl", "nowhere.pkl"]),
         "batch": (["2"], ["0", "x", "-1"]), "batch-gpu": (["1", "2"], ["3", "0"]), "precision": (["fp32"], ["fp8"]),
         "rounds": (["1"], ["0", "-1"]), "operators": (["3", "0"], ["-1"]), "threads": (["1"], ["0", "-1", "x"]),

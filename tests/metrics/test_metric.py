@@ -8,13 +8,19 @@ import pytest
 
 from refine.errors import UserError
 from refine.metrics import MetricOptions, parse_metric, parse_metrics
-from refine.metrics.fid import FDD, FID
+from refine.metrics.cmmd import CMMD
+from refine.metrics.density_coverage import DC
+from refine.metrics.fid import FDD, FID, ClipFID, DinoFD, SpatialFID
 from refine.metrics.inception_score import IS
 from refine.metrics.kid import KID
+from refine.metrics.metric import Metric
 from refine.metrics.ppl import PPL
 from refine.metrics.precision_recall import PR
 
-KINDS = {FID: "fid", FDD: "fdd", KID: "kid", PR: "pr", IS: "is", PPL: "ppl"}
+KINDS: dict[type[Metric], str] = {
+    FID: "fid", FDD: "fdd", KID: "kid", PR: "pr", IS: "is", PPL: "ppl", DC: "dc", SpatialFID: "sfid",
+    DinoFD: "fd_dinov2", ClipFID: "clip_fid", CMMD: "cmmd",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -31,6 +37,17 @@ KINDS = {FID: "fid", FDD: "fdd", KID: "kid", PR: "pr", IS: "is", PPL: "ppl"}
         ("fid5k_full", ("fid", 5_000, True, None, 0)),
         ("fid500_full", ("fid", 500, True, None, 0)),
         ("pr2k10_full", ("pr", 2_000, True, 200_000, 10)),
+        ("pr512_full", ("pr", 512, True, 200_000, 3)),
+        ("pr512", ("pr", 512, False, 512, 3)),
+        ("dc50k3_full", ("dc", 50_000, True, 200_000, 3)),
+        ("dc1k5_full", ("dc", 1_000, True, 200_000, 5)),
+        ("dc512_full", ("dc", 512, True, 200_000, 3)),
+        ("sfid50k_full", ("sfid", 50_000, True, None, 0)),
+        ("fd_dinov2_50k_full", ("fd_dinov2", 50_000, True, None, 0)),
+        ("fd_dinov2_500_full", ("fd_dinov2", 500, True, None, 0)),
+        ("clip_fid50k_full", ("clip_fid", 50_000, True, None, 0)),
+        ("cmmd50k", ("cmmd", 50_000, False, 50_000, 0)),
+        ("cmmd5k_full", ("cmmd", 5_000, True, None, 0)),
     ],
 )
 def test_names_of_the_suite(name: str, expected: tuple[str, int, bool, int | None, int]) -> None:
@@ -62,7 +79,9 @@ def test_path_lengths(name: str, space: str, sampling: str, crop: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["fid", "FID50k", "fid50k_half", "pr50k", "pr50k0", "is50k_full", "ppl2_zend", "fid0k", "fid1_full", "is5"]
+    "name",
+    ["dc50k", "dc3_full", "pr1", "fd_dinov2_1_full", "fd_dinov250k", "cmmd50k3", "clip_fid", "sfid1"]
+    + ["fid", "FID50k", "fid50k_half", "pr50k", "pr50k0", "is50k_full", "ppl2_zend", "fid0k", "fid1_full", "is5"],
 )
 def test_unknown_names_are_refused_by_name(name: str) -> None:
     with pytest.raises(UserError, match=re.escape(repr(name))):
@@ -80,6 +99,10 @@ def test_options_are_checked() -> None:
     for bad in (
         {"fid_seeds": 0},
         {"batch": 0},
+        {"bootstrap": -1},
+        {"bootstrap": 5},
+        {"kid_subsets": 0},
+        {"kid_subset_size": 1},
         {"workers": -1},
         {"ref_images": 1},
         {"resample": "nearest"},
@@ -92,3 +115,20 @@ def test_options_are_checked() -> None:
     for psi in (float("nan"), float("inf")):
         with pytest.raises(UserError, match=str(psi)):
             MetricOptions(truncation_psi=psi)
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "expected"),
+    [
+        ("fid50k_full", 120, "fid120_full"),
+        ("fid50k_full", 10_000, "fid10k_full"),
+        ("fid1500", 700, "fid700"),
+        ("pr50k3_full", 2000, "pr2k3_full"),
+        ("pr50k3_full", 250, "pr250_full"),
+        ("fd_dinov2_2_full", 5, "fd_dinov2_5_full"),
+        ("fd_dinov2_2k_full", 50, "fd_dinov2_50_full"),
+    ],
+)
+def test_names_with_another_count(name: str, count: int, expected: str) -> None:
+    assert parse_metric(name).with_count(count) == expected
+    assert parse_metric(expected).num_gen == count

@@ -1,7 +1,7 @@
 """Values beside those of torch-fidelity, clean-fid and pytorch-fid, where these are installed.
 
 They need torchvision, which needs a PyTorch of its own choice, so they are no dependencies: `pip install` them to run
-these tests.
+these tests. prdc, which needs scikit-learn only, is among the packages for development.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from refine.metrics import fid
+from refine.metrics import density_coverage, fid, frechet_distance
 from refine.metrics.inception_score import inception_score
 from refine.metrics.kid import kid
 from refine.metrics.moments import Moments
@@ -36,15 +36,26 @@ def test_fid(package: str, smallest: float) -> None:
         sets = [{"mu": m.mean, "sigma": m.covariance(1)} for m in (a, b)]
         (value,) = fid_statistics_to_metric(*sets, False).values()
     elif package == "cleanfid":
-        from cleanfid.fid import frechet_distance
+        from cleanfid.fid import frechet_distance as frechet_distance_of_clean_fid
 
-        value = frechet_distance(a.mean, a.covariance(1), b.mean, b.covariance(1))
+        value = frechet_distance_of_clean_fid(a.mean, a.covariance(1), b.mean, b.covariance(1))
     else:
         from pytorch_fid.fid_score import calculate_frechet_distance
 
         value = calculate_frechet_distance(a.mean, a.covariance(1), b.mean, b.covariance(1))
     assert frechet_distance(a, b, ddof=1).value == pytest.approx(value, rel=1e-6)
     assert float(fid(a.mean, a.covariance(1), b.mean, b.covariance(1))) == pytest.approx(value, rel=1e-6)
+
+
+@pytest.mark.parametrize("nhood_size", [1, 3, 5])
+def test_precision_recall_density_and_coverage_of_prdc(nhood_size: int) -> None:
+    prdc = pytest.importorskip("prdc")
+    real, generated = features(300, 1), features(250, 2) * 1.1
+    theirs = prdc.compute_prdc(real, generated, nearest_k=nhood_size)
+    ours = density_coverage(real, generated, nhood_size)
+    assert ours.density == pytest.approx(theirs["density"]) and ours.coverage == pytest.approx(theirs["coverage"])
+    found = precision_recall(real, generated, nhood_size, half=False)
+    assert found.precision == pytest.approx(theirs["precision"]) and found.recall == pytest.approx(theirs["recall"])
 
 
 def test_kid_of_clean_fid() -> None:

@@ -22,6 +22,7 @@ import torch
 from gaussian_denoiser import GaussianDenoiser
 from PIL import Image
 
+from benchmarks.studies.random_vision_transformers import clip_weights, dinov2_weights
 from refine import zoo
 from refine.diffusion.guidance import Guided
 from refine.diffusion.sampler import heun_sample
@@ -34,7 +35,7 @@ from refine.metrics import MetricOptions, Teacher, cache, make_measure
 from refine.metrics import collect as features
 from refine.metrics import resolve as choices
 from refine.metrics.batch_size import BatchSize
-from refine.metrics.detectors import Detector
+from refine.metrics.detectors import Detector, load_detector
 from refine.metrics.fid import frechet_distance
 from refine.metrics.inception_score import InceptionScore
 from refine.metrics.metric import COUNT, Metric, Results, metric_classes, parse_metric
@@ -124,9 +125,48 @@ def test_several_ranges_of_latents(generator: Any, data: str, detectors: dict[st
     values = dict(row["results"])
     ranges = [values[f"fid80_full_seeds{first}-{first + 79}"] for first in (0, 80, 160)]
     assert next(iter(values)) == "fid80_full" and values["fid80_full"] == ranges[0]
-    assert values["fid80_full_min_of_3"] == min(ranges) and len(set(ranges)) == 3 and len(values) == 5
+    assert values["fid80_full_min_of_3"] == min(ranges) and len(set(ranges)) == 3 and len(values) == 7
+    assert values["fid80_full_mean_of_3"] == pytest.approx(np.mean(ranges))
+    assert values["fid80_full_std_of_3"] == pytest.approx(np.std(ranges, ddof=1))
     (single,) = rows_of(generator, metrics=("fid80_full",), data=data, **detectors)
     assert single["results"] == {"fid80_full": pytest.approx(ranges[0], rel=1e-9)}
+
+
+def test_other_distances_over_several_ranges(generator: Any, data: str, detectors: dict[str, str]) -> None:
+    (row,) = rows_of(generator, metrics=("kid80_full",), data=data, fid_seeds=2, **detectors)
+    first, second = (row["results"][f"kid80_full_seeds{name}"] for name in ("0-79", "80-159"))
+    assert row["results"]["kid80_full"] == first and row["results"]["kid80_full_min_of_2"] == min(first, second)
+
+
+def test_subsets_of_the_kid(generator: Any, data: str, detectors: dict[str, str]) -> None:
+    (row,) = rows_of(generator, metrics=("kid80_full",), data=data, **detectors)
+    assert row["provenance"]["subset_size"] == 80 and row["provenance"]["warning"].startswith("80 images, fewer than")
+    options = {"metrics": ("kid80_full",), "data": data, "kid_subsets": 3, "kid_subset_size": 50, **detectors}
+    (row,) = rows_of(generator, **options)
+    assert (row["provenance"]["subsets"], row["provenance"]["subset_size"]) == (3, 50)
+    assert "warning" not in row["provenance"]
+    with pytest.raises(UserError, match="kid_subset_size=80"):
+        rows_of(generator, **{**options, "kid_subset_size": 100})
+
+
+def test_intervals_of_a_bootstrap(generator: Any, data: str, detectors: dict[str, str]) -> None:
+    names = ("fid80_full", "kid80_full", "is80")
+    plain = rows_of(generator, metrics=names, data=data, **detectors)
+    rows = rows_of(generator, metrics=names, data=data, bootstrap=20, **detectors)
+    assert [row["results"] for row in rows] == [row["results"] for row in plain]
+    for row, name in zip(rows[:2], names, strict=False):
+        low, high = row["provenance"]["intervals"][name]
+        assert low < row["results"][name] < high and row["provenance"]["bootstrap"]["repetitions"] == 20
+    assert "intervals" not in rows[2]["provenance"]
+
+
+def test_density_coverage_and_spatial_features_in_rows(generator: Any, data: str, detectors: dict[str, str]) -> None:
+    (row,) = rows_of(generator, metrics=("dc100_full",), data=data, **detectors)
+    assert set(row["results"]) == {"dc100_full_density", "dc100_full_coverage"}
+    assert row["provenance"]["detector"]["name"] == "tiny_vgg_s.pt"
+    with pytest.raises(UserError, match="mixed_6/conv") as caught:
+        rows_of(generator, metrics=("sfid60_full",), data=data, **detectors)
+    assert detectors["detector"] in str(caught.value)
 
 
 def test_fewer_images_than_dimensions_are_said(generator: Any, data: str, detectors: dict[str, str]) -> None:
@@ -343,6 +383,38 @@ def test_statistics_of_edm2(generator: Any, detectors: dict[str, str], tmp_path:
     (expected,) = rows_of(generator, metrics=("fid60_full",), ref=npz(tmp_path / "a.npz", **statistics), **detectors)
     assert found["results"] == expected["results"] and found["provenance"]["covariance"] == "n-1"
     assert found["provenance"]["reference"]["name"] == "img32.pkl"
+
+
+def test_statistics_of_edm2_for_either_network(
+    generator: Any, detectors: dict[str, str], tmp_path: Path, data: str
+) -> None:
+    """The entry is that of the metric's features; there is none for CLIP."""
+    dino, clip = tmp_path / "dino.pth", tmp_path / "clip.pth"
+    torch.save(dinov2_weights(), dino)
+    torch.save(clip_weights(), clip)
+    option = f"{detectors['detector']},dinov2={dino},clip={clip}"
+    real, dataset = load_detector(str(dino), role="dinov2"), ImageDataset(data)
+    features = real.features(torch.from_numpy(np.stack([dataset.image(i) for i in range(40)]))).double().numpy()
+    inception_statistics = {"mu": np.zeros(48), "sigma": np.eye(48)}
+    dino_statistics = {"mu": features.mean(axis=0), "sigma": np.cov(features, rowvar=False)}
+    path = tmp_path / "img32.pkl"
+    path.write_bytes(pickle.dumps({"fid": inception_statistics, "fd_dinov2": dino_statistics}))
+    names = ("fid60_full", "fd_dinov2_20_full")
+    rows = rows_of(generator, metrics=names, ref=str(path), detector=option)
+    drawn = real.features(Sampler(as_contract(generator), CPU).images(range(20)))
+    expected = frechet_distance(Moments.of(features), Moments.of(drawn), ddof=1).value
+    assert rows[1]["results"]["fd_dinov2_20_full"] == pytest.approx(expected, rel=1e-5)
+    assert rows[0]["results"]["fid60_full"] > 0 and rows[1]["provenance"]["covariance"] == "n-1"
+    path.write_bytes(pickle.dumps({"fd_dinov2": dino_statistics}))
+    (row,) = rows_of(generator, metrics=names[1:], ref=str(path), detector=option)
+    assert row["results"] == rows[1]["results"]
+    plain = npz(tmp_path / "plain.npz", **dino_statistics)  # whoever made it did not say with which network
+    for name, reference in (
+        ("fid60_full", str(path)), ("clip_fid20_full", str(path)), ("fd_dinov2_20_full", plain),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=name) as caught:
+            rows_of(generator, metrics=(name,), ref=reference, detector=option)
+        assert reference in str(caught.value)
 
 
 class Evil:

@@ -354,10 +354,8 @@ def classifier():
 
 WRONG = {
     "classifier": (classifier, "classifier"),
-    "upsampler": (
-        lambda: unet(img_channels=6, out_channels=6) | {"out.2.weight": torch.zeros(3, 32, 3, 3)}, "upsampler",
-    ),
-    "upsampler with variance": (lambda: unet(img_channels=6, out_channels=3), "upsampler"),
+    "upsampler": (lambda: unet(img_channels=6, out_channels=6), "upsampler"),
+    "upsampler without variance": (lambda: unet(img_channels=6, out_channels=3), "upsampler"),
     "latents": (lambda: unet(img_channels=4, out_channels=4), "latents"),
     "stable diffusion": (
         lambda: {"state_dict": {f"model.diffusion_model.{k}": v for k, v in unet().items()}}, "latent diffusion",
@@ -453,6 +451,12 @@ def test_file_with_a_published_name_needs_no_settings(tmp_path, caplog):
     assert loaded.network.img_resolution == 256 and "num_head_channels=64" in caplog.text
     entry = json.loads(shown(path, "--json").stdout)["entries"]["state_dict"]
     assert entry["rebuilt_by_refine"] and entry["img_resolution"] == 256
+
+
+def test_file_of_another_size_with_a_published_name(tmp_path):
+    path = saved(unet(), tmp_path / "lsun_bedroom.pt")
+    with pytest.raises(UserError, match="num_head_channels"):
+        load_teacher(str(path))
 
 
 def test_the_reader_takes_any_order_of_names(tmp_path):

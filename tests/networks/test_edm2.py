@@ -7,9 +7,11 @@ import json
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from forge import dumped
 
 from refine import load_teacher, networks, pickles
+from refine.commands import inspect
 from refine.diffusion.guidance import Guided
 from refine.diffusion.sampler import HeunOptions, heun_sample
 from refine.errors import UserError
@@ -234,6 +236,13 @@ def test_latent_network_gets_its_sentence(fixture_path, tmp_path):
         load_teacher(str(path))
     assert str(path) in str(caught.value) and "edm2-img64" in str(caught.value)
     assert networks.identify(pickle["ema"]).role == "denoiser"
+
+
+def test_inspect(fixture_path):
+    shown = CliRunner().invoke(inspect.main, [str(fixture_path(f"{NAMES[0]}.pkl")), "--json"])
+    ema = json.loads(shown.stdout)["entries"]["ema"]
+    assert ema["rebuilt_by_refine"] and ema["architecture"] == "EDM2 denoiser" and ema["dtypes"] == ["float16"]
+    assert (ema["label_dim"], ema["img_resolution"], ema["init_kwargs"]["channel_mult"]) == (5, 16, [1, 2, 2])
 
 
 def test_defaults_are_those_of_the_published_networks():

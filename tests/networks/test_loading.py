@@ -60,11 +60,12 @@ def test_half_precision_weights_become_float32(fixture_path, tmp_path):
     name, record = next((n, t) for n, t in tensors.items() if n.endswith("conv1.weight"))
     blob = record.storage.blob
     values = blob.tensor().half()
-    archive = blob.archive[: blob.data_start].replace(b"FloatStorage", b"HalfStorage") + values.numpy().tobytes()
+    whole = bytes(blob.archive)
+    archive = whole[: blob.data_start].replace(b"FloatStorage", b"HalfStorage") + values.numpy().tobytes()
     path = tmp_path / "half.pkl"
     pickles.save(pkl, path)
     # The archive is two bytes shorter per element: its length field stands right before it.
-    old = b"B" + len(blob.archive).to_bytes(4, "little") + blob.archive
+    old = b"B" + len(whole).to_bytes(4, "little") + whole
     data = path.read_bytes()
     assert data.count(old) == 1
     data = data.replace(old, b"B" + len(archive).to_bytes(4, "little") + archive)

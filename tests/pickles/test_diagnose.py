@@ -9,6 +9,7 @@ import struct
 import sys
 import types
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -92,7 +93,16 @@ def png() -> bytes:
     return file.getvalue()
 
 
+def golden() -> bytes:
+    return (Path(__file__).parents[1] / "fixtures/sg2ada/b_cond16.pkl").read_bytes()
+
+
 WRONG = {
+    "zeros at the end": (lambda: golden()[:250_000] + bytes(len(golden()) - 250_000), "ends in zeros"),
+    "zeros": (lambda: bytes(1000), "begins with zeros"),
+    "text mode": (lambda: golden().replace(b"\n", b"\r\n"), "text mode"),
+    "json": (lambda: b'{"error": "no access"}', "is a JSON message"),
+    "xml": (lambda: b'<?xml version="1.0"?><Error/>', "is an XML message"),
     "empty": (lambda: b"", "is empty"),
     "html": (html, "is a web page"),
     "git lfs": (lfs_pointer, "git lfs pull"),

@@ -23,6 +23,8 @@ from refine.pickles.tree import children, named_tensors, walk
 
 SNAPSHOTS = [
     *(f"sg2ada/{n}.pkl" for n in ("a_uncond32", "b_cond16", "b_cond16.oldstyle", "c_orig16", "c_resnet16", "d_gray16")),
+    *(f"r3gan/{n}.pkl" for n in ("s1_r3gan_uncond32", "s1_r3gan_uncond32.oldnames")),
+    "sgxl/s1_sgxl_stem_cond16.pkl",
     *(f"sg3/{n}.pkl" for n in ("s1_stylegan2_uncond32", "s2_stylegan3t_uncond32", "s3_stylegan3r_uncond16")),
     *(f"edm/{n}.pkl" for n in ("s1_edm_ddpmpp_uncond16", "s2_edm_adm_cond16", "s3_vp_ddpmpp_uncond16")),
     *(f"edm/{n}.pkl" for n in ("s4_sid_ddpmpp_cond16", "s5_ve_ncsnpp_uncond16", "s6_iddpm_adm_uncond16")),

@@ -22,6 +22,13 @@ from refine.report.text import change_text, short
         ("fid5k_full_at64_teacher", "FID at 64 pixels to the teacher's images", "lower"),
         ("fdd50k_full", "Fréchet distance", "lower"),
         ("kid50k_full", "KID", "lower"),
+        ("fd_dinov2_50k_full", "DINOv2 distance", "lower"),
+        ("clip_fid50k_full_at64", "CLIP distance at 64 pixels", "lower"),
+        ("sfid50k_full", "Spatial FID", "lower"),
+        ("cmmd50k", "CMMD", "lower"),
+        ("copies50k_full", "Near copies", "lower"),
+        ("copies_dinov2_50k_full", "Near copies by DINOv2", "lower"),
+        ("dc50k3_full_coverage", "Coverage", "higher"),
         ("pr50k3_full_precision", "Precision", "higher"),
         ("pr50k3_full_recall", "Recall", "higher"),
         ("is50k_mean", "Inception score", "higher"),
@@ -71,7 +78,8 @@ def test_intervals_decide_where_there_are_some():
 
 def test_several_seeds_are_one_metric_with_an_interval(rundir):
     seeds = {f"fid5k_full_seeds{i * 5000}-{i * 5000 + 4999}": value for i, value in enumerate((30.0, 29.0, 31.0))}
-    rows = [metric_row("fid5k_full", kimg, fid5k_full=30.0, **seeds, fid5k_full_min_of_3=29.0) for kimg in (0, 20)]
+    spread = {f"fid5k_full_{name}_of_3": 29.0 for name in ("min", "mean", "std")}
+    rows = [metric_row("fid5k_full", kimg, fid5k_full=30.0, **seeds, **spread) for kimg in (0, 20)]
     write_lines(rundir / "metric-fid5k_full.jsonl", rows)
     scores = [metric_row("is5k", kimg, is5k_mean=8.0, is5k_std=0.25) for kimg in (0, 20)]
     write_lines(rundir / "metric-is5k.jsonl", scores)

@@ -8,7 +8,6 @@ import pytest
 
 from refine.config import RunConfig
 from refine.errors import UserError
-from refine.report import write_report
 from refine.runs import start
 from refine.runs.folder import RunFolder
 from refine.runs.log import IN_LOG, RunLog
@@ -52,7 +51,7 @@ def test_an_error_that_ends_the_run_is_the_last_line(pair, tmp_path):
     (folder,) = (tmp_path / "runs").iterdir()
     last = (folder / "log.txt").read_text(encoding="utf-8").splitlines()[-1]
     assert last.startswith("Error: on_tick failed") and "s3cret" not in last
-    assert "on_tick failed" in write_report([folder]).read_text(encoding="utf-8")
+    assert "on_tick failed" in (folder / "report.html").read_text(encoding="utf-8")
 
 
 def test_lines_from_before_the_folder_come_first_and_none_twice(tmp_path):

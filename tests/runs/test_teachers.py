@@ -7,9 +7,13 @@ import json
 import pytest
 import torch
 from adm_reference import Form, random_state_dict
+from click.testing import CliRunner
 from gaussian_denoiser import GaussianDenoiser
 
 from refine import load_generator, load_teacher
+from refine.commands import inspect as inspect_command
+from refine.commands import metrics as metrics_command
+from refine.commands import run as run_command
 from refine.config import RunConfig, TrainingOptions
 from refine.diffusion.guidance import Guided
 from refine.errors import UserError
@@ -120,6 +124,31 @@ def test_edm2_with_other_objectives(fixture_path, tmp_path, edm2, objective):
     assert start.run(config(fixture_path, tmp_path, "run", **edm2, **options)).is_file()
 
 
+def test_edm2_distilled(fixture_path, tmp_path, edm2):
+    """The generator starts as the teacher, keeps its weights normalized, and is written into the float16 pickle."""
+    options = {**edm2, "gan": None, "kimg": 0.016, "glr": 1e-3}
+    trainer = trainer_of(config(fixture_path, tmp_path, "trainer", **options))
+    trainer.warm_up_step()
+    trainer.step()
+    for name, weight in trainer.generator.module.named_parameters():
+        if name.endswith("weight"):
+            assert float((weight.detach().flatten(1).square().mean(1) - 1).abs().max()) < 1e-3, name
+    snapshot = start.run(config(fixture_path, tmp_path, "run", **options))
+    generator = load_generator(str(snapshot)).network
+    images = generator(torch.randn(2, 3, 16, 16), torch.eye(5)[:2])
+    assert images.isfinite().all() and generator.sigma_init == 2.5
+    assert inspected(snapshot)["ema"]["dtypes"] == ["float16"]
+
+
+def inspected(path):
+    return json.loads(CliRunner().invoke(inspect_command.main, [str(path), "--json"]).stdout)["entries"]
+
+
+def test_adm_is_not_distilled(fixture_path, tmp_path, adm):
+    with pytest.raises(UserError, match=r"ema\.pt.*state dict"):
+        start.run(config(fixture_path, tmp_path, "run", **adm, gan=None))
+
+
 # -- guidance -----------------------------------------------------------------------------------------
 
 
@@ -170,6 +199,14 @@ def test_contradicting_options(fixture_path, tmp_path, edm2, guided):
     ):
         with pytest.raises(UserError, match=part):
             config(fixture_path, tmp_path, "run", **options)
+    augmented = {
+        "teacher": str(fixture_path("edm/s1_edm_ddpmpp_uncond16.pkl")),
+        "fake_augment": 0.1,
+        "guide_fake": True,
+    }
+    gan = {"gan": str(fixture_path("sg2ada/c_resnet16.pkl"))}
+    with pytest.raises(UserError, match=r"s2_edm2_uncond16\.pkl.*fake_augment=0"):
+        start.run(config(fixture_path, tmp_path, "run", **(guided | augmented | gan)))
     wrong = {**edm2, "guidance": 2.0, "guide": str(fixture_path("sg2ada/b_cond16.pkl"))}
     with pytest.raises(UserError, match=r"b_cond16\.pkl"):
         start.run(config(fixture_path, tmp_path, "run", **wrong))
@@ -194,3 +231,30 @@ def test_preflight_warns_of_a_guide_that_varies_less():
     for weight, warned in ((1.02, False), (3.0, True)):
         found = preflight(generator, Guided(teacher, narrow, weight), bridge, num_images=2)
         assert any("--guidance=3" in sentence for sentence in found.warnings) == warned
+
+
+@pytest.mark.slow
+def test_dry_run_names_the_guide_and_counts_its_passes(fixture_path, guided):
+    names = {"gan": str(fixture_path("sg2ada/b_cond16.pkl")), **guided}
+    arguments = [f"--{name}={value}" for name, value in names.items()]
+    result = CliRunner().invoke(run_command.main, [*arguments, "--dry-run", "--device=cpu", "--preflight"])
+    assert result.exit_code == 0, result.output
+    assert (
+        "Guide     " in result.stdout and "s2_edm2_uncond16.pkl" in result.stdout and "Guidance  1.7" in result.stdout
+    )
+    assert "generator 3, fake score 3" in result.stdout
+
+
+@pytest.mark.slow
+def test_metrics_with_a_guided_teacher(fixture_path, guided, tmp_path):
+    detector = str(fixture_path("metrics/tiny_inception_s.pt"))
+    names = {"network": str(fixture_path("sg2ada/b_cond16.pkl")), "metrics": "fid50", "ref": "teacher", **guided}
+    names |= {"detector": detector, "device": "cpu"}
+    arguments = [f"--{name}={value}" for name, value in names.items()]
+    result = CliRunner().invoke(metrics_command.main, arguments)
+    assert result.exit_code == 0, result.output
+    row = json.loads(result.stdout.splitlines()[-1])
+    assert "guidance=1.7" in row["provenance"]["reference"]["conditions"]
+    for wrong in (["--guide=x"], ["--guidance=2"]):
+        plain = [argument for argument in arguments if not argument.startswith("--guid")]
+        assert CliRunner().invoke(metrics_command.main, plain + wrong).exit_code == 2

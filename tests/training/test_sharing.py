@@ -10,6 +10,7 @@ from trainers import CPU, golden_pair, gradients_of_move, modules, trainer_of
 
 from refine.config import RunConfig
 from refine.errors import UserError
+from refine.presets import PRESETS
 from refine.runtime.spans import listening
 from refine.training.memory import estimate_memory
 from refine.training.profiling import Ceilings, Clock, Counter, Parts
@@ -182,7 +183,7 @@ def test_noise_levels_of_the_preset_count(fixture_path):
         "gan": str(fixture_path("sg2ada/b_cond16.pkl")),
         "teacher": str(fixture_path("edm/s4_sid_ddpmpp_cond16.pkl")),
     }
-    given = pair | {"preset": "tiny", "share_unet": True}
-    assert RunConfig.from_preset(**given, sigma="lognormal:0,1.2").share_unet
+    given = pair | {"preset": "tiny", "objective": "ikl", "share_unet": True}
+    assert RunConfig.from_preset(**given, sigma=PRESETS["tiny"].options["fake_sigma"]).share_unet
     with pytest.raises(UserError, match=r"not sigma=lognormal:0\.5,1 and fake_sigma="):
         RunConfig.from_preset(**given, sigma="lognormal:0.5,1")

@@ -58,7 +58,7 @@ def sources(setting: Setting) -> Iterator[Path]:
         csrc = Path(folder)
         (csrc / "cuda").mkdir()
         (csrc / "abi.h").write_bytes((build.CSRC / "abi.h").read_bytes())
-        (csrc / "cuda" / "kernels.cu").write_text(STAND_IN_KERNEL)
+        (csrc / "cuda" / "kernels.cu").write_text(STAND_IN_KERNEL, encoding="utf-8")
         yield csrc
 
 
