@@ -88,12 +88,6 @@ class OneStep(nn.Module):
         images: Tensor = self.denoiser(self.sigma_init * z, sigma, c if self.c_dim else None, **given)
         return images
 
-    def normalize_weights(self) -> None:
-        """Normalizes the weights of a network that is trained with normalized ones, as EDM2's are."""
-        normalize: Any = getattr(self.denoiser, "normalize_weights", None)
-        if normalize is not None:
-            normalize()
-
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """The denoiser's state dict."""
         return self.denoiser.state_dict(*args, **kwargs)

@@ -13,7 +13,7 @@ from torch import Tensor
 from refine import pickles, zoo
 from refine.contracts import Denoiser, Generator
 from refine.diffusion.guidance import Guided
-from refine.errors import OptionError, UserError
+from refine.errors import OptionError
 from refine.networks import one_step, weights_file
 from refine.networks.adm_settings import ADMSettings
 from refine.networks.loading import LoadedNetwork, as_one_step, load_generator, load_teacher
@@ -21,6 +21,7 @@ from refine.networks.preconditioned import as_denoiser
 from refine.networks.style_based import as_generator
 from refine.pair.bridge import Bridge, make_bridge
 from refine.pair.classes import class_notes
+from refine.pickles.state_dict import StateDict
 
 
 @dataclass(frozen=True)
@@ -180,12 +181,12 @@ def distillation_of(
         guidance: Weight of the guidance.
 
     Raises:
-        UserError: The teacher does not know the noise level, or is a state dict without a network.
+        OptionError: The teacher does not know the noise level, or its file cannot hold the generator.
     """
-    if not isinstance(teacher_file.record, pickles.PersistentObject):
-        raise UserError(
-            f"{teacher_file.pickle.path} is a state dict, and distillation writes a pickle of the teacher's network, "
-            "which it does not hold: distill an EDM or EDM2 pickle."
+    if isinstance(teacher_file.record, StateDict):
+        raise OptionError(
+            f"{{teacher={teacher_file.pickle.path}}} is a state dict, and a distilled generator is written into the "
+            "teacher's pickle: distill an EDM or EDM2 pickle, or give a generator to refine with {gan}."
         )
     gan_file = as_one_step(teacher_file, one_step.DEFAULT_SIGMA_INIT if sigma_init is None else sigma_init)
     generator, denoiser = as_generator(gan_file.network), guided_denoiser(teacher_file, guide_file, guidance)
