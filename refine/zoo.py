@@ -450,17 +450,21 @@ def resolve(spec: str) -> ResolvedFile:
 
 
 def resolve_all(specs: Sequence[str]) -> list[ResolvedFile]:
-    """The files meant by several paths, URLs or names; files that cannot be downloaded are named in one sentence.
+    """The files meant by several paths, URLs or names; all that are not there or cannot be downloaded are named.
 
     Raises:
         UserError: Nothing of one of the names, or some could not be downloaded.
     """
-    found, failed = [], []
+    found, failed, missing = [], [], []
     for spec in specs:
         try:
             found.append(resolve(spec))
         except download.DownloadError as error:
             failed.append(error)
+        except UserError as error:
+            missing.append(error)
+    if missing:
+        raise missing[0] if len(missing) == 1 and not failed else UserError(" ".join(map(str, [*missing, *failed])))
     if len(failed) == 1:
         raise failed[0]
     if failed:
