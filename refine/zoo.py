@@ -139,6 +139,7 @@ _GUIDED, _GUIDED_PAGE = f"{_OPENAI}/diffusion/jul-2021", "https://github.com/ope
 _CONSISTENCY, _CONSISTENCY_PAGE = f"{_OPENAI}/consistency", "https://github.com/openai/consistency_models"
 _P2_PAGE = "https://github.com/jychoi118/P2-weighting"
 _EDM2_PAGE = "https://github.com/NVlabs/edm2"
+_SID_PAGE = "https://huggingface.co/UT-Austin-PML/SiD"
 _DDO_PAGE = "https://huggingface.co/nvidia/DirectDiscriminativeOptimization"
 _ADA = f"{_CDN}/stylegan2-ada-pytorch/pretrained"
 _XL = "https://s3.eu-central-1.amazonaws.com/avg-projects/stylegan_xl/models"
@@ -151,15 +152,24 @@ _ALIASES = {
     "edm-ffhq-64x64-uncond-vp": ("edm-ffhq",),
     "edm-afhqv2-64x64-uncond-vp": ("edm-afhqv2",),
     "edm-imagenet-64x64-cond-adm": ("edm-imagenet",),
-    "adm-lsun-bedroom-256x256": ("adm-bedroom",),
-    "adm-lsun-cat-256x256": ("adm-cat",),
-    "adm-lsun-horse-256x256": ("adm-horse",),
+    # The names of OpenAI's files.
+    "adm-imagenet-64x64-cond": ("64x64_diffusion",),
+    "adm-imagenet-128x128-cond": ("128x128_diffusion",),
+    "adm-imagenet-256x256-cond": ("256x256_diffusion",),
+    "adm-imagenet-256x256-uncond": ("256x256_diffusion_uncond",),
+    "adm-imagenet-512x512-cond": ("512x512_diffusion",),
+    "adm-lsun-bedroom-256x256": ("lsun_bedroom",),
+    "adm-lsun-cat-256x256": ("lsun_cat",),
+    "adm-lsun-horse-256x256": ("lsun_horse",),
+    "cm-edm-imagenet-64x64-cond": ("edm_imagenet64_ema",),
+    "cm-edm-lsun-bedroom-256x256": ("edm_bedroom256_ema",),
+    "cm-edm-lsun-cat-256x256": ("edm_cat256_ema",),
     "p2-ffhq-256x256": ("p2-ffhq",),
 }
 
 
-# Karras et al., arXiv 2206.00364, 2006.06676 and 2312.02696, and Sauer et al., arXiv 2202.00273, with their
-# repositories' pages.
+# Karras et al., arXiv 2206.00364, 2006.06676 and 2312.02696, Sauer et al., arXiv 2202.00273, Dhariwal and Nichol, arXiv
+# 2105.05233, and the page of DDO, with their repositories' pages.
 _FIDS = {
     "cifar10": ("CIFAR-10", 2.42), "cifar10u-cifar-ada-best-fid": ("CIFAR-10", 2.92),
     "cifar10c-cifar-ada-best-fid": ("CIFAR-10", 2.42),
@@ -169,6 +179,10 @@ _FIDS = {
     "edm-imagenet-64x64-cond-adm": ("ImageNet-64", 1.36),
     "edm2-img64-s-1073741-0.075": ("ImageNet-64", 1.58), "edm2-img64-m-2147483-0.060": ("ImageNet-64", 1.43),
     "edm2-img64-l-1073741-0.040": ("ImageNet-64", 1.33), "edm2-img64-xl-0671088-0.040": ("ImageNet-64", 1.33),
+    "edm-cifar10-cond-vp-ddo": ("CIFAR-10", 1.30), "edm-cifar10-uncond-vp-ddo": ("CIFAR-10", 1.38),
+    "edm2-img64-s-ddo": ("ImageNet-64", 0.97),
+    "adm-lsun-bedroom-256x256": ("LSUN bedroom-256", 1.90), "adm-lsun-cat-256x256": ("LSUN cat-256", 5.57),
+    "adm-lsun-horse-256x256": ("LSUN horse-256", 2.57),
 }  # fmt: skip
 
 
@@ -211,6 +225,7 @@ def _adm(name: str, resolution: int, license: str | None, page: str, settings: s
         url=url,
         aliases=_ALIASES.get(name, ()),
         settings=f"image_size={resolution},{settings}",
+        fid=_FIDS.get(name),
         page=page,
         untried=True,
     )
@@ -311,6 +326,20 @@ ENTRIES: tuple[ZooEntry, ...] = (
     *_networks(
         "denoiser", "edm2", CC_BY_NC_SA, f"{_DDO_PAGE}/resolve/main/", {"edm2-img64-s-ddo": 64},
         page=_DDO_PAGE, untried=True,
+    ),
+    # One-step generators of SiD (Score identity Distillation), which do not tell their sigma_init.
+    *(
+        ZooEntry(
+            name, "generator", "edm", resolution, CC_BY_NC_SA, url=f"{_SID_PAGE}/resolve/main/{folder}-{kimg}.pkl",
+            page=_SID_PAGE, untried=True,
+        )
+        for name, resolution, folder, kimg in (
+            ("sid-cifar10-32x32-uncond", 32, "cifar10-uncond/alpha1.2/network-snapshot-1.200000", 403968),
+            ("sid-cifar10-32x32-cond", 32, "cifar10-cond/alpha1.2/network-snapshot-1.200000", 713312),
+            ("sid-imagenet-64x64-cond", 64, "imagenet64/alpha1.2/network-snapshot-1.200000", 939176),
+            ("sid-ffhq-64x64-uncond", 64, "ffhq64/alpha1.2/network-snapshot-1.200000", 498176),
+            ("sid-afhqv2-64x64-uncond", 64, "afhq64/alpha1/network-snapshot-1.000000", 371712),
+        )
     ),
     # guided-diffusion (ADM).
     *(

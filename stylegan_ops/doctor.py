@@ -266,7 +266,8 @@ def _cases(kernels: Any, sample: Sample, dtype: torch.dtype, device: torch.devic
     y, x = exact.defined(), exact.leaves[0]
     generator = torch.Generator().manual_seed(0)
     dy, ddx = (torch.randn(shape, generator=generator).to(dtype) for shape in (y.shape, x.shape))
-    grads = torch.autograd.grad(y, exact.leaves, dy.double(), create_graph=True)
+    weights = dy.double().requires_grad_()
+    grads = torch.autograd.grad(y, exact.leaves, weights, create_graph=True)
     correct = dict(zip(sample.differentiable, grads, strict=True))
     given = sample.to(dtype, device)
     tensors, options = given.tensors, given.options
@@ -274,6 +275,9 @@ def _cases(kernels: Any, sample: Sample, dtype: torch.dtype, device: torch.devic
     yield sample.name, results[0] if isinstance(results, tuple) else results, y.detach()
     for operator, index, gradient in _gradients(kernels, given, dy.to(device), results):
         yield operator, gradient, correct[index].detach()
+    if sample.name == "filtered_lrelu":  # Its gradient is linear in dy, and the transposed map is the tangent.
+        (tangent,) = torch.autograd.grad(correct[0], weights, ddx.double(), retain_graph=True)
+        yield "filtered_lrelu_tangent", kernels.filtered_lrelu_tangent(ddx.to(device), *tensors, *options), tangent
     if sample.name == "bias_act" and correct[0].requires_grad:
         (second,) = torch.autograd.grad(correct[0], x, ddx.double(), allow_unused=True)
         if second is not None and second.any():

@@ -43,7 +43,7 @@ NAN, INF = float("nan"), float("inf")
         ("precision", "fp8"), ("lr_decay", "linear"), ("preset", "smal"), ("preset", ""),
         ("sigma", "x"), ("sigma", 3), ("sigma", None), ("sigma", "lognormal:nan"), ("fake_sigma", "karras:0,1"),
         ("fake_sigma", "lognormal:0,inf"), ("metrics", "fid9x"), ("metrics", 3), ("train_layers", "top"),
-        ("gan", 3), ("gan", None), ("preflight", 1), ("desc", 3), ("desc", Path("x")), ("data", 3),
+        ("gan", 3), ("preflight", 1), ("desc", 3), ("desc", Path("x")), ("data", 3),
         ("class_map", 3), ("class_map", (1, "0")), ("class_map", (True, False)), ("class_map", "1,0"),
     ],
 )  # fmt: skip

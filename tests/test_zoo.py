@@ -292,7 +292,7 @@ def test_list(cache: Path):
     assert row["metfaces"].endswith("NVIDIA Source Code License (non-commercial)")
     assert row["edm-ffhq-64x64-uncond-vp"].split()[1:4] == ["=", "edm-ffhq", "yes"]
     assert row["stylegan3-t-ffhq-1024x1024"].split()[1:4] == ["yes", "stylegan3", "1024"]
-    assert row["adm-imagenet-64x64-cond"].split()[1:4] == ["untried", "adm", "64"]
+    assert row["adm-imagenet-64x64-cond"].split()[1:6] == ["=", "64x64_diffusion", "untried", "adm", "64"]
     assert any(line.startswith("untried: ") for line in lines)
     assert row["edm2-img64-s-1073741-0.075"].split()[1] == "untried"
     assert row["inception-2015-12-05.pt"].split()[1:] == ["-", "inception", "-", "95.6", "MB", "no", "-"]
@@ -381,6 +381,7 @@ def test_list_as_json(cache: Path):
         "settings": "",
         "page": None,
         "untried": False,
+        "fid": None,
         "place_by_hand": None,
         "refines": "yes",
         "cached": str(path),

@@ -157,7 +157,7 @@ def blendable(origin: NetworkPickle, refined: NetworkPickle) -> dict[str, tuple[
             require_finite({f"{key}.{name}": record for name, record in side.items()}, str(pickle.path))
         found[key] = tuple({name: record.read() for name, record in side.items()} for side in (first, second))
     if not found:
-        raise UserError(f"{origin.path} and {refined.path} have no {' or '.join(NETWORKS)} in common to blend.")
+        raise UserError(f"{origin.path} and {refined.path} have no entry ({', '.join(NETWORKS)}) in common to blend.")
     return found  # type: ignore[return-value]
 
 

@@ -131,7 +131,7 @@ def main(
     from refine.runs import start
 
     snapshot = start.run(config, trust=trust_pickle, trust_detector=trust_detector, resume=state)
-    _say(f"Refined generator: {snapshot}")
+    _say(f"{'One-step' if config.gan is None else 'Refined'} generator: {snapshot}")
 
 
 def _typed(given: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import click
 
@@ -36,7 +37,7 @@ def main(distill: bool, outdir: str, seed: int, long: bool) -> None:
     from refine.runtime.device import choose_device
     from refine.runtime.launch import processes_beside, suitable_processes
 
-    length = {"kimg": LONG_KIMG} if long else {}
+    length: dict[str, Any] = {"kimg": LONG_KIMG} if long else {}
     config = RunConfig.from_preset("digits", gan="digits", teacher="edm-digits", outdir=outdir, seed=seed, **length)
     count = suitable_processes(choose_device(config.device), MOST_PROCESSES)
     options = [f"--outdir={outdir}", f"--seed={seed}", *(["--long"] if long else [])]

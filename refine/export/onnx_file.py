@@ -34,7 +34,8 @@ class _Graph(torch.nn.Module):
 
     def forward(self, z: Tensor, c: Tensor, truncation_psi: Tensor) -> Tensor:
         if not hasattr(self.generator, "mapping"):  # the graph has no input truncation_psi then
-            return self.generator.images(z, c)  # type: ignore[no-any-return]
+            images: Tensor = self.generator.images(z, c)
+            return images
         w_avg = self.generator.mapping.w_avg
         ws = self.generator.mapping(z, c)
         if w_avg is not None:  # likewise

@@ -152,8 +152,8 @@ class Measurable:
         except UserError as error:
             try:
                 found = cls.of(load_teacher(spec, trust=trust, settings=settings))
-            except UserError:
-                raise error from None
+            except UserError as other:  # of a state dict, which a teacher's is, this one tells what is missing
+                raise other if path.suffix.lower() in (".pt", ".pth") else error from None
         log.info(f"{path} holds a denoiser: {found.generator.about['sampler']} draw its images")
         return found
 

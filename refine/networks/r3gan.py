@@ -104,6 +104,11 @@ class GeneratorOptions:
         _CHECK.whole("img_resolution", self.img_resolution, FIRST_RESOLUTION, MAX_RESOLUTION)
         _CHECK.whole("filter size", self.filter_size, 1, 32)
         _CHECK.whole("number of stages", len(self.stages), 1, MAX_STAGES)
+        if self.stages[0].in_width != self.z_dim + self.embedding_dim:
+            raise UserError(
+                f"An R3GAN generator of {self.z_dim} latents and an embedding of {self.embedding_dim} numbers cannot "
+                f"begin with a layer of {self.stages[0].in_width}."
+            )
         if FIRST_RESOLUTION * 2 ** (len(self.stages) - 1) != self.img_resolution:
             raise UserError(
                 f"An R3GAN generator of {len(self.stages)} stages does not make images of {self.img_resolution} pixels."

@@ -63,8 +63,7 @@ class SynthesisInput(nn.Module):
         self.weight = nn.Parameter(normal(self.channels, self.channels))
         self.affine = FullyConnectedLayer(options.w_dim, 4)
         nn.init.zeros_(self.affine.weight)
-        assert self.affine.bias is not None
-        self.affine.bias.data = torch.tensor([1.0, 0.0, 0.0, 0.0], device=self.affine.bias.device)
+        self.affine.bias = nn.Parameter(torch.tensor([1.0, 0.0, 0.0, 0.0], device=self.weight.device))
         self.transform: Tensor
         self.freqs: Tensor
         self.phases: Tensor
@@ -102,13 +101,13 @@ class SynthesisInput(nn.Module):
 
 
 def _frequencies(count: int, bandwidth: float) -> Tensor:
-    """Frequencies [count, 2], evenly distributed over the disk of a radius."""
+    """Frequencies [count, 2], evenly distributed over the disk of the radius `bandwidth`."""
     freqs = normal(count, 2)
     if freqs.is_meta:
         return freqs
-    radii = freqs.square().sum(1, keepdim=True).sqrt()
-    # sqrt(1 - exp(-r^2 / 2)) is even over the unit disk; exp(r^2 / 4) of the checkpoints is close to it.
-    return freqs / (radii * radii.square().exp().pow(0.25)) * bandwidth
+    # Of normal numbers, r^2 / 2 is exponentially distributed and exp(-r^2 / 2) uniformly: the square of the new radius.
+    squares = freqs.square().sum(1, keepdim=True)
+    return freqs * (squares.rsqrt() * (-squares / 4).exp() * bandwidth)
 
 
 class SynthesisLayer(nn.Module):
@@ -137,7 +136,8 @@ class SynthesisLayer(nn.Module):
         """Applies the layer to x in the style w [N, w_dim]."""
         options = self.options
         half = options.use_fp16 and not force_fp32 and x.device.type == "cuda"
-        styles, weight = self.affine(w), self.weight
+        styles: Tensor = self.affine(w)
+        weight: Tensor = self.weight
         if options.is_torgb:
             styles = styles / math.sqrt(weight[0].numel())
         else:

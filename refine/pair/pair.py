@@ -21,6 +21,7 @@ from refine.networks.preconditioned import as_denoiser
 from refine.networks.style_based import as_generator
 from refine.pair.bridge import Bridge, make_bridge
 from refine.pair.classes import class_notes
+from refine.pickles.state_dict import StateDict
 
 
 @dataclass(frozen=True)
@@ -180,8 +181,13 @@ def distillation_of(
         guidance: Weight of the guidance.
 
     Raises:
-        OptionError: The teacher does not know the noise level.
+        OptionError: The teacher does not know the noise level, or its file cannot hold the generator.
     """
+    if isinstance(teacher_file.record, StateDict):
+        raise OptionError(
+            f"{{teacher={teacher_file.pickle.path}}} is a state dict, and a distilled generator is written into the "
+            "teacher's pickle: distill an EDM or EDM2 pickle, or give a generator to refine with {gan}."
+        )
     gan_file = as_one_step(teacher_file, one_step.DEFAULT_SIGMA_INIT if sigma_init is None else sigma_init)
     generator, denoiser = as_generator(gan_file.network), guided_denoiser(teacher_file, guide_file, guidance)
     files = {"teacher": teacher_file, **({"guide": guide_file} if guide_file else {})}

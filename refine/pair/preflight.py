@@ -258,8 +258,8 @@ def preflight(
             findings = [*findings, name]
             sentences.append(sentence)
     if isinstance(teacher, Guided):
-        sentence = caution(teacher, samples, noise[0].to(device), labels)
-        sentences += [] if sentence is None else [sentence]
+        guided = caution(teacher, samples, noise[0].to(device), labels)
+        sentences += [] if guided is None else [guided]
     return Preflight(
         sigmas=sigmas,
         generator_loss=tuple(as_drawn.mean(1).tolist()),

@@ -151,12 +151,12 @@ class Opaque(Foreign):
     def __new__(cls, *args: Any, **kwargs: Any) -> Opaque:
         """NEWOBJ or NEWOBJ_EX: records what is passed."""
         record: Any = super().__new__(cls, *args, *kwargs.values())
-        return record  # type: ignore[no-any-return]
+        assert isinstance(record, Opaque)
+        return record
 
     def __call__(self, *args: Any) -> Opaque:
         """REDUCE with an object in place of a global: records the call and runs nothing."""
-        record: Any = Opaque(self, *args)
-        return record  # type: ignore[no-any-return]
+        return Opaque(self, *args)
 
     def __setstate__(self, state: Any) -> None:
         self.list_items.append(state)

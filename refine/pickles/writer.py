@@ -109,16 +109,16 @@ def _patch(network_pickle: NetworkPickle, file: BinaryIO, tensors: Mapping[str, 
             )
         data = _new_data(own, values, key)
         for tensor in own.values():
-            archive = tensor.storage.blob.archive
-            assert isinstance(archive, FileBytes)
-            pieces[archive.offset + tensor.storage.blob.data_start] = data[id(tensor.storage)]
+            blob = tensor.storage.blob
+            assert isinstance(blob, StorageBlob) and isinstance(blob.archive, FileBytes)
+            pieces[blob.archive.offset + blob.data_start] = data[id(tensor.storage)]
     position = 0
     for start in sorted(pieces):
         for chunk in source.chunks(position, start - position):
             file.write(chunk)
         flat = pieces[start]
         if flat.numel():
-            file.write(memoryview(flat.view(torch.uint8).numpy()))
+            file.write(flat.view(torch.uint8).numpy().data)
         position = start + flat.nbytes
     for chunk in source.chunks(position, source.size - position):
         file.write(chunk)

@@ -16,6 +16,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from refine import zoo
 from refine.config import RunConfig
 from refine.contracts import Generator
+from refine.diffusion.guidance import Guided
 from refine.errors import OptionError, literal
 from refine.pair.pair import Pair
 from refine.pair.preflight import KnownFids, Preflight, preflight
@@ -92,7 +93,9 @@ def preflight_of(pair: Pair, trainer: Trainer) -> Preflight:
 
 
 def known_fids(pair: Pair) -> KnownFids | None:
-    """Published FIDs of a pair's files; None unless both are known, on the same data."""
+    """Published FIDs of a pair's files; None unless both are known, on the same data, and the teacher is not guided."""
+    if isinstance(pair.teacher, Guided):
+        return None
     files = (pair.gan_file, pair.teacher_file)
     entries = [None if file is None else zoo.entry_of(file.pickle.path) for file in files]
     generator, teacher = (None if entry is None else entry.fid for entry in entries)

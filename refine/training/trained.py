@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -110,6 +110,9 @@ class TrainedNetwork(Generic[Network]):
         self.average: EMA[Network] | None = average
         self.more_averages: Sequence[EMA[Network]] = more_averages
         self._nonfinite_in_a_row = 0
+        # EDM2's networks, alone or within a one-step generator, force their weights to a norm after each update.
+        modules: Iterable[Any] = network.module.modules()
+        self._normalizing = [module for module in modules if hasattr(module, "normalize_weights")]
 
     @property
     def title(self) -> str:
@@ -148,9 +151,8 @@ class TrainedNetwork(Generic[Network]):
             norm = self.optimizer.step(self.learning_rate(progress))
             self.optimizer.zero_grad()
         if norm is not None:
-            normalize = getattr(self.module, "normalize_weights", None)
-            if normalize is not None:  # EDM2's forced weight normalization
-                normalize()
+            for module in self._normalizing:
+                module.normalize_weights()
             self._nonfinite_in_a_row = 0
             statistics.add(f"Gradient/{_STATISTIC.get(self.name, self.name)}_norm", norm)
             return True

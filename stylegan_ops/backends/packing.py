@@ -194,7 +194,8 @@ def _codes(structure: type[ctypes.Structure]) -> str:
         ctypes.c_int32: "i",
         ctypes.c_int64 * 4: "4q",
     }
-    return "".join(codes.get(field[1]) or _codes(field[1]) for field in structure._fields_)
+    kinds: list[Any] = [field[1] for field in structure._fields_]
+    return "".join(codes.get(kind) or _codes(kind) for kind in kinds)
 
 
 def _packer(structure: type[ctypes.Structure]) -> struct.Struct:

@@ -149,7 +149,14 @@ def test_impossible_shapes(name, shape, words):
 
 def test_impossible_attributes():
     shapes = {key: tuple(tensor.shape) for key, tensor in r3gan_file.generator().state_dict().items()}
-    for name, value in (("img_resolution", 32), ("z_dim", 0), ("z_dim", None), ("c_dim", -1), ("c_dim", 3)):
+    for name, value in (
+        ("img_resolution", 32),
+        ("z_dim", 0),
+        ("z_dim", 7),
+        ("z_dim", None),
+        ("c_dim", -1),
+        ("c_dim", 3),
+    ):
         with pytest.raises(UserError):
             r3gan.options_from_shapes(shapes, {"z_dim": 8, "c_dim": 0, "img_resolution": 16} | {name: value})
 

@@ -22,7 +22,10 @@ from stylegan_ops.backends import cpu, pytorch
 from stylegan_ops.build import BuildError, nvrtc, toolchain
 from stylegan_ops.doctor import DriverState, Gpu, Verdict
 
-OPERATORS = ["bias_act", "bias_act_grad", "bias_act_grad2", "upfirdn2d"]
+OPERATORS = [
+    *("bias_act", "bias_act_grad", "bias_act_grad2", "upfirdn2d"),
+    *("filtered_lrelu", "filtered_lrelu_grad", "filtered_lrelu_tangent"),
+]
 SINGLE_PRECISION = [name for name in RULES if name not in OPERATORS]
 DTYPES = ["float64", "float32", "bfloat16", "float16"]
 needs_compiler = pytest.mark.skipif(GXX is None, reason="there is no C++ compiler")

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from gaussian_denoiser import GaussianDenoiser
 
 from refine import load_generator, load_teacher
+from refine.commands import inspect as inspect_command
 from refine.commands import metrics as metrics_command
 from refine.commands import run as run_command
 from refine.config import RunConfig, TrainingOptions
@@ -121,6 +122,31 @@ def test_forced_normalization_of_the_fake_score(fixture_path, tmp_path, edm2):
 def test_edm2_with_other_objectives(fixture_path, tmp_path, edm2, objective):
     options = {"kimg": 0.008, "objective": objective, "ratio_samples": 8}
     assert start.run(config(fixture_path, tmp_path, "run", **edm2, **options)).is_file()
+
+
+def test_edm2_distilled(fixture_path, tmp_path, edm2):
+    """The generator starts as the teacher, keeps its weights normalized, and is written into the float16 pickle."""
+    options = {**edm2, "gan": None, "kimg": 0.016, "glr": 1e-3}
+    trainer = trainer_of(config(fixture_path, tmp_path, "trainer", **options))
+    trainer.warm_up_step()
+    trainer.step()
+    for name, weight in trainer.generator.module.named_parameters():
+        if name.endswith("weight"):
+            assert float((weight.detach().flatten(1).square().mean(1) - 1).abs().max()) < 1e-3, name
+    snapshot = start.run(config(fixture_path, tmp_path, "run", **options))
+    generator = load_generator(str(snapshot)).network
+    images = generator(torch.randn(2, 3, 16, 16), torch.eye(5)[:2])
+    assert images.isfinite().all() and generator.sigma_init == 2.5
+    assert inspected(snapshot)["ema"]["dtypes"] == ["float16"]
+
+
+def inspected(path):
+    return json.loads(CliRunner().invoke(inspect_command.main, [str(path), "--json"]).stdout)["entries"]
+
+
+def test_adm_is_not_distilled(fixture_path, tmp_path, adm):
+    with pytest.raises(UserError, match=r"ema\.pt.*state dict"):
+        start.run(config(fixture_path, tmp_path, "run", **adm, gan=None))
 
 
 # -- guidance -----------------------------------------------------------------------------------------

@@ -10,8 +10,8 @@ from gaussian import NUM_PIXELS, GaussianDenoiser
 from toy import eight_modes, energy_distance, two_gaussians
 from trainers import FIXTURES, gradients_of_move, modules, trainer_of, weights
 
-from refine import load_teacher
-from refine.errors import OptionError
+from refine import load_generator, load_teacher
+from refine.errors import OptionError, UserError
 from refine.networks.one_step import OneStep, OneStepGenerator
 from refine.networks.preconditioned import as_denoiser
 from refine.objectives.f_divergence import DIVERGENCES
@@ -200,3 +200,34 @@ def test_blocks_by_resolution_are_refused():
     with pytest.raises(OptionError, match="train_layers=8"):
         unet_trainer(train_layers="8")
     assert all(p.requires_grad for p in unet_trainer(train_layers="all").generator.module.parameters())
+
+
+def test_edm2_teachers_and_state_dicts(tmp_path):
+    """EDM2's generator keeps its weights normalized; a state dict has no pickle that could be written."""
+    trainer = unet_trainer("edm2/s1_edm2_cond16.pkl", batch=2)
+    trainer.warm_up_step()
+    trainer.step()
+    weight = trainer.generator.module.state_dict()["unet.enc.16x16_conv.weight"]
+    norms = weight.flatten(1).square().mean(1).sqrt()
+    assert (norms - 1).abs().max() < 1e-3
+    pair = distillation_of(load_teacher(str(FIXTURES / "edm2/s1_edm2_cond16.pkl")))
+    path = tmp_path / "edm2.pkl"
+    pair.write_snapshot(path, *(trainer.generator.module.state_dict() for _ in range(2)), "ikl")
+    loaded = load_generator(str(path))
+    z, c = torch.randn(2, *loaded.network.z_shape), torch.eye(5)[:2]
+    expected = trainer.generator.network(z, c).images
+    assert (loaded.network(z, c) - expected).abs().max() < 2e-2 * expected.abs().max()  # stored in float16, as it came
+    with pytest.raises(UserError, match=r"s2_adm_cond16_new\.pt"):
+        distillation_of(load_teacher(str(FIXTURES / "adm/s2_adm_cond16_new.pt"), settings="schedule=cosine"))
+
+
+def test_a_guided_teacher_guides_its_copy():
+    """The generator starts as the teacher without the guide, and is drawn to the guided teacher."""
+    teacher = load_teacher(str(FIXTURES / "edm/s1_edm_ddpmpp_uncond16.pkl"))
+    guide = load_teacher(str(FIXTURES / "edm/s1_edm_ddpmpp_uncond16.pkl"))
+    pair = distillation_of(teacher, guide_file=guide, guidance=1.5)
+    assert pair.digests.keys() == {"teacher", "guide"}
+    trainer = trainer_of(pair, batch=2, glr=1e-3, flr=1e-3)
+    trainer.warm_up_step()
+    trainer.step()
+    assert trainer.progress.cur_nimg == 2
