@@ -194,6 +194,12 @@ def test_a_form_is_trained_and_judged(form, monkeypatch):
     assert len(found["loss"]) == len(found["gap"]) == 1 and found["figures"]["fid"] > 0
 
 
+def test_means_of_figures_over_seeds():
+    each = [Figures(1.0, 0.5, 0.5, 0.5, 0.5, 30.0, (0.1, 0.9)), Figures(3.0, 0.5, 0.5, 0.5, 0.5, 34.0, (0.3, 0.7))]
+    means = sharing.mean_figures(each)
+    assert (means.fid, means.variance) == (2.0, 32.0) and means.class_shares == pytest.approx((0.2, 0.8))
+
+
 def test_equal_time_is_shared_by_warm_up_and_steps():
     batch = sharing.COMMON["batch"]
     warm_up_steps = -(-sharing.COMMON["warmup_kimg"] * 1000 // batch)
