@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks.speed import baseline_step, steps
 from benchmarks.studies import agreement, sharing
 from refine.config import RunConfig
+from refine.digits.figures import Figures
 from refine.networks.edm_layers import UNetBlock
 from refine.training import trainer as trainer_module
 
