@@ -453,20 +453,20 @@ def resolve_all(specs: Sequence[str]) -> list[ResolvedFile]:
     """The files meant by several paths, URLs or names; all that are not there or cannot be downloaded are named.
 
     Raises:
-        UserError: Nothing of one of the names, or some could not be downloaded.
+        UserError: Nothing of some of the names, or some could not be downloaded.
     """
-    found, failed, missing = [], [], []
+    found: list[ResolvedFile] = []
+    errors: list[UserError] = []
     for spec in specs:
         try:
             found.append(resolve(spec))
-        except download.DownloadError as error:
-            failed.append(error)
         except UserError as error:
-            missing.append(error)
-    if missing:
-        raise missing[0] if len(missing) == 1 and not failed else UserError(" ".join(map(str, [*missing, *failed])))
-    if len(failed) == 1:
-        raise failed[0]
+            errors.append(error)
+    if len(errors) == 1:
+        raise errors[0]
+    failed = [error for error in errors if isinstance(error, download.DownloadError)]
+    if len(failed) < len(errors):
+        raise UserError(" ".join(map(str, errors)))
     if failed:
         files = " and ".join(f"{error.url} ({error.why})" for error in failed)
         places = " and ".join(str(error.place) for error in failed)
