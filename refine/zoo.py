@@ -450,7 +450,7 @@ def resolve(spec: str) -> ResolvedFile:
 
 
 def resolve_all(specs: Sequence[str]) -> list[ResolvedFile]:
-    """The files meant by several paths, URLs or names; files that cannot be downloaded are named in one sentence.
+    """The files meant by several paths, URLs or names; all that are not there or cannot be downloaded are named.
 
     Raises:
         UserError: Nothing of some of the names, or some could not be downloaded.
