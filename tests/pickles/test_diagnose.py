@@ -159,10 +159,11 @@ def test_generator_that_refine_does_not_rebuild(fixture_path, tmp_path):
     """One of a fork of StyleGAN3, with an argument that the original does not have."""
     pkl = pickles.load(fixture_path("sg3/s2_stylegan3t_uncond32.pkl"))
     pkl["G_ema"].attributes["_init_kwargs"]["novelty"] = 1
+    pkl["G_ema"].meta["module_src"] = "# the fork's source\n"
     gan = tmp_path / "fork.pkl"
     pickles.save(pkl, gan)
     code, message = run("--gan", gan, "--teacher", fixture_path("edm/s1_edm_ddpmpp_uncond16.pkl"))
-    assert code == 2 and str(gan) in message and "'novelty'" in message
+    assert code == 2 and str(gan) in message and "'novelty'" in message and "--trust-pickle" in message
 
 
 def test_folder_and_missing_file(tmp_path):
