@@ -8,7 +8,7 @@ The evidence, by name:
   without data.
 - *SiDA*: SiD's successor, which first trains the fake score on 100 kimg of a frozen generator.
 - *DMD2*: Distribution Matching Distillation 2 (arXiv 2405.14867), the same gradient as here except for the weighting.
-- *demo*: docs/demo.md, tries on the 16-pixel digits and two seeds of the result.
+- *demo*: docs/demo.md, tries on the 16-pixel digits and three seeds of the result.
 - *study*: our own, on 8-pixel digits, single runs. At ln sigma ~ N(-1.2, 1.2) an unconditional generator lost
   classes (the rarest fell from 4.4% to 0.7%) and its FID did not change; at N(1, 1.2) its FID fell from 516 to 409 and
   the rarest class kept 2.2%. With classes, the FID after 24 kimg was 39.5 at -1.2; at 0 it reached 18.4 after 96 kimg,

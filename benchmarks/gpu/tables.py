@@ -219,7 +219,7 @@ def demo(report: Report) -> str:
         text = table(["Run", "FID", "Recall", "Coverage", "Agreement", "Seconds"], rows)
         text += (
             f"\n{report.of('demo')[-1]['images']} images against the test split, digit-CNN features, not Inception. On "
-            "a CPU two seeds come to a FID of 20 and 22.\n"
+            "a CPU three seeds come to a FID of 20 to 22.\n"
         )
     if row := report.last("resume"):
         text += (

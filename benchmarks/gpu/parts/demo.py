@@ -1,6 +1,6 @@
 """Part 4: the digits demo on the GPU with its figures, and a run that is stopped and resumed.
 
-By the command line, in one process. `make demo` on a CPU comes to a Frechet distance of 20 and 22 with two seeds.
+By the command line, in one process. `make demo` on a CPU comes to a Frechet distance of 20 to 22 with three seeds.
 """
 
 from __future__ import annotations
