@@ -450,19 +450,23 @@ def resolve(spec: str) -> ResolvedFile:
 
 
 def resolve_all(specs: Sequence[str]) -> list[ResolvedFile]:
-    """The files meant by several paths, URLs or names; files that cannot be downloaded are named in one sentence.
+    """The files meant by several paths, URLs or names; all that are not there or cannot be downloaded are named.
 
     Raises:
-        UserError: Nothing of one of the names, or some could not be downloaded.
+        UserError: Nothing of some of the names, or some could not be downloaded.
     """
-    found, failed = [], []
+    found: list[ResolvedFile] = []
+    errors: list[UserError] = []
     for spec in specs:
         try:
             found.append(resolve(spec))
-        except download.DownloadError as error:
-            failed.append(error)
-    if len(failed) == 1:
-        raise failed[0]
+        except UserError as error:
+            errors.append(error)
+    if len(errors) == 1:
+        raise errors[0]
+    failed = [error for error in errors if isinstance(error, download.DownloadError)]
+    if len(failed) < len(errors):
+        raise UserError(" ".join(map(str, errors)))
     if failed:
         files = " and ".join(f"{error.url} ({error.why})" for error in failed)
         places = " and ".join(str(error.place) for error in failed)

@@ -1,11 +1,12 @@
 """Time `filtered_lrelu` on the CPU at the layers of StyleGAN3-T and -R at 256 pixels.
 
-    python -m benchmarks.speed.filtered_lrelu [--rounds=5] [--only=T|R]
+    python -m benchmarks.speed.filtered_lrelu [--rounds=5] [--only=T|R] [--channels=64]
 
 The kernel takes one pass from the input to the result. It is compared with the reference path, which adds the bias,
 upsamples, activates and downsamples one after the other in plain PyTorch (depthwise convolutions, transposed where they
 upsample), and with the same four steps by the kernels of `bias_act` and `upfirdn2d`. Everything runs in one process on
-one thread; all ways take turns, and medians of the CPU time are compared.
+one thread; all ways take turns, and medians of the CPU time are compared. Channels do not depend on each other, so at
+most `--channels` of each layer are computed.
 """
 
 from __future__ import annotations
@@ -42,10 +43,12 @@ class Layer:
     Attributes:
         name: Name of the layer.
         options: Options of the layer.
+        channels: Number of channels to compute.
     """
 
     name: str
     options: LayerOptions
+    channels: int
 
     def arguments(self) -> dict[str, Any]:
         """Arguments of `filtered_lrelu` but for its input."""
@@ -54,7 +57,7 @@ class Layer:
         return {
             "fu": lowpass_filter(o.up_taps, o.in_cutoff, 2 * o.in_half_width, rate),
             "fd": lowpass_filter(o.down_taps, o.out_cutoff, 2 * o.out_half_width, rate, o.down_radial),
-            "b": torch.randn(o.out_channels, requires_grad=True),
+            "b": torch.randn(self.channels, requires_grad=True),
             "up": o.up,
             "down": o.down,
             "padding": o.padding,
@@ -66,17 +69,17 @@ class Layer:
     def images(self) -> Tensor:
         """Result of the layer's convolution."""
         size = self.options.in_size + self.options.kernel - 1
-        return torch.randn(1, self.options.out_channels, size, size, requires_grad=True)
+        return torch.randn(1, self.channels, size, size, requires_grad=True)
 
 
-def layers(kind: str) -> Iterator[Layer]:
+def layers(kind: str, channels: int) -> Iterator[Layer]:
     """Layers of a generator that differ in shape; the last one, without filters, is left out."""
     seen = set()
     for name, options in plan(512, 256, 3, OPTIONS[kind]).layers[:-1]:
-        shape = (options.in_size, options.out_size, options.out_channels, options.up, options.down, options.down_radial)
+        shape = (options.in_size, options.out_size, options.up, options.down, options.down_radial)
         if shape not in seen:
             seen.add(shape)
-            yield Layer(name, options)
+            yield Layer(name, options, min(options.out_channels, channels))
 
 
 def one_by_one(
@@ -126,6 +129,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", choices=list(OPTIONS), help="one of the two generators")
+    parser.add_argument("--channels", type=int, default=64, help="most channels of a layer to compute")
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -133,7 +137,7 @@ def main() -> None:
     print(f"{'':<29}" + f"{'kernel':>14}{'4 kernels':>11}{'PyTorch':>11}" * 2)
     for kind in [args.only] if args.only else OPTIONS:
         ratios = []
-        for layer in layers(kind):
+        for layer in layers(kind, args.channels):
             row = f"{kind} {layer.name:<16}{layer.options.up:>6} / {layer.options.down:<2}"
             for backward in (False, True):
                 kernel, several, plain = compare(layer, backward, args.rounds)

@@ -46,7 +46,7 @@ def main() -> None:
     )  # fmt: skip
     folder = run(config).parent
     for name in names:
-        rows = [json.loads(line) for line in (folder / f"metric-{name}.jsonl").read_text().splitlines()]
+        rows = [json.loads(line) for line in (folder / f"metric-{name}.jsonl").read_text(encoding="utf-8").splitlines()]
         cells = []
         for row in rows:
             ends = row["provenance"].get("intervals", {}).get(name)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import logging
 import statistics
-from dataclasses import astuple
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -61,8 +61,9 @@ def kimg_within(budget: float, warm_up_cost: float, cost: float) -> float:
 
 def mean_figures(each: list[Figures]) -> Figures:
     """Means of all figures over runs."""
-    columns = zip(*map(astuple, each), strict=True)
-    return Figures(*(tuple(map(float, np.mean(c, axis=0))) if np.ndim(c) > 1 else float(np.mean(c)) for c in columns))
+    names = [field.name for field in fields(Figures)]
+    means: dict[str, Any] = {name: np.mean([getattr(one, name) for one in each], axis=0).tolist() for name in names}
+    return Figures(**means | {"class_shares": tuple(means["class_shares"])})
 
 
 def main() -> None:

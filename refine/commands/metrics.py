@@ -221,7 +221,7 @@ def _measure(given: dict[str, Any], options: Any, device: Any) -> None:
             found = [Measurable(stored, stored.name)]
         else:
             found = [
-                Measurable.open(spec, trust=trust, sigma_init=sigma_init, settings=settings)
+                Measurable.load(spec, trust=trust, sigma_init=sigma_init, settings=settings)
                 for spec in snapshots(given["network"])
             ]
         teacher = None

@@ -132,7 +132,7 @@ class Measurable:
         return cls(loaded.network, path.name, loaded)
 
     @classmethod
-    def open(
+    def load(
         cls, spec: str, *, trust: bool = False, sigma_init: float | None = None, settings: str | None = None
     ) -> Measurable:
         """The network of a file: a generator, else a denoiser.
@@ -190,7 +190,7 @@ def _snapshots(generator: Any) -> list[Any]:
 
 def _measurable(snapshot: Any, trust: bool) -> Measurable:
     if isinstance(snapshot, (str, os.PathLike)):
-        return Measurable.open(os.fspath(snapshot), trust=trust)
+        return Measurable.load(os.fspath(snapshot), trust=trust)
     if isinstance(snapshot, LoadedNetwork):
         return Measurable.of(snapshot)
     if isinstance(snapshot, StoredImages):

@@ -13,8 +13,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
 from torch import Tensor, nn
 
 from refine.errors import UserError
@@ -24,6 +22,15 @@ from refine.version import VERSION
 SUFFIX = ".safetensors"
 LIVE, AVERAGE = "G", "G_ema"
 OPTIONS = "refine_options"  # entry of the header
+
+
+def _library() -> Any:
+    try:
+        import safetensors
+        import safetensors.torch
+    except ImportError as error:
+        raise UserError("Snapshots of networks without a pickle need safetensors: pip install safetensors.") from error
+    return safetensors
 
 
 def write_weights(path: Path, live: Mapping[str, Tensor], average: Mapping[str, Tensor], options: str) -> None:
@@ -38,6 +45,7 @@ def write_weights(path: Path, live: Mapping[str, Tensor], average: Mapping[str, 
     Raises:
         UserError: The file cannot be written.
     """
+    safetensors = _library()
     tensors: dict[str, Tensor] = {}
     for key, weights in ((LIVE, live), (AVERAGE, average)):
         tensors |= {f"{key}.{name}": tensor.contiguous().clone() for name, tensor in weights.items()}
@@ -52,6 +60,7 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, dict[str, Tensor]]:
     Raises:
         UserError: The file cannot be read.
     """
+    safetensors = _library()
     try:
         tensors = safetensors.torch.load_file(path)
     except (OSError, ValueError, safetensors.SafetensorError) as error:
@@ -72,6 +81,7 @@ def read_options(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         UserError: The file cannot be read.
     """
+    safetensors = _library()
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             options = json.loads((file.metadata() or {}).get(OPTIONS, "{}"))

@@ -58,7 +58,7 @@ class Objective:
     def __str__(self) -> str:
         """The text that `parse_objective` reads: `ikl`, `ikl:weighting=dmd`. Defaults are left out."""
         changed = [
-            f"{field.name}={value!r}" if isinstance(value, float) else f"{field.name}={value}"
+            f"{field.name}={int(value) if isinstance(value, bool) else value}"
             for field in fields(self)
             if (value := getattr(self, field.name)) != field.default
         ]

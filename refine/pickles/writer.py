@@ -98,8 +98,7 @@ def _patch(network_pickle: NetworkPickle, file: BinaryIO, tensors: Mapping[str, 
         if module_state(record) is None:
             raise PickleError(f"{network_pickle.path} has no network {key!r} to give new tensors to")
         own = named_tensors(record)
-        elsewhere = _all_storages([value for other, value in root.items() if other != key])
-        if any(id(tensor.storage) in elsewhere for tensor in own.values()):
+        if _archives(list(own.values())) & _archives([value for other, value in root.items() if other != key]):
             if not network_pickle.foreign_globals:
                 return False
             raise PickleError(
@@ -219,8 +218,8 @@ def _storages(values: Any) -> set[int]:
     return {id(value) for value in walk(values) if isinstance(value, StorageRecord)}
 
 
-def _all_storages(values: Any) -> set[int]:
-    """Ids of all storages that can be reached from `values`, also through records that are passed over."""
+def _archives(values: Any) -> set[int]:
+    """Positions of all archives that can be reached from `values`, also through records that are passed over."""
     seen: set[int] = set()
     found: set[int] = set()
     pending = [values]
@@ -229,8 +228,9 @@ def _all_storages(values: Any) -> set[int]:
         if id(value) in seen:
             continue
         seen.add(id(value))
-        if isinstance(value, StorageRecord):
-            found.add(id(value))
+        archive = getattr(value.blob, "archive", None) if isinstance(value, StorageRecord) else None
+        if isinstance(archive, FileBytes):
+            found.add(archive.offset)
         pending += value.contents() if isinstance(value, Opaque) else children(value)
     return found
 

@@ -28,7 +28,7 @@ def test_pair_is_described(fixture_path):
     assert "StyleGAN2 generator (stylegan2-ada-pytorch), 16x16x3, 5 classes, 37,158 parameters" in result.stdout
     assert "EDMPrecond over SongUNet" in result.stdout
     assert "The teacher sees the generator's images as they are, with classes." in result.stdout
-    assert '"objective": "ikl"' in result.stdout  # the options follow
+    assert '"objective": "sim' in result.stdout  # the options follow
 
 
 def test_missing_files_are_asked_for(fixture_path):

@@ -38,6 +38,7 @@ def test_names_are_their_own_text(name):
 def test_switches_are_read_as_such():
     assert parse_objective("sim:detach_norm=1").detach_norm is True
     assert parse_objective("sim:detach_norm=0").detach_norm is False
+    assert str(parse_objective("sim:detach_norm=True")) == "sim:detach_norm=1"
 
 
 @pytest.mark.parametrize(

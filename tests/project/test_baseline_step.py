@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks.speed import baseline_step, steps
 from benchmarks.studies import agreement, sharing
 from refine.config import RunConfig
+from refine.digits.figures import Figures
 from refine.networks.edm_layers import UNetBlock
 from refine.training import trainer as trainer_module
 
@@ -192,6 +193,12 @@ def test_a_form_is_trained_and_judged(form, monkeypatch):
     monkeypatch.setitem(agreement.COMMON, "warmup_kimg", 0.032)
     found = agreement.run(form, 0, 1.0, "selection", 200)
     assert len(found["loss"]) == len(found["gap"]) == 1 and found["figures"]["fid"] > 0
+
+
+def test_means_of_figures_over_seeds():
+    each = [Figures(1.0, 0.5, 0.5, 0.5, 0.5, 30.0, (0.1, 0.9)), Figures(3.0, 0.5, 0.5, 0.5, 0.5, 34.0, (0.3, 0.7))]
+    means = sharing.mean_figures(each)
+    assert (means.fid, means.variance) == (2.0, 32.0) and means.class_shares == pytest.approx((0.2, 0.8))
 
 
 def test_equal_time_is_shared_by_warm_up_and_steps():

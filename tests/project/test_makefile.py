@@ -69,15 +69,16 @@ def checkout(tmp_path: Path) -> Checkout:
 VENV = "-m venv --clear .venv"
 TORCH = "-m pip install --quiet torch==2.13.0"
 PROJECT = "-m pip install --quiet --editable .[dev]"
+PARALLEL = "-n logical --maxprocesses 8 --dist worksteal"
 LINT = ["-m ruff check .", "-m ruff format --check .", "-m mypy"]
 
 
 def test_first_call_installs_and_second_call_does_not(checkout: Checkout) -> None:
     result, calls = checkout.make("test")
     assert result.returncode == 0, result.stderr
-    assert calls == [VENV, TORCH, PROJECT, *LINT, "-m pytest -m not slow"]
+    assert calls == [VENV, TORCH, PROJECT, *LINT, f"-m pytest -m not slow {PARALLEL}"]
     _, calls = checkout.make("test-extra")
-    assert calls == ["-m pytest -m slow -rs"]
+    assert calls == [f"-m pytest -m slow -rs {PARALLEL}"]
 
 
 def test_parallel_make_installs_once_and_in_order(checkout: Checkout) -> None:

@@ -206,7 +206,7 @@ def test_command_line(tmp_path, monkeypatch):
     done = CliRunner().invoke(cli.main, [*words, "--trust-pickle"])
     assert done.exit_code == 0, done.output
     (folder,) = (tmp_path / "runs").iterdir()
-    assert folder.name == "00000-mine-edm-digits-ikl-batch4"
+    assert folder.name == "00000-mine-edm-digits-sim-batch4"
     assert (folder / "network-snapshot-000000_008.safetensors").is_file()
     monkeypatch.chdir("/")
     again = ["--resume", str(folder), "--kimg=0.012", "--trust-pickle"]
