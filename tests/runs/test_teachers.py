@@ -23,6 +23,7 @@ from refine.pair.bridge import make_bridge
 from refine.pair.preflight import preflight
 from refine.runs import start
 from refine.runs.folder import find_state
+from refine.training.cost import step_cost
 from refine.training.trainer import Trainer
 
 ADM = "image_size=16,num_heads=2,attention_order=old,noise_schedule=linear,dropout=0.1"
@@ -175,7 +176,9 @@ def test_guided_networks_of_a_trainer(fixture_path, tmp_path, guided):
     for _ in range(2):
         trainer.warm_up_step()
     trainer.step()
+    assert (step_cost(trainer).generator, step_cost(trainer).fake_score) == (3, 3)
     both = trainer_of(config(fixture_path, tmp_path, "run", **guided, guide_fake=True))
+    assert (step_cost(both).generator, step_cost(both).fake_score) == (4, 4)
     fake = both.fake_score.network
     assert isinstance(fake, Guided) and torch.equal(fake(x, sigma, labels), both.teacher(x, sigma, labels))
     assert fake.module is not both.teacher.module and fake.guide is both.teacher.guide
@@ -234,7 +237,7 @@ def test_preflight_warns_of_a_guide_that_varies_less():
 
 
 @pytest.mark.slow
-def test_dry_run_names_the_guide_and_counts_its_passes(fixture_path, guided):
+def test_dry_run_names_the_guide(fixture_path, guided):
     names = {"gan": str(fixture_path("sg2ada/b_cond16.pkl")), **guided}
     arguments = [f"--{name}={value}" for name, value in names.items()]
     result = CliRunner().invoke(run_command.main, [*arguments, "--dry-run", "--device=cpu", "--preflight"])
@@ -242,7 +245,6 @@ def test_dry_run_names_the_guide_and_counts_its_passes(fixture_path, guided):
     assert (
         "Guide     " in result.stdout and "s2_edm2_uncond16.pkl" in result.stdout and "Guidance  1.7" in result.stdout
     )
-    assert "generator 3, fake score 3" in result.stdout
 
 
 @pytest.mark.slow
