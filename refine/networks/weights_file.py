@@ -38,7 +38,7 @@ def write_weights(path: Path, live: Mapping[str, Tensor], average: Mapping[str, 
     Raises:
         UserError: The file cannot be written.
     """
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for key, weights in ((LIVE, live), (AVERAGE, average)):
         tensors |= {f"{key}.{name}": tensor.contiguous().clone() for name, tensor in weights.items()}
     data = safetensors.torch.save(tensors, metadata={"format": "pt", "refine": VERSION, OPTIONS: options})

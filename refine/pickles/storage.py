@@ -58,7 +58,8 @@ class StorageBlob:
         if isinstance(self.archive, FileBytes):
             last = sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
             flat = np.empty(last + 1, f"<i{size}")
-            self.archive.read_into(self.data_start + offset * size, memoryview(flat).cast("B"))
+            data: Any = flat
+            self.archive.read_into(self.data_start + offset * size, memoryview(data).cast("B"))
             if last + 1 == math.prod(shape) and stride == _strides(shape):
                 return torch.from_numpy(flat.reshape(shape)).view(self.dtype)
         else:

@@ -117,7 +117,8 @@ def _patch(network_pickle: NetworkPickle, file: BinaryIO, tensors: Mapping[str, 
             file.write(chunk)
         flat = pieces[start]
         if flat.numel():
-            file.write(memoryview(flat.view(torch.uint8).numpy()))
+            data_of_flat: Any = flat.view(torch.uint8).numpy()
+            file.write(memoryview(data_of_flat))
         position = start + flat.nbytes
     for chunk in source.chunks(position, source.size - position):
         file.write(chunk)
