@@ -83,7 +83,7 @@ class OneStep(nn.Module):
         """
         if truncation_psi != 1:
             raise UserError(f"A one-step generator has no truncation, and psi {truncation_psi:g} was asked for: use 1.")
-        sigma = torch.full([len(z)], self.sigma_init, device=z.device, dtype=z.dtype)
+        sigma = torch.full([z.shape[0]], self.sigma_init, device=z.device, dtype=z.dtype)
         given: dict[str, Any] = {"force_fp32": True} if force_fp32 else {}
         images: Tensor = self.denoiser(self.sigma_init * z, sigma, c if self.c_dim else None, **given)
         return images

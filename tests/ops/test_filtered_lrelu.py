@@ -110,7 +110,7 @@ def test_random_shapes(implementation, shape, up, down, taps, padding, has_bias,
         return [y, *first, *torch.autograd.grad(sum(grad.sin().sum() for grad in first), dy)]
 
     for result, expected in zip(derivatives(filtered_lrelu), derivatives(reference.filtered_lrelu), strict=True):
-        torch.testing.assert_close(result, expected, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(result, expected, rtol=1e-7, atol=1e-7)
 
 
 @KERNELS

@@ -30,5 +30,5 @@ SGO_FOR_EACH_DTYPE(SGO_BIAS_ACT_KERNELS)
 SGO_FOR_EACH_DTYPE(SGO_UPFIRDN2D_KERNELS)
 
 #define SGO_FILTERED_LRELU_KERNELS(dtype, T) \
-    SGO_KERNEL(filtered_lrelu_##dtype, 0, FilteredLreluArgs, filtered_lrelu<T>)
+    SGO_KERNEL(filtered_lrelu_##dtype, 4, FilteredLreluArgs, filtered_lrelu<T>)
 SGO_FOR_EACH_DTYPE(SGO_FILTERED_LRELU_KERNELS)
