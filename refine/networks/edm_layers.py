@@ -278,7 +278,7 @@ class UNetBlock(nn.Module):
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """Maps x [N, in_channels, H, W], emb [N or 1, emb_channels] to [N, out_channels, H', W']."""
         h = self._normed_conv(self.norm0, self.conv0, x)
-        modulation = self.affine(emb).to(h.dtype).expand(len(h), -1)
+        modulation = self.affine(emb).to(h.dtype).expand(h.shape[0], -1)
         if self.adaptive_scale:
             scale, shift = modulation.chunk(2, dim=1)
             h = self._normed_conv(self.norm1, self.conv1, h, self.dropout, scale=scale, shift=shift)

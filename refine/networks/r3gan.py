@@ -282,7 +282,7 @@ class Generator(nn.Module):
             raise UserError(f"R3GAN has no truncation, and psi {truncation_psi:g} was asked for: use 1.")
         if z.ndim != 2 or z.shape[1] != self.z_dim:
             raise ValueError(f"z must have shape [N, {self.z_dim}], not {list(z.shape)}")
-        if self.c_dim and (c is None or c.shape != (len(z), self.c_dim)):
+        if self.c_dim and (c is None or c.shape != (z.shape[0], self.c_dim)):
             raise ValueError(f"c must have shape [{len(z)}, {self.c_dim}], not {None if c is None else list(c.shape)}")
         return self.images(z, c, low_precision=not force_fp32 and z.device.type == "cuda")
 

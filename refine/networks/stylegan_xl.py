@@ -154,7 +154,7 @@ class MappingNetwork(nn.Module):
         x, average = normalize_2nd_moment(z.float()), self.w_avg
         classes = None
         if self.c_dim:
-            if c is None or c.shape != (len(z), self.c_dim):
+            if c is None or c.shape != (z.shape[0], self.c_dim):
                 found = None if c is None else list(c.shape)
                 raise ValueError(f"c must have shape [{len(z)}, {self.c_dim}], not {found}")
             classes = c.argmax(1)
@@ -187,7 +187,7 @@ class ClassAverages:
             num_classes: Number of classes.
         """
         if classes is None:
-            classes = torch.zeros(len(w), dtype=torch.long, device=w.device)
+            classes = torch.zeros(w.shape[0], dtype=torch.long, device=w.device)
         if self._sums is None or self._counts is None:
             self._sums, self._counts = w.new_zeros(num_classes, w.shape[1]), w.new_zeros(num_classes)
         self._sums.index_add_(0, classes, w)
