@@ -247,7 +247,8 @@ def format_description(description: dict[str, Any]) -> str:
         arguments = [json.dumps(value) for value in entry["init_args"]]
         arguments += [f"{name}={json.dumps(value)}" for name, value in entry["init_kwargs"].items()]
         lines.append(f"  made by {entry['class']}({', '.join(arguments)})")
-        lines.append(f"  embedded source {entry['source_sha256']}")
+        if "source_sha256" in entry:
+            lines.append(f"  embedded source {entry['source_sha256']}")
     if not description["sources"]:
         return "\n".join(_printable(line) for line in lines)
     lines += ["", "Embedded sources (text that Refine passes on and never runs unless told to):"]

@@ -264,7 +264,7 @@ def _ticks(low: float, high: float, logarithmic: bool, most: int) -> list[float]
         exponents = range(math.floor(low), math.ceil(high) + 1)
         for mantissas in ((1, 2, 5), (1, 3), (1,)):
             found = [m * 10.0**e for e in exponents for m in mantissas]
-            found = [tick for tick in found if low <= math.log10(tick) <= high]
+            found = [tick for tick in found if tick > 0 and low <= math.log10(tick) <= high]
             if len(found) <= most:
                 return found
         return found[:: -(-len(found) // most)]
