@@ -153,6 +153,7 @@ def document_commands() -> list[str]:
 SHORTER = {"-m refine demo": ["--help"]}
 
 
+@pytest.mark.slow
 def test_commands_of_the_documents_run(tmp_path: Path) -> None:
     """In their order, in a folder that has what a checkout has and nothing else; .gitignore covers what they write."""
     for name in ("refine.py", "refine", "stylegan_ops", "tests"):

@@ -74,6 +74,7 @@ def rehearsal(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subproces
 
 
 @NEEDS_BASH
+@pytest.mark.slow
 def test_every_part_goes_well(rehearsal: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     out, done = rehearsal
     rows = setting.read(out)
@@ -89,6 +90,7 @@ def test_every_part_goes_well(rehearsal: tuple[Path, subprocess.CompletedProcess
 
 
 @NEEDS_BASH
+@pytest.mark.slow
 def test_every_measurement_has_a_result(rehearsal: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     report = tables.Report(setting.read(rehearsal[0]))
     assert report.machine["rehearsal"] and report.machine["torch"] == torch.__version__
@@ -112,6 +114,7 @@ def test_every_measurement_has_a_result(rehearsal: tuple[Path, subprocess.Comple
 
 
 @NEEDS_BASH
+@pytest.mark.slow
 def test_results_become_tables(
     rehearsal: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
