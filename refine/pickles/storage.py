@@ -12,13 +12,12 @@ import io
 import math
 import pickle
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 
-from refine.pickles.errors import DamagedFileError, PickleError
+from refine.pickles.errors import PickleError
 from refine.pickles.scan import MAX_STORAGE_OPCODES, scan_pickle
 from refine.pickles.source import FileBytes
 
@@ -42,7 +41,7 @@ STORAGE_DTYPES = {
 
 @dataclass(frozen=True)
 class StorageBlob:
-    """One archive: from `data_start` on, it is the raw data of `num_elements` elements of `dtype`."""
+    """Bytes that from `data_start` on are elements of `dtype`: those of one archive, or of a whole file of tensors."""
 
     archive: bytes | FileBytes
     data_start: int
@@ -81,41 +80,6 @@ class StorageBlob:
 def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Strides of a C array, in elements."""
     return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
-
-
-@dataclass(frozen=True)
-class FileBlob:
-    """Raw data that stays in its file until a tensor is read: `num_elements` elements of `dtype` at `data_start`."""
-
-    path: Path
-    data_start: int
-    dtype: torch.dtype
-    num_elements: int
-
-    def view(self, shape: tuple[int, ...], stride: tuple[int, ...], offset: int) -> torch.Tensor:
-        """A view read from the file, in memory of its own; the view has to lie within the data.
-
-        Raises:
-            DamagedFileError: The file has become shorter since it was opened.
-        """
-        if math.prod(shape) == 0:
-            return torch.empty(shape, dtype=self.dtype)
-        span = 1 + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
-        flat = torch.empty(span, dtype=self.dtype)
-        bytes_of_flat: Any = flat.view(torch.uint8).numpy()
-        memory = memoryview(bytes_of_flat)
-        with self.path.open("rb", buffering=0) as file:
-            file.seek(self.data_start + offset * self.dtype.itemsize)
-            while memory:
-                count = file.readinto(memory)
-                if not count:
-                    raise DamagedFileError("is cut off in the middle of a tensor: download or copy it again")
-                memory = memory[count:]
-        return flat.as_strided(shape, stride).contiguous()
-
-    def tensor(self) -> torch.Tensor:
-        """The data as a flat tensor [num_elements] in memory of its own."""
-        return self.view((self.num_elements,), (1,), 0)
 
 
 class _ArchiveUnpickler(pickle.Unpickler):

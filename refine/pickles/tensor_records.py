@@ -11,7 +11,7 @@ import torch
 from refine.pickles.errors import PickleError
 from refine.pickles.records import Inert
 from refine.pickles.source import FileBytes
-from refine.pickles.storage import FileBlob, StorageBlob, parse_storage
+from refine.pickles.storage import StorageBlob, parse_storage
 
 
 class StorageRecord(Inert):
@@ -20,7 +20,7 @@ class StorageRecord(Inert):
     The archive is parsed when the record is made, so that a forged one is refused at once.
     """
 
-    blob: StorageBlob | FileBlob
+    blob: StorageBlob
 
     def __new__(cls, *args: Any) -> StorageRecord:
         """Parses the archive."""

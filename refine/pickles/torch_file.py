@@ -21,12 +21,13 @@ from refine.pickles.diagnose import HEAD_BYTES, explain_checkpoint, zip_errors
 from refine.pickles.errors import DamagedFileError, PickleError
 from refine.pickles.records import InertType
 from refine.pickles.scan import scan_pickle
+from refine.pickles.source import FileBytes, SourceFile
 from refine.pickles.state_dict import explain_names, holds_unet, names_in
 from refine.pickles.storage import (
     MAGIC_NUMBER,
     PROTOCOL_VERSION,
     STORAGE_DTYPES,
-    FileBlob,
+    StorageBlob,
     archive_of,
     load_next,
     parse_storage,
@@ -228,6 +229,8 @@ class _Pending:
             path: The file.
             place: Finds the data of a storage by its key.
         """
+        source = SourceFile(path)
+        whole = FileBytes(source, 0, source.size)
         for key, record in self.records.items():
             kind, num_elements = self._described[key]
             start, length = place(key)
@@ -235,7 +238,7 @@ class _Pending:
                 raise DamagedFileError(
                     f"has {length} bytes for a tensor of {self.num_bytes(key)}; download or copy it again"
                 )
-            record.blob = FileBlob(path, start, STORAGE_DTYPES[kind], num_elements)
+            record.blob = StorageBlob(whole, start, STORAGE_DTYPES[kind], num_elements)
 
 
 class _ObjectUnpickler(InertUnpickler):

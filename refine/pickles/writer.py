@@ -23,7 +23,6 @@ from refine.pickles.layout import like_dict
 from refine.pickles.reader import NetworkPickle
 from refine.pickles.records import Inert, InertDict, InertType, Opaque, PersistentObject
 from refine.pickles.source import FileBytes
-from refine.pickles.storage import StorageBlob
 from refine.pickles.tensor_records import ParameterRecord, StorageRecord, TensorRecord
 from refine.pickles.tree import children, module_state, named_tensors, walk
 from refine.pickles.unpickler import inert
@@ -109,7 +108,7 @@ def _patch(network_pickle: NetworkPickle, file: BinaryIO, tensors: Mapping[str, 
         data = _new_data(own, values, key)
         for tensor in own.values():
             blob = tensor.storage.blob
-            assert isinstance(blob, StorageBlob) and isinstance(blob.archive, FileBytes)
+            assert isinstance(blob.archive, FileBytes)
             pieces[blob.archive.offset + blob.data_start] = data[id(tensor.storage)]
     position = 0
     for start in sorted(pieces):
@@ -308,7 +307,7 @@ class _RecordPickler(_PythonPickler):
             )
         self.save(type(obj))
         if isinstance(obj, StorageRecord) and id(obj) in self.new_data:
-            assert isinstance(obj.blob, StorageBlob), "a file with networks is read whole"
+            assert obj.args, "a file of tensors alone is not written"
             head, data = obj.blob.with_data(self.new_data[id(obj)])
             self._write_bytes(head, data)
             self._memoize_temporary()
