@@ -144,29 +144,22 @@ def _log_shown() -> Iterator[None]:
 
 def pair_for(config: RunConfig, *, generator: Any = None, teacher: Any = None, trust: bool = False) -> Pair:
     """Loads the pair that the options name, or joins the networks that are given in their place."""
-    if generator is not None or teacher is not None or any(map(parse_python_spec, (config.gan, config.teacher))):
-        return own_pair(
-            config.gan if generator is None else generator,
-            config.teacher if teacher is None else teacher,
-            names=(_own_name(config.gan, generator), _own_name(config.teacher, teacher)),
-            resample=config.resample,
-            class_map=config.class_map,
-            sigma_init=config.sigma_init,
-            trust=trust,
-            settings=config.teacher_settings,
-            guide=config.guide,
-            guidance=config.guidance,
-        )
-    return load_pair(
-        config.gan,
-        config.teacher,
-        resample=config.resample,
-        class_map=config.class_map,
-        sigma_init=config.sigma_init,
-        trust=trust,
-        settings=config.teacher_settings,
-        guide=config.guide,
-        guidance=config.guidance,
+    options: dict[str, Any] = {
+        "resample": config.resample,
+        "class_map": config.class_map,
+        "sigma_init": config.sigma_init,
+        "settings": config.teacher_settings,
+        "guide": config.guide,
+        "guidance": config.guidance,
+        "trust": trust,
+    }
+    if generator is None and teacher is None and not any(map(parse_python_spec, (config.gan, config.teacher))):
+        return load_pair(config.gan, config.teacher, **options)
+    return own_pair(
+        config.gan if generator is None else generator,
+        config.teacher if teacher is None else teacher,
+        names=(_own_name(config.gan, generator), _own_name(config.teacher, teacher)),
+        **options,
     )
 
 
