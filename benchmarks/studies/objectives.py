@@ -26,7 +26,7 @@ from benchmarks.studies.demo_settings import COMMON, row, run
 from benchmarks.studies.sharing import costs, kimg_within
 from refine import RunConfig
 from refine import run as refine
-from refine.digits.figures import figures_of
+from refine.digits.figures import Figures, figures_of
 from refine.training.divergence import NATS
 
 READINGS = 20  # of a course
@@ -34,7 +34,8 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     text: {"objective": text}
     for text in (
         "ikl", "ikl:dmd", "ikl:score", "ikl:vsd", "sid:0.5", "sid:1", "sid:1.2", "sim:c=1", "sim:c=1,detach_norm=1",
-        "fgm", "f:kl", "f:js", "f:jeffreys", "f:skew:alpha=0.5", "fisher:kl", "fisher:js",
+        "fgm", "f:kl", "f:js", "f:jeffreys", "f:softened-rkl", "f:hellinger", "f:skew,alpha=0.3", "fisher:kl",
+        "fisher:js", "sds", "smart",
     )
 }  # fmt: skip
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -43,30 +44,37 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "ikl, gan 1": {"objective": "ikl", "gan_weight": 1.0},
     "sim:c=1, gan 0.1": {"objective": "sim:c=1", "gan_weight": 0.1},
     "smart, gan 1": {"objective": "smart", "gan_weight": 1.0},
-    "sds": {"objective": "sds"},
     "sim:c=1, backtrack": {"objective": "sim:c=1", "backtrack": 3},
     "ikl, backtrack": {"objective": "ikl", "backtrack": 3},
 }
 
 
 def table(names: list[str], budget: float, seeds: list[int], split: str, samples: int, rounds: int) -> None:
-    """Prints figures of every objective and seed, and their means."""
+    """Prints figures of every objective and seed, and their means over the seeds."""
     known, kimg = OBJECTIVES | VARIANTS, {}
     for name, (warm_up_cost, cost) in costs({name: known[name] for name in names}, rounds).items():
         kimg[name] = kimg_within(budget, warm_up_cost, cost)
         print(f"{name}: {cost * 1e3:.0f} ms a step, {kimg[name]:g} kimg in {budget:g} s", flush=True)
     print("\n| objective | FID | precision | recall | coverage | agreement | variance | rarest class | CPU s |")
     print("|---|---|---|---|---|---|---|---|---|", flush=True)
-    found: dict[str, list[float]] = {name: [] for name in names}
+    found: dict[str, list[Figures]] = {name: [] for name in names}
     for seed in seeds:
         for name in names:
             figures, spent = run(known[name] | {"kimg": kimg[name]}, seed, split, samples)
-            found[name].append(figures[-1].fid)
+            found[name].append(figures[-1])
             print(row(f"{name}, {kimg[name]:g} kimg, seed {seed}", figures[-1], spent), flush=True)
-    print("\n| objective | mean FID | standard deviation |\n|---|---|---|")
-    for name, fids in sorted(found.items(), key=lambda item: statistics.mean(item[1])):
-        spread = f"{statistics.stdev(fids):.1f}" if len(fids) > 1 else ""
-        print(f"| {name} | {statistics.mean(fids):.1f} | {spread} |")
+    print("\n| objective | kimg | FID | recall | coverage | agreement | variance | rarest class |")
+    print("|---|---|---|---|---|---|---|---|")
+    for name, runs in sorted(found.items(), key=lambda item: statistics.mean(f.fid for f in item[1])):
+        fids = [f.fid for f in runs]
+        spread = f" +- {statistics.stdev(fids):.1f}" if len(fids) > 1 else ""
+        cells = [f"`{name}`", f"{kimg[name]:.0f}", f"{statistics.mean(fids):.1f}{spread}"]
+        cells += [
+            f"{statistics.mean(getattr(f, key) for f in runs):.2f}" for key in ("recall", "coverage", "agreement")
+        ]
+        cells.append(f"{statistics.mean(f.variance for f in runs):.1f}")
+        cells.append(f"{statistics.mean(min(f.class_shares) for f in runs):.3f}")
+        print(f"| {' | '.join(cells)} |")
 
 
 def course(names: list[str], kimg: float, seeds: list[int], split: str, samples: int) -> None:

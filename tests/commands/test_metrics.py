@@ -219,6 +219,7 @@ def test_network_off_is_off_and_on_again(monkeypatch: pytest.MonkeyPatch) -> Non
 # -- two processes ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_two_processes_give_what_one_gives(arguments: list[str], tmp_path: Path) -> None:
     names = "fid71_full,kid71_full,pr1k3_full,is71,ppl2_wend9"
     one = run(*arguments, f"--metrics={names}", "--batch=16").stdout

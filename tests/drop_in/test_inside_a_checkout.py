@@ -75,9 +75,8 @@ def commands(heading: str) -> list[str]:
     return block.splitlines()
 
 
-@pytest.mark.parametrize(
-    "repository", [REPOSITORIES[0], *(pytest.param(name, marks=pytest.mark.slow) for name in REPOSITORIES[1:])]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("repository", REPOSITORIES)
 def test_commands_of_the_document(repository: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Refine runs on their modules; the snapshot that it writes opens with plain `pickle.load` under ours."""
     (tmp_path / "refine").symlink_to(ROOT)

@@ -39,8 +39,8 @@ def test_gadgets(check, base):
     """Names that no such file needs are refused, in every form; the others become records."""
     num_refused = 0
     for module, name in TARGETS:
-        for body in gadgets(module, name):
-            accepted = check(as_entry(body, base))
+        for form, body in enumerate(gadgets(module, name)):
+            accepted = check(as_entry(body, base), memory=form % 7 == 0)
             assert not accepted or passed_over(module, name) is not None, (module, name)
             num_refused += not accepted
     assert num_refused > 400

@@ -57,7 +57,7 @@ def test_gadgets_in_the_object(check, members):
     for module, attribute in TARGETS[::5]:
         for body in gadgets(module, attribute)[::2]:
             entry = members[name][:-1] + text("x") + body + pickle.SETITEM + pickle.STOP
-            assert not check(zip_of(members | {name: entry}))
+            assert not check(zip_of(members | {name: entry}), memory=False)
 
 
 def test_tensors_beyond_their_storages(check, good):
@@ -86,7 +86,7 @@ def fuzz(check, good, members, cases: range) -> int:
             data = mutated(whole, rng, [rng.randrange(len(whole)) for _ in range(20)])
         else:
             data = mutated(legacy, rng, [rng.randrange(object_end) for _ in range(20)])
-        accepted += check(data)
+        accepted += check(data, memory=case % 7 == 0)
     return accepted
 
 

@@ -42,9 +42,9 @@ def test_gadgets_in_the_object(check, members):
     name = name_of_object(members)
     for module, attribute in TARGETS[::3]:
         for body in gadgets(module, attribute)[::2]:
-            assert not check(zip_of(members | {name: b"\x80\x02" + body + pickle.STOP}))
+            assert not check(zip_of(members | {name: b"\x80\x02" + body + pickle.STOP}), memory=False)
             entry = members[name][:-1] + text("x") + pickle.TUPLE1 + body + pickle.TUPLE2 + pickle.STOP
-            assert not check(zip_of(members | {name: entry}))
+            assert not check(zip_of(members | {name: entry}), memory=False)
 
 
 def replaced(members: dict[str, bytes], part: bytes, by: bytes) -> bytes:
@@ -135,5 +135,5 @@ def test_mutated_files(check, network, members):
             data = mutated(whole, rng, [rng.randrange(len(whole)) for _ in range(20)])
         else:
             data = mutated(legacy, rng, [rng.randrange(legacy_data_start(legacy)) for _ in range(20)])
-        accepted += check(data)
+        accepted += check(data, memory=case % 7 == 0)
     assert 0 < accepted < 600

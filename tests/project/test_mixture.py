@@ -35,6 +35,7 @@ def test_energy_distance():
     assert mixture.energy_distance(a, b) == pytest.approx(2 * 1 - 2 - 0)
 
 
+@pytest.mark.slow
 def test_generator_reaches_the_mixture():
     """Energy distance to fresh samples falls by more than 20 times, and all modes are there."""
     rng = torch.Generator().manual_seed(0)

@@ -102,6 +102,7 @@ def test_stopping_and_going_on_changes_nothing(teacher, tmp_path, objective):
         start.resumed_config(state, {"sigma_init": 2.0})
 
 
+@pytest.mark.slow
 def test_killed_and_resumed(teacher, tmp_path):
     """Kill -9 in the middle: the newest state is whole, and what follows from it is what would have come."""
     options = ["--batch=4", "--warmup-kimg=0.004", "--tick-kimg=0.004", "--snap=1", "--device=cpu", "--lr-decay=none"]
@@ -130,6 +131,7 @@ def test_killed_and_resumed(teacher, tmp_path):
     assert whole.name == resumed.name and equal(whole, resumed)
 
 
+@pytest.mark.slow
 def test_two_processes_follow_one(fixture_path, tmp_path):
     """An uneven batch of 7, in float64: what differs is the order of sums."""
     results = []

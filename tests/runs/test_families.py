@@ -13,7 +13,10 @@ from refine.networks.loading import generator_of
 from refine.pickles import named_tensors
 from refine.runs import start
 
-FAMILIES = ["r3gan/s1_r3gan_uncond32.pkl", "sgxl/s1_sgxl_stem_cond16.pkl"]
+FAMILIES = [
+    "sgxl/s1_sgxl_stem_cond16.pkl",
+    pytest.param("r3gan/s1_r3gan_uncond32.pkl", marks=pytest.mark.slow),  # with ONNX
+]
 
 
 def config(gan, fixture_path, outdir, **changes):
