@@ -23,6 +23,7 @@ ORDER = (
     "diffusion",
     "files",
     "pickles",
+    "zoo_entries",
     "zoo",
     "networks",
     "export",

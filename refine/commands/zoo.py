@@ -13,7 +13,7 @@ import click
 from refine import zoo
 from refine.commands.base import Command
 from refine.commands.options import Spec
-from refine.zoo import KINDS, ZooEntry
+from refine.zoo_entries import KINDS, ZooEntry
 
 HEADER = ("NAME", "REFINES", "FAMILY", "PIXELS", "SIZE", "CACHED", "LICENSE")
 NARROWEST_NAME = 20
@@ -86,8 +86,6 @@ def table(entries: Sequence[ZooEntry], width: int | None = None) -> str:
     notes = ["-: unknown; see the publisher's page."]
     if any(entry.refines == "untried" for entry in entries):
         notes.append("untried: format known, but no such file was opened here.")
-    if any(entry.refines == "trust" for entry in entries):
-        notes.append("trust: with --trust-pickle, which runs the file's source.")
     if columns < len(HEADER):
         notes.append("More columns: in a wider terminal, or with --json.")
     return "\n".join([*lines[1:], "", *notes])

@@ -19,6 +19,7 @@ from refine.metrics.options import MetricOptions
 from refine.metrics.reference import DatasetReference, Reference, Teacher, TeacherReference
 from refine.metrics.reference_file import StatisticsReference
 from refine.metrics.sampler import Labels
+from refine.zoo_entries import ZooEntry
 
 log = logging.getLogger("refine")
 
@@ -97,7 +98,7 @@ def warn_of_recorded_data(network_pickle: Mapping[str, Any]) -> None:
             log.info(f"The pickle was trained on {path}; if you have it, --data={path} compares with it.")
 
 
-def statistics_for(teacher: Teacher) -> zoo.ZooEntry | None:
+def statistics_for(teacher: Teacher) -> ZooEntry | None:
     """Zoo entry with the statistics of the data set that a teacher of the zoo was trained on; None without one."""
     entry = zoo.find(Path(teacher.spec).name)
     if entry is None or entry.kind != "denoiser" or entry.resolution != int(teacher.network.img_resolution):

@@ -46,6 +46,7 @@ from refine.metrics.sampler import Sampler
 from refine.metrics.suite import Suite
 from refine.networks.plain_module import as_contract
 from refine.networks.preconditioned import as_denoiser
+from refine.zoo_entries import ZooEntry
 
 CPU = torch.device("cpu")
 Row = dict[str, Any]
@@ -345,7 +346,7 @@ def test_every_edm_teacher_of_the_zoo_has_statistics() -> None:
 
 
 def test_data_sets_of_the_zoo_have_names(data: str, inception: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
-    entry = zoo.ZooEntry("tiny.zip", "dataset", "tiny", 32, None, path=Path(data))
+    entry = ZooEntry("tiny.zip", "dataset", "tiny", 32, None, path=Path(data))
     monkeypatch.setattr(zoo, "ENTRIES", (entry,))
     for options in (MetricOptions(data="tiny.zip"), MetricOptions(ref="tiny.zip"), MetricOptions(ref=data)):
         reference = choices.choose_reference(options, {"m": inception}, CPU, None)
