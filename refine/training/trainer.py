@@ -19,7 +19,6 @@ from refine.contracts import Denoiser, Generator
 from refine.diffusion import augment
 from refine.diffusion.denoiser import usable_sigmas
 from refine.diffusion.guidance import Guided, parts_of
-from refine.errors import OptionError, literal
 from refine.objectives import Scores, ikl
 from refine.pair import high_frequency
 from refine.pair.freeze import select_layers
@@ -29,13 +28,15 @@ from refine.runtime.decay import HalfLife
 from refine.runtime.spans import span
 from refine.training.acceleration import checkpoint_blocks, compile_blocks
 from refine.training.backtrack import Backtrack, NoBacktrack
+from refine.training.checks import check_options
 from refine.training.cuda_graphs import CudaGraphs, graph_forward
 from refine.training.divergence import add_divergence
 from refine.training.frozen import frozen, frozen_copy, set_training
 from refine.training.inputs import InputShape, StepInputs, draw, micro_batches
 from refine.training.optimizer import Optimizer, learning_rate
 from refine.training.precision import autocast, choose_precision, prepare
-from refine.training.ratio import RatioNetwork, make_ratio
+from refine.training.ratio import make_ratio
+from refine.training.ratio_head import RatioNetwork
 from refine.training.sharing import choose_sharing
 from refine.training.statistics import RunningMeans
 from refine.training.trained import EMA, Progress, TrainedNetwork
@@ -455,35 +456,3 @@ class Trainer:
 def is_unet(generator: Generator) -> bool:
     """True for a one-step generator: a U-Net with dropout, computed in the precision of teacher and fake score."""
     return bool(getattr(generator, "is_unet", False))
-
-
-def check_options(pair: Pair, options: TrainingOptions) -> None:
-    """Checks that the options fit the pair.
-
-    Raises:
-        OptionError: An option needs another pair.
-    """
-    if options.anchor and pair.bridge.img_resolution == pair.generator.img_resolution:
-        raise OptionError(
-            "{anchor} preserves detail that the teacher cannot see, and this teacher has the generator's resolution: "
-            "leave it out."
-        )
-    if options.objective.needs_fake and not any(True for _ in pair.teacher.module.parameters()):
-        raise OptionError(
-            f"{{objective={options.objective}}} trains a copy of the teacher as the fake score, and this teacher has "
-            "no parameters: give a torch.nn.Module with its weights, or use {objective=sds} or {objective=smart}."
-        )
-    if options.fake_augment and pair.teacher.augment_dim != augment.NUM_LABELS:
-        name = pair.teacher_file.pickle.path if pair.teacher_file else "this teacher"
-        raise OptionError(
-            f"{{fake_augment}} needs a teacher trained with EDM's {augment.NUM_LABELS} augmentation labels, and "
-            f"{literal(name)} was not: use {{fake_augment=0}}."
-        )
-    if options.fake_augment and options.guide_fake and isinstance(pair.teacher, Guided):
-        guide = pair.teacher.guide
-        if guide.augment_dim != augment.NUM_LABELS:
-            name = pair.guide_file.pickle.path if pair.guide_file else "this guide"
-            raise OptionError(
-                f"{{guide_fake=True}} with {{fake_augment}} needs a guide trained with EDM's {augment.NUM_LABELS} "
-                f"augmentation labels, and {name} was not: use {{fake_augment=0}}."
-            )

@@ -14,9 +14,10 @@ from refine.metrics import cache
 from refine.networks.preconditioned import as_denoiser
 from refine.pair.bridge import Bridge
 from refine.pair.pair import Pair
-from refine.training import ratio as ratio_module
+from refine.training import ratio, ratio_head
 from refine.training import teacher_samples as samples_module
-from refine.training.ratio import NUM_BINS, BinTally, FeatureTaps, NoRatio, RatioHead
+from refine.training.ratio import NoRatio
+from refine.training.ratio_head import NUM_BINS, BinTally, FeatureTaps, RatioHead
 from refine.training.state import load_state, read_state, state_of
 from refine.training.statistics import SIGMA_BANDS, RunningMeans
 from refine.training.teacher_samples import SampleRequest, teacher_samples
@@ -95,7 +96,7 @@ def test_head_learns_the_exact_ratio(name):
 
 def test_few_samples_are_learned_by_heart(monkeypatch):
     """The held-out loss tells: far above that on the fitted samples with 20 of them, beside it with 1000."""
-    monkeypatch.setattr(ratio_module, "HELD_OUT", 0.5)
+    monkeypatch.setattr(ratio, "HELD_OUT", 0.5)
     gaps = {}
     for count in (40, 2000):
         own = Affine(torch.tensor([0.2, -0.1]), torch.tensor([[0.5, 0.1], [0.0, 0.4]]))
@@ -118,7 +119,7 @@ def test_calibration_is_by_bins_of_ln_sigma():
     tally = BinTally(head.log_bins)
     tally.add(torch.tensor([math.log(3.0), math.log(5.0), math.inf, 50.0]), torch.tensor([0.7, 0.7, 0.7, 20.0]))
     head.update_calibration(tally)
-    rate = 1 - 0.5 ** (2 / ratio_module.BIN_MEMORY)
+    rate = 1 - 0.5 ** (2 / ratio_head.BIN_MEMORY)
     assert head.bin_means[5] == pytest.approx(1 + rate * (4 - 1))
     assert (head.bin_means == 1).sum() == NUM_BINS - 2  # the other one saw a ratio of at most exp(MAX_LOGIT)
     logit = torch.zeros(5)
@@ -148,7 +149,7 @@ def test_features_are_the_ends_of_the_encoder():
     trainer = golden_trainer(objective="f:js")
     teacher, taps = trainer.teacher, trainer.ratio.taps
     names = {module: name for name, module in teacher.module.named_modules()}
-    ends = [names[block] for block, _ in ratio_module._encoder_ends(teacher, CPU)]
+    ends = [names[block] for block, _ in ratio_head._encoder_ends(teacher, CPU)]
     assert ends == ["model.enc.16x16_block0", "model.dec.8x8_block1"] and [r for _, r in taps.shapes] == [16, 8]
     x, labels = torch.randn(3, teacher.img_channels, 16, 16), torch.eye(teacher.label_dim)[:3]
     with taps.watching():
@@ -226,7 +227,7 @@ def gan_gradient_by_hand(trainer):
         kept = []
         hooks = [
             block.register_forward_hook(lambda module, given, output, kept=kept: kept.append(output))
-            for block, _ in ratio_module._encoder_ends(trainer.teacher, CPU)
+            for block, _ in ratio_head._encoder_ends(trainer.teacher, CPU)
         ]
         denoised = trainer.teacher(x_t, inputs.sigma, trainer.bridge.labels(inputs.c))
         for hook in hooks:
