@@ -38,6 +38,21 @@ struct Activation {
     }
 };
 
+template <typename T>
+struct Activate {
+    Activation<T> activation;
+
+    Vector<T> operator()(Vector<T> z, int64_t) const { return activation.value(z); }
+};
+
+template <typename T>
+struct Pass {
+    Activation<T> activation;
+    const T* signal;
+
+    Vector<T> operator()(Vector<T> z, int64_t i) const { return activation.passed(load(signal + i), z); }
+};
+
 // --- the operator
 
 inline int64_t common_multiple(int64_t a, int64_t b) {
@@ -119,7 +134,10 @@ class FilteredLrelu {
             for (int64_t plane = 0; plane < count; ++plane) {
                 const T* const from = result_.data() + plane * layout_.step;
                 Stored* const to = y + (plane * height + i) * width;
-                const auto merging = parts == 1 ? merge<1, Element> : parts == 2 ? merge<2, Element> : parts == 4 ? merge<4, Element> : merge<0, Element>;
+                const auto merging = parts == 1   ? merge<1, Element>
+                                     : parts == 2 ? merge<2, Element>
+                                     : parts == 4 ? merge<4, Element>
+                                                  : merge<0, Element>;
                 merging(from, layout_.size, parts, width, to);
             }
         }
@@ -133,14 +151,9 @@ class FilteredLrelu {
         T* const grid = taps_.separable ? activated_.data() : kept(row);
         if (signal_up_) {
             signal_up_->write_row(row, signal_.data(), Keep<T>());
-            const T* const signal = signal_.data();
-            const Activation<T> activation = activation_;
-            x_up_.write_row(row, grid, [activation, signal](Vector<T> z, int64_t j) {
-                return activation.passed(load(signal + j), z);
-            });
+            x_up_.write_row(row, grid, Pass<T>{activation_, signal_.data()});
         } else {
-            const Activation<T> activation = activation_;
-            x_up_.write_row(row, grid, [activation](Vector<T> z, int64_t) { return activation.value(z); });
+            x_up_.write_row(row, grid, Activate<T>{activation_});
         }
         if (!taps_.separable) return;
         if (plan_.together) {
@@ -191,7 +204,9 @@ class FilteredLrelu {
         T* folded = folded_.data();
         for (Source<T>& source : sources_) {
             if (!mirrored) break;
-            for (int64_t i = 0; i < grid_; i += kLanes<T>) store(folded + i, load(source.row + i) + load(source.mirrored + i));
+            for (int64_t i = 0; i < grid_; i += kLanes<T>) {
+                store(folded + i, load(source.row + i) + load(source.mirrored + i));
+            }
             source.row = folded;
             folded += grid_;
         }

@@ -208,12 +208,12 @@ class Upsampler {
         const int64_t* offsets = offsets_.data();
         for (int64_t s = 0; s < args_.factor; ++s) {
             const int64_t shift = s * layout_.size;
-            const auto then_there = [&](Vector<T> sum, int64_t j) { return then(sum, shift + j); };
+            const Shifted<T, Then> then_there{then, shift};
             const int64_t size = args_.factor * layout_.size;
             constexpr int two = kPeriod / 2, four = kPeriod / 4;
             const auto sum = args_.factor == 2
-                                 ? correlate<kPhaseTaps, 1, two, two, Symmetry::kNone, T, decltype(then_there)>
-                                 : correlate<kPhaseTaps, 1, four, four, Symmetry::kNone, T, decltype(then_there)>;
+                                 ? correlate<kPhaseTaps, 1, two, two, Symmetry::kNone, T, Shifted<T, Then>>
+                                 : correlate<kPhaseTaps, 1, four, four, Symmetry::kNone, T, Shifted<T, Then>>;
             sum(sources_, offsets, layout_.count, out + shift, size, then_there);
             offsets += columns_.parts;
             for (Source<T>& source : sources_) source.weights += kPhaseTaps;
@@ -231,7 +231,7 @@ class Upsampler {
                 }
                 source.weights += columns.count;
             }
-            sum_.write(layout_.count, out + shift, [&](Vector<T> sum, int64_t j) { return then(sum, shift + j); });
+            sum_.write(layout_.count, out + shift, Shifted<T, Then>{then, shift});
             shift += layout_.size;
         }
     }

@@ -6,11 +6,8 @@
 #include <cstring>
 #include <new>
 #include <type_traits>
+#include <utility>
 #include <vector>
-
-#ifdef __AVX512F__
-#include <immintrin.h>
-#endif
 
 namespace stylegan_ops {
 namespace {  // Lanes are something else in other operators.
@@ -108,21 +105,22 @@ struct Aligned {
 template <typename T>
 using Buffer = std::vector<T, Aligned<T>>;
 
-// Elements Shift, Shift + 1, ... of two vectors, one behind the other.
-#if defined(__GNUC__) && defined(__AVX512F__)
-constexpr bool kShifts = true;
-template <int Shift>
-inline Vector<float> shifted(Vector<float> a, Vector<float> b) {
-    return Vector<float>(_mm512_alignr_epi32(__m512i(b), __m512i(a), Shift));
-}
-template <int Shift>
-inline Vector<double> shifted(Vector<double> a, Vector<double> b) {
-    return Vector<double>(_mm512_alignr_epi64(__m512i(b), __m512i(a), Shift));
+// Elements Shift, Shift + 1, ... of two vectors, one behind the other. Vectors of 64 bytes fill a line of the cache, and one
+// that is not aligned is loaded from two; shorter ones are better loaded again.
+constexpr bool kShifts = kBytes == 64;
+
+#if defined(__GNUC__)
+template <int Shift, typename T, size_t... Lane>
+inline Vector<T> shifted(Vector<T> a, Vector<T> b, std::index_sequence<Lane...>) {
+#ifdef __clang__
+    return __builtin_shufflevector(a, b, (Shift + int(Lane))...);
+#else
+    return __builtin_shuffle(a, b, Mask<T>{(Shift + int(Lane))...});
+#endif
 }
 #else
-constexpr bool kShifts = false;
-template <int Shift, typename V>
-inline V shifted(V a, V) {
+template <int Shift, typename T, size_t... Lane>
+inline T shifted(T a, T, std::index_sequence<Lane...>) {
     return a;
 }
 #endif
@@ -142,9 +140,19 @@ SGO_INLINE void unrolled(const Run& run) {
 
 // --- one sum at a time
 
+// What is done to sums before they are written. As types of their own, unlike lambdas, element types can share them.
 template <typename T>
 struct Keep {
     Vector<T> operator()(Vector<T> sum, int64_t) const { return sum; }
+};
+
+// `then`, told the index in the whole row.
+template <typename T, typename Then>
+struct Shifted {
+    const Then& then;
+    int64_t shift;
+
+    Vector<T> operator()(Vector<T> sum, int64_t i) const { return then(sum, shift + i); }
 };
 
 template <int Vectors, typename T, typename Then>
@@ -205,8 +213,8 @@ struct Sum {
 
 // --- several sums at once
 
-// Results side by side read almost the same memory. Computed together, they load it once, and the multiplications, not the
-// loads, decide how long it takes: most loads straddle two lines of the cache and take twice as long as others.
+// Results side by side read almost the same memory. Computed one by one, they load an operand for each multiplication, from
+// two lines of the cache most of the time, and loads decide how long it takes. Computed together, they load it once.
 
 // A row of sources, and the weights of its taps. Another row is added to it if it gets the same weights.
 template <typename T>
@@ -248,7 +256,11 @@ SGO_INLINE void correlate_block(const std::vector<Source<T>>& sources, const int
             unrolled<shifts * Vectors>([&](auto index) SGO_INLINE_LAMBDA {
                 constexpr int shift = decltype(index)::value / Vectors, v = decltype(index)::value % Vectors;
                 Vector<T> y = x[v];
-                if constexpr (shift > 0) y = kShifts ? shifted<shift>(x[v], x[v + 1]) : read(shift + v * kLanes<T>);
+                if constexpr (shift > 0 && kShifts) {
+                    y = shifted<shift, T>(x[v], x[v + 1], std::make_index_sequence<kLanes<T>>());
+                } else if constexpr (shift > 0) {
+                    y = read(shift + v * kLanes<T>);
+                }
                 unrolled<Results>([&](auto r) SGO_INLINE_LAMBDA {
                     constexpr int tap = a + shift * Arrays - decltype(r)::value * Step;
                     if constexpr (0 <= tap && tap < Taps) sums[r][v] += weight[tap < weights ? tap : Taps - 1 - tap] * y;
