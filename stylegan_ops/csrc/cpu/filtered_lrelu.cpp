@@ -7,6 +7,9 @@
 //
 // An array holds the rows of several planes, one behind the other, with zeros between them where a filter reaches beyond
 // an image. Sums of short rows would wait for each other's additions, and setting them up would take most of the time.
+//
+// The filters of StyleGAN3 have a path of their own, in which several sums are computed at once (filtered_lrelu_sums.h). It
+// also uses that a radial filter is the same upside down and backwards: rows that get the same weights are added first.
 #include <memory>
 #include <vector>
 
@@ -70,7 +73,7 @@ struct Plan {
           x(args.x_up, period),
           signal(args.signal ? args.signal_up : args.x_up, period) {
         // An element of the result reads so many of the grid's behind it, and these so many pixels.
-        reach = ((parts - 1) * args.down.factor + args.down.filter_width - 1) / period;
+        const int64_t reach = ((parts - 1) * args.down.factor + args.down.filter_width - 1) / period;
         const int64_t step = ceil_div(args.down.width, parts) + reach + std::max(x.reach, signal.reach);
         layout = make_layout(step, period, args.batch * args.channels, lanes);
     }
@@ -84,7 +87,6 @@ struct Plan {
     const int64_t period;  // Arrays of a row of the grid.
     const int64_t parts;   // Arrays of a row of the result.
     const Columns x, signal;
-    int64_t reach;
     Layout layout;
 };
 
@@ -162,7 +164,8 @@ class FilteredLrelu {
         }
         for (int64_t part = 0; part < plan_.parts; ++part) {
             sum_.clear();
-            for (int64_t l = 0; l < taps_.width; ++l) sum_.add(grid + offset_of(part * args_.down.factor + l), weights_x_[l]);
+            const int64_t first = part * args_.down.factor;
+            for (int64_t l = 0; l < taps_.width; ++l) sum_.add(grid + offset_of(first + l), weights_x_[l]);
             sum_.write(layout_.count, kept(row) + part * layout_.size);
         }
     }

@@ -59,8 +59,8 @@ inline Phase phase_of(int64_t position, int64_t factor, int64_t pad, int64_t tap
     return {tap, (position + tap - pad) / factor, tap < taps ? ceil_div(taps - tap, factor) : 0};
 }
 
-// Filters of StyleGAN3 have so many taps for each phase. If all of them do, the grid is kept as so many arrays, and sums are
-// computed together: of the arrays of a phase, or of all those that the result is put together from.
+// Filters of StyleGAN3 have so many taps for each phase. If all of them do, the grid is kept as so many arrays, and sums
+// are computed together: of the arrays of a phase, or of all those that the result is put together from.
 constexpr int kPhaseTaps = 6, kPeriod = 8;
 
 inline bool is_common(const Resampling& args) {

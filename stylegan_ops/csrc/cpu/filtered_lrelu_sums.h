@@ -105,8 +105,8 @@ struct Aligned {
 template <typename T>
 using Buffer = std::vector<T, Aligned<T>>;
 
-// Elements Shift, Shift + 1, ... of two vectors, one behind the other. Vectors of 64 bytes fill a line of the cache, and one
-// that is not aligned is loaded from two; shorter ones are better loaded again.
+// Elements Shift, Shift + 1, ... of two vectors, one behind the other. Vectors of 64 bytes fill a line of the cache, and
+// one that is not aligned is loaded from two; shorter ones are better loaded again.
 constexpr bool kShifts = kBytes == 64;
 
 #if defined(__GNUC__)
