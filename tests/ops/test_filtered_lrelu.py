@@ -131,6 +131,75 @@ def test_dtypes(implementation, dtype):
     torch.testing.assert_close(dx.double(), expected_dx, rtol=eps, atol=eps)
 
 
+def mirrored(f, axes):
+    """Makes a filter the same backwards along these axes."""
+    return f if not axes else f + f.flip(axes)
+
+
+@KERNELS
+@settings(max_examples=40, deadline=None)
+@given(
+    height=st.integers(1, 30),
+    width=st.integers(1, 30),
+    planes=st.integers(1, 40),
+    up=st.sampled_from([2, 4]),
+    down=st.sampled_from([2, 4]),
+    axes=st.tuples(*[st.sampled_from([(), (0,), (-1,), (0, -1)])] * 2),
+    two_dimensional=st.tuples(st.booleans(), st.booleans()),
+    rows=st.sampled_from([0, 0, -1, -5]),
+    padding=st.tuples(*[st.integers(-3, 25)] * 4),
+    flip=st.booleans(),
+    seed=st.integers(0, 2**32),
+)
+def test_filters_of_stylegan3(
+    implementation, height, width, planes, up, down, axes, two_dimensional, rows, padding, flip, seed
+):
+    """Six taps for each phase, whose sums are computed several at once, mirrored along both axes, one or none."""
+    torch.manual_seed(seed)
+    taps = [6 * up, 6 * down]
+    sizes = [(n + rows, n) if two else (n,) for n, two in zip(taps, two_dimensional, strict=True)]
+    fu, fd = (
+        mirrored(torch.randn(size), [a for a in ax if len(size) == 2 or a == -1])
+        for size, ax in zip(sizes, axes, strict=True)
+    )
+    left, right, top, bottom = padding
+    grid = height * up + top + bottom - fu.shape[0] + 1, width * up + left + right - fu.shape[-1] + 1
+    assume(grid[0] >= fd.shape[0] and grid[1] >= fd.shape[-1])
+    x = torch.randn(1, planes, height, width, dtype=torch.float64, requires_grad=True)
+
+    def derivatives(op):
+        y = op(x, fu, fd, None, up, down, padding, 1.3, 0.3, 0.9, flip)
+        dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        return [y, *torch.autograd.grad(y, x, dy)]
+
+    for result, expected in zip(derivatives(filtered_lrelu), derivatives(reference.filtered_lrelu), strict=True):
+        torch.testing.assert_close(result, expected, rtol=1e-7, atol=1e-7 * float(expected.detach().abs().max()))
+
+
+@KERNELS
+@pytest.mark.parametrize("axes", [(), (0,), (-1,), (0, -1)])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_dtypes_with_filters_of_stylegan3(implementation, axes, dtype):
+    torch.manual_seed(0)
+    x = torch.randn(1, 21, 14, 17).to(dtype)
+    fu, fd = setup_filter(torch.rand(12)), setup_filter(mirrored(torch.rand(12, 12), axes))
+    y = filtered_lrelu(x, fu, fd, None, 2, 2, [11, 10, 11, 10], clamp=1.5)
+    expected = reference.filtered_lrelu(x.double(), fu, fd, None, 2, 2, [11, 10, 11, 10], clamp=1.5)
+    eps = 4 * torch.finfo(dtype).eps
+    torch.testing.assert_close(y.double(), expected, rtol=eps, atol=eps)
+
+
+@KERNELS
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_what_is_not_finite_stays_under_a_mirrored_filter(implementation, value):
+    x = torch.randn(3, 5, 20, 20)
+    x[1, 2, 9, 11] = value
+    fu, fd = torch.ones(12), torch.ones(12, 12)
+    y = filtered_lrelu(x, fu, fd, None, 2, 2, [9, 8, 9, 8])
+    expected = reference.filtered_lrelu(x.double(), fu.double(), fd.double(), None, 2, 2, [9, 8, 9, 8])
+    assert torch.equal(y.isfinite(), expected.isfinite()) and y.isfinite().any()
+
+
 @KERNELS
 @pytest.mark.parametrize("clamp", [None, 2.0])
 def test_what_is_not_finite_stays_under_the_filters(implementation, clamp):

@@ -376,11 +376,12 @@ def test_kernels_of_networks_under_sanitizers():
     library = build.cpu_library(extra_flags=sanitizers.FLAGS)
     names = ("conv3x3", "group_norm_silu", "attention")
     tests = [str(Path(__file__).parents[1] / f"test_{name}.py::test_random_shapes") for name in names]
-    tests.append(str(Path(__file__).parents[1] / "test_filtered_lrelu.py::test_random_shapes[cpu]"))
+    for test in ("test_random_shapes", "test_filters_of_stylegan3"):
+        tests.append(str(Path(__file__).parents[1] / f"test_filtered_lrelu.py::{test}[cpu]"))
     arguments = [*tests, "-q", "-p", "no:cacheprovider"]
     result = run_sanitized(library, f"import pytest; sys.exit(pytest.main({arguments!r}))")
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
-    assert "4 passed" in result.stdout
+    assert "5 passed" in result.stdout
 
 
 @pytest.mark.slow
