@@ -24,6 +24,7 @@ from refine.commands.options import (
     check_output,
     device_option,
     force_option,
+    gan_option,
     network_option,
     sigma_init_option,
     trust_option,
@@ -44,6 +45,7 @@ _FILE = click.Path(path_type=Path)
 @click.command(cls=Command)
 @network_option
 @click.option("--seeds", metavar="0-35,40", help="Seeds, one image for each.")
+@gan_option
 @click.option("--latents", type=_FILE, metavar="NPZ|NPY", help="Latents z [N, z_dim] in place of seeds.")
 @sigma_init_option
 @click.option("--projected-w", type=_FILE, metavar="NPZ|NPY", help="Projected w [N, num_ws, w_dim] in place of seeds.")
@@ -90,6 +92,7 @@ _FILE = click.Path(path_type=Path)
 def main(
     network: str,
     seeds: str | None,
+    gan: str | None,
     latents: Path | None,
     sigma_init: float | None,
     projected_w: Path | None,
@@ -127,14 +130,15 @@ def main(
         require_ffmpeg()
         check_output(video, force)
 
-    from refine.networks import loading  # torch takes seconds to import
+    from refine.networks.loading import LoadedNetwork  # torch takes seconds to import
+    from refine.networks.own_snapshot import open_generator
     from refine.networks.sampling import has_noise_latents, parse_seeds
     from refine.runtime.device import choose_device
 
     numbers = parse_seeds(seeds) if seeds is not None else None
     where = choose_device(device)
     specs = [network_file(spec) for spec in (network, compare) if spec is not None]
-    loaded = [loading.load_generator(spec, trust=trust_pickle, sigma_init=sigma_init) for spec in specs]
+    loaded = [open_generator(spec, gan=gan, trust=trust_pickle, sigma_init=sigma_init) for spec in specs]
     generators: list[Any] = [each.network.to(where) for each in loaded]
     _require_same_shape(generators)
     draws_classes = numbers is not None and classes is None and label is None and has_noise_latents(generators[0])
@@ -151,10 +155,15 @@ def main(
     if video is not None:
         from refine.commands import video as film
 
+        ends = [each for each in reversed(loaded) if isinstance(each, LoadedNetwork)]
+        if compare is not None and len(ends) < 2:
+            raise UserError(
+                "--video from --compare to --network needs two pickles: leave out one of --video, --compare."
+            )
         pictures = (
             film.between_inputs(generators[0], inputs, frames, settings)
             if compare is None
-            else film.between_generators(loaded[1], loaded[0], inputs, frames, settings)
+            else film.between_generators(ends[0], ends[1], inputs, frames, settings)
         )
     if outdir is not None:
         targets = [outdir / f"{each.name}.png" for each in inputs]

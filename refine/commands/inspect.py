@@ -1,4 +1,4 @@
-"""`python -m refine inspect FILE|URL|NAME`: the contents of a network pickle, without running anything in it."""
+"""`python -m refine inspect FILE|URL|NAME`: the contents of a network's file, without running anything in it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import click
 from refine.commands.base import Command
 from refine.commands.locate import network_file
 from refine.commands.options import Folder, Spec
+from refine.errors import UserError
 from refine.files.jsonl import to_json
 
 
@@ -20,11 +21,20 @@ from refine.files.jsonl import to_json
 )
 @click.option("--trust-pickle", is_flag=True, help="Open it even if it names unlisted globals; still runs nothing.")
 def main(file: str, as_json: bool, extract_source: Path | None, trust_pickle: bool) -> None:
-    """Show the contents of a network pickle without running anything in it. DIR is the folder of a run."""
+    """Show the contents of a network's file without running anything in it. DIR is the folder of a run."""
     from refine import pickles, zoo  # torch takes seconds to import; --help does not wait for it
     from refine.networks import describe
+    from refine.networks.describe_snapshot import describe_snapshot, format_snapshot
+    from refine.networks.own_snapshot import is_snapshot
 
-    network_pickle = pickles.load(zoo.resolve(network_file(file)).path, trust=trust_pickle)
+    path = zoo.resolve(network_file(file)).path
+    if is_snapshot(path):
+        if extract_source is not None:
+            raise UserError(f"{path} holds weights and options, and no source: leave out --extract-source.")
+        found = describe_snapshot(path)
+        click.echo(to_json(found, indent=2) if as_json else format_snapshot(found))
+        return
+    network_pickle = pickles.load(path, trust=trust_pickle)
     with pickles.about(network_pickle.path):
         description = describe.describe(network_pickle)
     click.echo(to_json(description, indent=2) if as_json else describe.format_description(description))

@@ -11,7 +11,8 @@ from refine.errors import UserError
 log = logging.getLogger("refine")
 
 _RUN = re.compile(r"\d+-")
-BEST, SNAPSHOTS = "network-best.pkl", "network-snapshot-*.pkl"
+SUFFIXES = (".pkl", ".safetensors")
+BEST, SNAPSHOTS = "network-best", "network-snapshot-*"
 
 
 def run_folder(spec: str | Path) -> Path:
@@ -31,7 +32,7 @@ def run_folder(spec: str | Path) -> Path:
 
 
 def network_file(spec: str) -> str:
-    """Network that `--network` names: a pickle, URL or zoo name as given; for a run's folder its best or last snapshot.
+    """Network that `--network` names: a file, URL or zoo name as given; for a run's folder its best or last snapshot.
 
     Raises:
         UserError: The folder holds no snapshot.
@@ -39,16 +40,16 @@ def network_file(spec: str) -> str:
     path = run_folder(spec) if Path(spec).name == "latest" else Path(spec).expanduser()
     if not path.is_dir():
         return spec
-    best = path / BEST
-    found = best if best.is_file() else max(path.glob(SNAPSHOTS), default=None, key=lambda each: each.name)
+    best = [path / f"{BEST}{suffix}" for suffix in SUFFIXES]
+    found = next((each for each in best if each.is_file()), None) or max(_snapshots(path), default=None)
     if found is None:
-        raise UserError(f"{path} is a folder without {SNAPSHOTS}: give a pickle, or the folder of a run.")
+        raise UserError(f"{path} is a folder without {SNAPSHOTS}.pkl: give a pickle, or the folder of a run.")
     log.info(f"Taking {found}{f' ({found.resolve().name})' if found.is_symlink() else ''}")
     return str(found)
 
 
 def snapshots(spec: str) -> list[str]:
-    """The pickle, or all snapshots of a run's folder in their order.
+    """The file, or all snapshots of a run's folder in their order.
 
     Raises:
         UserError: The folder holds no snapshot.
@@ -56,7 +57,11 @@ def snapshots(spec: str) -> list[str]:
     path = run_folder(spec) if Path(spec).name == "latest" else Path(spec).expanduser()
     if not path.is_dir():
         return [spec]
-    found = sorted(str(each) for each in path.glob(SNAPSHOTS))
+    found = [str(each) for each in _snapshots(path)]
     if not found:
-        raise UserError(f"{path} holds no {SNAPSHOTS}: give a run's folder or a pickle.")
+        raise UserError(f"{path} holds no {SNAPSHOTS}.pkl: give a run's folder or a pickle.")
     return found
+
+
+def _snapshots(folder: Path) -> list[Path]:
+    return sorted(each for each in folder.glob(SNAPSHOTS) if each.suffix in SUFFIXES)

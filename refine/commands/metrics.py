@@ -22,6 +22,7 @@ from refine.commands.options import (
     check_output,
     field_options,
     force_option,
+    gan_option,
     sigma_init_option,
     trust_option,
 )
@@ -50,6 +51,7 @@ _NAMED_ALIKE = ("data", "ref", "detector", "vgg", "trust_detector", "fid_seeds",
     metrics={"default": "fid50k_full", "help": "Metrics such as fid50k_full,pr50k3_full; any count."},
     teacher={"required": False, "help": "EDM pickle, for --ref=teacher and the zoo's statistics."},
 )  # fmt: skip
+@gan_option
 @sigma_init_option
 @click.option(
     "--kid-subsets", type=Whole(1, 1_000_000), metavar="N", default=100, show_default=True,
@@ -221,7 +223,7 @@ def _measure(given: dict[str, Any], options: Any, device: Any) -> None:
             found = [Measurable(stored, stored.name)]
         else:
             found = [
-                Measurable.load(spec, trust=trust, sigma_init=sigma_init, settings=settings)
+                Measurable.load(spec, gan=given["gan"], trust=trust, sigma_init=sigma_init, settings=settings)
                 for spec in snapshots(given["network"])
             ]
         teacher = None
@@ -252,8 +254,8 @@ def _measure(given: dict[str, Any], options: Any, device: Any) -> None:
                 click.echo(to_json(row))
                 results = " ".join(f"{name} {value:.6g}" for name, value in row["results"].items() if value is not None)
                 click.echo(f"{each.name}: {results}", err=True)
-                folder = each.loaded.pickle.path.resolve().parent if each.loaded is not None else None
-                is_snapshot = re.fullmatch(r"network-.*\.pkl", each.name)
+                folder = each.path.parent if each.path is not None else None
+                is_snapshot = re.fullmatch(r"network-.*\.(pkl|safetensors)", each.name)
                 if folder is not None and is_snapshot and (folder / "training_options.json").is_file():
                     RunFolder(folder).add_metric(row)
         each.module.to("cpu")
@@ -275,7 +277,7 @@ def _export(given: dict[str, Any], suite: Any) -> None:
 
 def _pictures(given: dict[str, Any], suite: Any, generator: Any, device: Any) -> None:
     from refine.metrics import contact_sheet
-    from refine.networks.loading import load_generator
+    from refine.networks.own_snapshot import open_generator
     from refine.runtime import distributed
 
     if given["contact_sheet"]:
@@ -286,5 +288,6 @@ def _pictures(given: dict[str, Any], suite: Any, generator: Any, device: Any) ->
         before = None
         if given["before"]:
             sigma_init, trust = given["sigma_init"], given["trust_pickle"]
-            before = load_generator(given["before"], trust=trust, sigma_init=sigma_init).network.to(device)
+            opened = open_generator(given["before"], gan=given["gan"], trust=trust, sigma_init=sigma_init)
+            before = opened.network.to(device)
         contact_sheet.write_grid(given["grid"], suite, generator, before)

@@ -238,10 +238,17 @@ def field_options(*names: str, **changes: dict[str, Any]) -> Callable[[Any], Any
     return decorate
 
 
-network_option = click.option("--network", required=True, type=Spec(), metavar=NETWORK, help="StyleGAN pickle.")
-trust_option = click.option(
-    "--trust-pickle", is_flag=True, help="Run the source embedded in a pickle where Refine has no network of its own."
+network_option = click.option(
+    "--network", required=True, type=Spec(), metavar=NETWORK, help="StyleGAN pickle, or a run's .safetensors snapshot."
 )
+trust_option = click.option(
+    "--trust-pickle", is_flag=True,
+    help="Run the source embedded in a pickle where Refine has no network of its own, and the file of --gan.",
+)  # fmt: skip
 sigma_init_option = field_options("sigma_init")
+gan_option = click.option(
+    "--gan", metavar="FILE.py:FUNCTION",
+    help="Function that makes the network of a .safetensors snapshot. Default: as it tells.",
+)  # fmt: skip
 force_option = click.option("--force", is_flag=True, help="Overwrite files that exist.")
 device_option = field_options("device")

@@ -16,6 +16,7 @@ from refine.export.formats import FORMATS, module_of
 from refine.files.atomic import atomic_write
 from refine.networks import one_step
 from refine.networks.loading import load_generator
+from refine.networks.own_snapshot import OwnSnapshot, open_generator
 from refine.pickles import NetworkRecord, writer
 from refine.pickles.finite import require_finite
 
@@ -33,31 +34,47 @@ class Exported:
     note: str = ""
 
 
-def export(network: str, kind: str, out: Path, *, sigma_init: float | None = None, trust: bool = False) -> Exported:
+def export(
+    network: str,
+    kind: str,
+    out: Path,
+    *,
+    gan: str | None = None,
+    sigma_init: float | None = None,
+    trust: bool = False,
+) -> Exported:
     """Writes a generator in another format.
 
     Args:
-        network: Path, http(s) URL or zoo name of the pickle of a StyleGAN or one-step generator.
-        kind: A key of `FORMATS`.
+        network: Path, http(s) URL or zoo name of the pickle of a StyleGAN or one-step generator, or of a snapshot of a
+            network of the user's own.
+        kind: A key of `FORMATS`; "onnx" for such a snapshot.
         out: File to write.
+        gan: `module.py:function` that makes the network of such a snapshot; None: as it tells.
         sigma_init: Noise level of a one-step generator; None: as its file tells, else 2.5.
-        trust: Permission to run the source embedded in the pickle.
+        trust: Permission to run that Python file, or the source embedded in the pickle.
 
     Raises:
         UserError: The generator cannot be loaded, the format has no place for it, a package is missing, or the file
             does not make the same images.
     """
     module = module_of(kind)
-    loaded = load_generator(network, trust=trust, sigma_init=sigma_init)
+    loaded = open_generator(network, gan=gan, trust=trust, sigma_init=sigma_init)
+    path = loaded.path if isinstance(loaded, OwnSnapshot) else loaded.pickle.path
+    if isinstance(loaded, OwnSnapshot) and kind != "onnx":
+        raise UserError(
+            f"{path} is a snapshot of a network of your own, and --format={kind} is for pickles: use --format=onnx, or "
+            "the snapshot itself, which is a safetensors file."
+        )
     probe = Probe.of(loaded.network)
     expected = probe.images(images_of_network(loaded.network))
     if not expected.isfinite().all():
-        raise UserError(f"{loaded.pickle.path} makes images that are not finite: use an earlier snapshot.")
+        raise UserError(f"{path} makes images that are not finite: use an earlier snapshot.")
     with atomic_write(out) as file:
         module.write(loaded, file)
         file.flush()
         difference = agreement(expected, module.images(Path(file.name), loaded, probe), f"{out} ({kind})")
-    if kind == "pkl-ema":
+    if kind == "pkl-ema" and not isinstance(loaded, OwnSnapshot):
         writer.warn_of_code(loaded.pickle, out)
     return Exported(difference, f"Open it with {module.usage(loaded)}" if kind == "rosinality" else "")
 

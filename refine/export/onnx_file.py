@@ -1,6 +1,6 @@
 """ONNX: the generator as a graph. Inputs z, c and truncation_psi, output image; the noise is the stored one.
 
-A one-step generator has no truncation_psi, and its sigma_init is part of the graph.
+Without a mapping network there is no truncation_psi; the sigma_init of a one-step generator is part of the graph.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 from refine.errors import UserError
 from refine.export.agreement import Probe
 from refine.networks.loading import LoadedNetwork
-from refine.networks.one_step import OneStep
+from refine.networks.own_snapshot import OwnSnapshot
 from refine.networks.sampling import z_shape_of
 
 OPSET = 18
@@ -33,27 +33,26 @@ class _Graph(torch.nn.Module):
         self.generator = generator
 
     def forward(self, z: Tensor, c: Tensor, truncation_psi: Tensor) -> Tensor:
-        if not hasattr(self.generator, "mapping"):  # the graph has no input truncation_psi then
-            images: Tensor = self.generator.images(z, c)
-            return images
         w_avg = self.generator.mapping.w_avg
         ws = self.generator.mapping(z, c)
-        if w_avg is not None:  # likewise
+        if w_avg is not None:
             if w_avg.ndim == 2:  # of each class
                 w_avg = w_avg[c.argmax(1)][:, None]
             ws = w_avg + (ws - w_avg) * truncation_psi
         return self.generator.synthesis(ws, noise_mode="const", force_fp32=True)
 
 
-class _OneStepGraph(torch.nn.Module):
-    """A one-step generator, which has no truncation."""
+class _PlainGraph(torch.nn.Module):
+    """A generator without truncation."""
 
     def __init__(self, generator: Any) -> None:
         super().__init__()
         self.generator = generator
 
     def forward(self, z: Tensor, c: Tensor | None = None) -> Tensor:
-        return self.generator(z, c, force_fp32=True)
+        draw = getattr(self.generator, "images", None)  # without checks of shapes, which a graph cannot have
+        images: Tensor = self.generator(z, c, force_fp32=True) if draw is None else draw(z, c)
+        return images
 
 
 class _UnconditionalGraph(_Graph):
@@ -61,7 +60,7 @@ class _UnconditionalGraph(_Graph):
         return super().forward(z, z[:, :0], truncation_psi)
 
 
-def write(loaded: LoadedNetwork, file: BinaryIO) -> None:
+def write(loaded: LoadedNetwork | OwnSnapshot, file: BinaryIO) -> None:
     """Writes the graph for batches of any size.
 
     Raises:
@@ -73,8 +72,8 @@ def write(loaded: LoadedNetwork, file: BinaryIO) -> None:
     if generator.c_dim:
         inputs["c"] = torch.zeros(2, generator.c_dim)
     shapes: dict[str, Any] = {name: {0: batch} for name in inputs}
-    graph: torch.nn.Module = _OneStepGraph(generator)
-    if not isinstance(generator, OneStep):
+    graph: torch.nn.Module = _PlainGraph(generator)
+    if hasattr(generator, "mapping"):
         graph = (_Graph if generator.c_dim else _UnconditionalGraph)(generator)
         inputs["truncation_psi"], shapes["truncation_psi"] = torch.tensor(1.0), None
     with _quiet():
@@ -95,7 +94,7 @@ def write(loaded: LoadedNetwork, file: BinaryIO) -> None:
     file.write(program.model_proto.SerializeToString())
 
 
-def images(path: Path, loaded: LoadedNetwork, probe: Probe) -> Tensor:
+def images(path: Path, loaded: LoadedNetwork | OwnSnapshot, probe: Probe) -> Tensor:
     """Images computed by ONNX Runtime on the CPU."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()

@@ -25,9 +25,11 @@ from refine.metrics.resolve import dataset_path
 from refine.metrics.stored_images import StoredImages
 from refine.metrics.suite import Suite
 from refine.metrics.teacher_samples import TeacherSamples
-from refine.networks.loading import LoadedNetwork, load_generator, load_teacher
+from refine.networks.loading import LoadedNetwork, load_teacher
+from refine.networks.own_snapshot import OwnSnapshot, is_snapshot, open_generator
 from refine.networks.plain_module import as_contract
 from refine.networks.preconditioned import as_denoiser
+from refine.networks.weights_file import SUFFIX
 from refine.runtime.device import choose_device
 
 log = logging.getLogger("refine")
@@ -52,11 +54,12 @@ def evaluate(
     Under torchrun, all processes call this with the same arguments and share the work.
 
     Args:
-        generator: One of: path, URL or zoo name of a StyleGAN pickle; folder of a run, all of whose snapshots are
-            measured; a `LoadedNetwork`; a `refine.Generator`; or a module or function with an attribute `z_dim`,
-            called as `G(z)` or `G(z, c)` with z [N, z_dim] and one-hot labels c [N, c_dim] for images [N, C, R, R] in
-            [-1, 1], and with `truncation_psi` and `noise_mode` if it takes them. Its attributes `c_dim`,
-            `img_channels` and `img_resolution` may be missing: then it has no classes, and an image is drawn to see.
+        generator: One of: path, URL or zoo name of a StyleGAN pickle, or of a snapshot of a network that a Python file
+            makes; folder of a run, all of whose snapshots are measured; a `LoadedNetwork`; a `refine.Generator`; or a
+            module or function with an attribute `z_dim`, called as `G(z)` or `G(z, c)` with z [N, z_dim] and one-hot
+            labels c [N, c_dim] for images [N, C, R, R] in [-1, 1], and with `truncation_psi` and `noise_mode` if it
+            takes them. Its attributes `c_dim`, `img_channels` and `img_resolution` may be missing: then it has no
+            classes, and an image is drawn to see.
             Images are measured, too: a folder, ZIP or .npz file of them, an array, uint8 [N, H, W, C], or
             `refine.metrics.StoredImages`; and so is a diffusion model, by path, URL, zoo name or `LoadedNetwork`, whose
             images EDM's Heun sampler draws.
@@ -67,7 +70,8 @@ def evaluate(
             URL or zoo name, a `LoadedNetwork` or a `Teacher`). None if no metric needs one (inception score, path
             lengths).
         device: Device: `auto`, `cpu`, `cuda`, `mps` or a torch.device; `auto` is the device of a module's parameters.
-        trust: Permission to run source code embedded in pickles, for networks that Refine does not know.
+        trust: Permission to run source code embedded in pickles, for networks that Refine does not know, and the Python
+            file of a snapshot.
         options: Further fields of `refine.metrics.MetricOptions`: detector, vgg, trust_detector, seed, fid_seeds,
             bootstrap, kid_subsets, kid_subset_size, batch, workers, mirror, noise_mode, truncation_psi, ref_images,
             resample.
@@ -109,12 +113,14 @@ class Measurable:
     Attributes:
         generator: A `contracts.Generator`, or a module or function that is called as it is.
         name: Its name in rows.
-        loaded: The network and its file, if it is one.
+        loaded: The network and its file, if that is a pickle.
+        path: Its file, if it is a network.
     """
 
     generator: Any
     name: str
     loaded: LoadedNetwork | None = None
+    path: Path | None = None
 
     @property
     def module(self) -> torch.nn.Module:
@@ -123,22 +129,32 @@ class Measurable:
         return module
 
     @classmethod
-    def of(cls, loaded: LoadedNetwork) -> Measurable:
+    def of(cls, loaded: LoadedNetwork | OwnSnapshot) -> Measurable:
         """A network; a denoiser draws by EDM's Heun sampler."""
+        if isinstance(loaded, OwnSnapshot):
+            path = loaded.path.resolve()
+            return cls(loaded.drawn, path.name, path=path)
         path = loaded.pickle.path.resolve()  # network-best.pkl is a link to a snapshot
         draws = hasattr(loaded.network, "z_shape") or hasattr(loaded.network, "z_dim")  # as one-step generators do
         if loaded.architecture.role == "denoiser" and not draws:
-            return cls(TeacherSamples(as_denoiser(loaded.network)), path.name, loaded)
-        return cls(loaded.network, path.name, loaded)
+            return cls(TeacherSamples(as_denoiser(loaded.network)), path.name, loaded, path)
+        return cls(loaded.network, path.name, loaded, path)
 
     @classmethod
     def load(
-        cls, spec: str, *, trust: bool = False, sigma_init: float | None = None, settings: str | None = None
+        cls,
+        spec: str,
+        *,
+        gan: str | None = None,
+        trust: bool = False,
+        sigma_init: float | None = None,
+        settings: str | None = None,
     ) -> Measurable:
         """The network of a file: a generator, else a denoiser.
 
         Args:
             spec: Path, URL or zoo name.
+            gan: `module.py:function` that makes the network of a snapshot without a pickle; see `open_generator`.
             trust: Permission to run source code embedded in pickles, for networks that Refine does not know.
             sigma_init: Noise level of a one-step generator; see `load_generator`.
             settings: Settings of a teacher's state dict; see `load_teacher`.
@@ -148,8 +164,10 @@ class Measurable:
         """
         path = zoo.resolve(spec).path  # once, so that a file that cannot be had is one error
         try:
-            return cls.of(load_generator(spec, trust=trust, sigma_init=sigma_init))
+            return cls.of(open_generator(spec, gan=gan, trust=trust, sigma_init=sigma_init))
         except UserError as error:
+            if gan is not None or is_snapshot(path):
+                raise
             try:
                 found = cls.of(load_teacher(spec, trust=trust, settings=settings))
             except UserError as other:  # of a state dict, which a teacher's is, this one tells what is missing
@@ -164,7 +182,7 @@ def snapshots_of(folder: Path) -> list[Path]:
     Raises:
         UserError: There are none.
     """
-    found = sorted(folder.glob("network-snapshot-*.pkl"))
+    found = sorted(path for path in folder.glob("network-snapshot-*") if path.suffix in (".pkl", SUFFIX))
     if not found:
         raise UserError(
             f"{folder} contains no network-snapshot-*.pkl and no images: give the folder of a run or of images, or a "
@@ -183,7 +201,7 @@ def _snapshots(generator: Any) -> list[Any]:
         return [StoredImages(dataset_path(os.fspath(path)))]
     if not path.is_dir():
         return [os.fspath(generator)]
-    if not any(path.glob("network-snapshot-*.pkl")) and open_files(path).listing.images:
+    if not any(path.glob("network-snapshot-*")) and open_files(path).listing.images:
         return [StoredImages(path)]
     return list(snapshots_of(path))
 

@@ -234,7 +234,7 @@ def format_description(description: dict[str, Any]) -> str:
             dtypes = ", ".join(entry["dtypes"])
             lines.append(f"  {entry['parameters']:,} parameters in {entry['tensors']} tensors ({dtypes})")
         if "not_finite" in entry:
-            lines.append(f"  WARNING: {_not_finite(entry['not_finite'])}")
+            lines.append(f"  WARNING: {format_not_finite(entry['not_finite'])}")
         settings = {name: entry[name] for name in sorted(_SHOWN_SETTINGS & entry.keys()) if entry[name] is not None}
         if settings:
             lines.append("  " + ", ".join(f"{name} {value}" for name, value in settings.items()))
@@ -250,20 +250,21 @@ def format_description(description: dict[str, Any]) -> str:
         if "source_sha256" in entry:
             lines.append(f"  embedded source {entry['source_sha256']}")
     if not description["sources"]:
-        return "\n".join(_printable(line) for line in lines)
+        return "\n".join(printable(line) for line in lines)
     lines += ["", "Embedded sources (text that Refine passes on and never runs unless told to):"]
     for source in description["sources"]:
         known = source["known"] or "unknown origin"
         lines.append(f"  {source['sha256']}  {source['bytes']:,} bytes, {known}: {', '.join(source['classes'])}")
-    return "\n".join(_printable(line) for line in lines)
+    return "\n".join(printable(line) for line in lines)
 
 
-def _not_finite(counts: dict[str, int]) -> str:
+def format_not_finite(counts: dict[str, int]) -> str:
+    """Numbers of values that are not finite, by tensor, in words."""
     shown = ", ".join(f"{count:,} in {name}" for name, count in list(counts.items())[:5])
     more = f" and {len(counts) - 5} other tensors" if len(counts) > 5 else ""
     return f"values that are NaN or infinite: {shown}{more}"
 
 
-def _printable(line: str) -> str:
+def printable(line: str) -> str:
     """Text from a foreign file, unable to move the cursor of a terminal or to hide in it."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line)

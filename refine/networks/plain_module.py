@@ -130,7 +130,7 @@ def _parameters(function: Callable[..., Any]) -> tuple[bool, tuple[str, ...]]:
         parameters = inspect.signature(called).parameters
     except (ValueError, TypeError):  # a builtin
         return True, ()
-    kinds = [parameter.kind for parameter in parameters.values()]
+    kinds = [parameter.kind for name, parameter in parameters.items() if name not in _OPTIONS]
     takes_any = inspect.Parameter.VAR_KEYWORD in kinds
     positional = sum(
         kind in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD) for kind in kinds

@@ -19,6 +19,7 @@ from torch.nn import functional
 from refine.contracts import GeneratorOutput
 from refine.errors import UserError
 from refine.networks.checks import MAX_RESOLUTION, MAX_WIDTH, Checks
+from refine.networks.initial import normal
 from stylegan_ops.bias_act import bias_act
 from stylegan_ops.upfirdn2d import upsample2d
 
@@ -164,7 +165,7 @@ class Basis(nn.Module):
 
     def __init__(self, in_width: int, channels: int) -> None:
         super().__init__()
-        self.Basis = nn.Parameter(torch.randn(channels, FIRST_RESOLUTION, FIRST_RESOLUTION))
+        self.Basis = nn.Parameter(normal(channels, FIRST_RESOLUTION, FIRST_RESOLUTION))
         self.LinearLayer = nn.Linear(in_width, channels, bias=False)
 
     def forward(self, z: Tensor) -> Tensor:
@@ -178,7 +179,7 @@ class Resampler(nn.Module):
     def __init__(self, taps: int) -> None:
         super().__init__()
         self.Kernel: Tensor
-        self.register_buffer("Kernel", torch.ones(taps, taps) / taps**2)
+        self.register_buffer("Kernel", torch.full((taps, taps), 1 / taps**2))
 
 
 class Upsampling(nn.Module):

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,18 @@ def _library() -> Any:
     except ImportError as error:
         raise UserError("Snapshots of networks without a pickle need safetensors: pip install safetensors.") from error
     return safetensors
+
+
+@contextmanager
+def _reading(path: str | os.PathLike[str]) -> Iterator[Any]:
+    """Context with the library, whose errors become one sentence."""
+    safetensors = _library()
+    try:
+        yield safetensors
+    except (OSError, ValueError, RecursionError, safetensors.SafetensorError) as error:
+        raise UserError(
+            f"{os.fspath(path)} cannot be read as safetensors ({error}): give a network-snapshot-*{SUFFIX}."
+        ) from error
 
 
 def write_weights(path: Path, live: Mapping[str, Tensor], average: Mapping[str, Tensor], options: str) -> None:
@@ -60,13 +73,8 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, dict[str, Tensor]]:
     Raises:
         UserError: The file cannot be read.
     """
-    safetensors = _library()
-    try:
+    with _reading(path) as safetensors:
         tensors = safetensors.torch.load_file(path)
-    except (OSError, ValueError, safetensors.SafetensorError) as error:
-        raise UserError(
-            f"{os.fspath(path)} cannot be read as safetensors ({error}): give a network-snapshot-*{SUFFIX}."
-        ) from error
     if not all(name.startswith((f"{LIVE}.", f"{AVERAGE}.")) for name in tensors):
         return {AVERAGE: tensors}
     return {
@@ -75,20 +83,25 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, dict[str, Tensor]]:
     }
 
 
+def each_tensor(path: str | os.PathLike[str]) -> Iterator[tuple[str, Tensor]]:
+    """Tensors of a safetensors file by name, read one after the other.
+
+    Raises:
+        UserError: The file cannot be read.
+    """
+    with _reading(path) as safetensors, safetensors.safe_open(path, framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118 - no dict
+            yield name, file.get_tensor(name)
+
+
 def read_options(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Options of the run that wrote a snapshot; empty for another safetensors file.
 
     Raises:
         UserError: The file cannot be read.
     """
-    safetensors = _library()
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            options = json.loads((file.metadata() or {}).get(OPTIONS, "{}"))
-    except (OSError, ValueError, safetensors.SafetensorError) as error:
-        raise UserError(
-            f"{os.fspath(path)} cannot be read as safetensors ({error}): give a network-snapshot-*{SUFFIX}."
-        ) from error
+    with _reading(path) as safetensors, safetensors.safe_open(path, framework="pt") as file:
+        options = json.loads((file.metadata() or {}).get(OPTIONS, "{}"))
     return dict(options) if isinstance(options, dict) else {}
 
 

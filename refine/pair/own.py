@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections.abc import Sequence
 from functools import partial
@@ -15,17 +14,15 @@ from torch import nn
 from refine import pickles
 from refine.contracts import Denoiser, Generator
 from refine.diffusion.guidance import Guided
-from refine.errors import OptionError, UserError
+from refine.errors import OptionError
 from refine.networks.loading import LoadedNetwork, load_generator, load_teacher
+from refine.networks.own_network import made_network, own_copy, own_generator, same_everywhere
 from refine.networks.plain_denoiser import as_denoiser_contract
-from refine.networks.plain_module import as_contract
 from refine.networks.preconditioned import as_denoiser
-from refine.networks.python_file import PythonSpec, make_network, parse_python_spec
+from refine.networks.python_file import PythonSpec, parse_python_spec
 from refine.networks.style_based import as_generator
-from refine.networks.weights_file import load_state
 from refine.pair.bridge import make_bridge
 from refine.pair.pair import Pair, guided_denoiser
-from refine.runtime import distributed
 
 
 def own_pair(
@@ -67,7 +64,7 @@ def own_pair(
     guide_file = None if guide is None else load_teacher(guide, trust=trust, settings=settings)
     files = {"gan": gan_file, "teacher": teacher_file, "guide": guide_file}
     digests = {name: pickles.file_sha256(file.pickle.path) for name, file in files.items() if file is not None}
-    generator = _generator(gan, trust) if gan_file is None else _of_file(gan_file)
+    generator = own_generator(gan, trust=trust) if gan_file is None else _of_file(gan_file)
     if teacher_file is None:
         denoiser = _denoiser(teacher, trust)
         if any(True for _ in denoiser.module.parameters()):
@@ -111,75 +108,14 @@ def _of_file(file: LoadedNetwork) -> Generator:
     return as_generator(file.network, f"{file.record.class_name} in {file.pickle.path}")
 
 
-def _generator(gan: Any, trust: bool) -> Generator:
-    made = _own_copy(_made(gan, "gan", trust), "generator")
-    styled = type(made).__module__.startswith("refine.networks.") and isinstance(made, nn.Module)
-    generator: Any = as_generator(made) if styled else as_contract(made)
-    if not any(True for _ in generator.module.parameters()):
-        raise UserError(
-            "The generator has no parameters to train: give a torch.nn.Module, or an object whose `module` is one."
-        )
-    generator.module.eval().cpu()
-    for parameter in generator.module.parameters():
-        parameter.data = parameter.data.float()
-    _same_everywhere(generator.module)
-    c = torch.eye(max(generator.c_dim, 1))[:1, : generator.c_dim]
-    try:
-        with torch.no_grad():
-            images = generator(torch.zeros(1, *generator.z_shape), c, noise_mode="const").images
-    except UserError:
-        raise
-    except Exception as error:  # foreign code can fail in any way
-        called = "G(z, c)" if generator.c_dim else "G(z)"
-        raise UserError(
-            f"The generator cannot be called as {called} with z [1, {', '.join(map(str, generator.z_shape))}] "
-            f"({type(error).__name__}: {error}): let it take these, on the CPU."
-        ) from error
-    expected = (1, generator.img_channels, generator.img_resolution, generator.img_resolution)
-    if tuple(images.shape) != expected:
-        raise UserError(
-            f"The generator returns {list(images.shape)} for one latent, and its attributes say {list(expected)}: "
-            "return images [N, C, R, R] in [-1, 1]."
-        )
-    return generator
-
-
 def _denoiser(teacher: Any, trust: bool) -> Denoiser:
-    made = _own_copy(_made(teacher, "teacher", trust), "teacher")
+    made = own_copy(made_network(teacher, "teacher", trust=trust), "teacher")
     if isinstance(made, nn.Module):  # before it is tried out
         made.eval().cpu()
     denoiser: Any = as_denoiser_contract(made)
     denoiser.module.eval().cpu()
-    _same_everywhere(denoiser.module)
+    same_everywhere(denoiser.module)
     return denoiser
-
-
-def _made(network: Any, option: str, trust: bool) -> Any:
-    spec = parse_python_spec(network) if isinstance(network, str) else None
-    made = network if spec is None else make_network(spec, option, trust=trust)
-    if not callable(made):
-        name = "generator" if option == "gan" else "teacher"
-        raise UserError(f"The {name} is {made!r:.80}, which cannot be called: give a module or a function.")
-    return made
-
-
-def _own_copy(network: Any, name: str) -> Any:
-    try:
-        return copy.deepcopy(network)
-    except Exception as error:  # hooks, open files, tensors that are not leaves
-        raise UserError(
-            f"The {name} cannot be copied ({type(error).__name__}: {error}): give a module that copy.deepcopy copies."
-        ) from error
-
-
-def _same_everywhere(module: nn.Module) -> None:
-    """Gives all processes the weights of the first, because each has made its own module."""
-    state = module.state_dict()
-    odd = [name for name, value in state.items() if not isinstance(value, torch.Tensor)]
-    if odd:
-        raise UserError(f"{type(module).__name__} has a state {odd[0]} that is not a tensor: keep tensors only.")
-    if distributed.world_size() > 1:
-        load_state(module, distributed.broadcast(state), "the first process")
 
 
 def _title(network: Any, contract: Generator | Denoiser) -> str:

@@ -38,8 +38,8 @@ _CHECKPOINT = (
 )
 _OWN_SNAPSHOT = b'"refine_options"'  # in the header of snapshots of networks without a pickle
 _OWN_NETWORK = (
-    "is a snapshot of a network of your own, weights without a network around them: in Python, give them to the "
-    "network with refine.load_weights(network, path)"
+    "is a snapshot of a network of your own, weights without a network around them: begin a run with it by --init next "
+    "to --gan=FILE.py:FUNCTION, or in Python give the weights to the network with refine.load_weights(network, path)"
 )
 _STARTS = {
     b"\x89PNG": "is a PNG image, not a network pickle: give a .pkl",

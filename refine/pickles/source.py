@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 from refine.pickles.errors import PickleError
 
 CHUNK_BYTES = 1 << 22
+PART_BYTES = 1 << 20
 
 
 class SourceFile:
@@ -28,6 +29,7 @@ class SourceFile:
         self.path = path
         self._file: BinaryIO = path.open("rb")
         self._lock = threading.Lock()
+        self._part = memoryview(bytearray(PART_BYTES))
         self._state = self._now()
 
     @property
@@ -53,9 +55,12 @@ class SourceFile:
             self._file.seek(offset)
             done = 0
             while done < len(buffer):
-                count = self._file.readinto(buffer[done:])  # type: ignore[attr-defined]
+                # By way of memory that is at hand: the kernel is slow to write to pages that are new.
+                part = self._part[: len(buffer) - done]
+                count = self._file.readinto(part)  # type: ignore[attr-defined]
                 if not count:
                     break
+                buffer[done : done + count] = part[:count]
                 done += count
         if done < len(buffer) or self._now() != self._state:
             raise PickleError(

@@ -59,6 +59,17 @@ def test_a_function_tells_its_width_and_the_rest_is_seen() -> None:
         contract(z, torch.zeros(2, 0), truncation_psi=0.7)
 
 
+def test_options_are_no_labels() -> None:
+    class Truncated(nn.Module):
+        z_dim, img_channels, img_resolution = 4, 1, 2
+
+        def forward(self, z: torch.Tensor, truncation_psi: float = 1) -> torch.Tensor:
+            return truncation_psi * z.reshape(-1, 1, 2, 2)
+
+    z = torch.randn(2, 4)
+    assert torch.equal(as_contract(Truncated())(z, torch.zeros(2, 0), truncation_psi=0.5).images.flatten(1), 0.5 * z)
+
+
 def test_latents_that_are_images() -> None:
     class Denoise(nn.Module):
         z_shape = (3, 8, 8)

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 import refine
 from refine import load_teacher
+from refine.commands import generate
 from refine.commands import run as cli
 from refine.config import RunConfig
 from refine.contracts import GeneratorOutput
@@ -213,6 +214,9 @@ def test_command_line(tmp_path, monkeypatch):
     resumed = CliRunner().invoke(cli.main, again)
     assert resumed.exit_code == 0, (resumed.output, resumed.exception)
     assert (folder / "network-snapshot-000000_012.safetensors").is_file()
+    words = ["--seeds=0", "--class=1", f"--outdir={tmp_path / 'images'}", "--device=cpu", "--trust-pickle"]
+    drawn = CliRunner().invoke(generate.main, [f"--network={folder}", *words])
+    assert drawn.exit_code == 0 and (tmp_path / "images" / "seed0000.png").is_file(), drawn.output
 
 
 @pytest.mark.parametrize(
