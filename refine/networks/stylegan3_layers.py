@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from refine.networks.initial import normal
+from refine.networks.initial import identity, normal
 from refine.networks.stylegan2_layers import FullyConnectedLayer, normalize_2nd_moment
 from refine.networks.stylegan3_options import InputOptions, LayerOptions
 from stylegan_ops.filtered_lrelu import filtered_lrelu
@@ -67,7 +67,7 @@ class SynthesisInput(nn.Module):
         self.transform: Tensor
         self.freqs: Tensor
         self.phases: Tensor
-        self.register_buffer("transform", torch.eye(3))
+        self.register_buffer("transform", identity(3))
         self.register_buffer("freqs", _frequencies(self.channels, self.bandwidth))
         self.register_buffer("phases", torch.rand(self.channels) - 0.5 if not self.weight.is_meta else self.freqs[:, 0])
 

@@ -88,10 +88,13 @@ def test_loading_does_not_import_the_compiler(fixture_path):
     """PyTorch imports it (seconds) for innocent arithmetic on the meta device; the constructors avoid that."""
     gans = [
         str(fixture_path(f"{name}.pkl"))
-        for name in ("sg2ada/b_cond16", "sg2ada/c_resnet16", "sg3/s1_stylegan2_uncond32", "r3gan/s1_r3gan_uncond32")
+        for name in (
+            *("sg2ada/b_cond16", "sg2ada/c_resnet16", "sg3/s1_stylegan2_uncond32", "r3gan/s1_r3gan_uncond32"),
+            *("sg3/s2_stylegan3t_uncond32", "sg3/s3_stylegan3r_uncond16", "sgxl/s1_sgxl_stem_cond16"),
+        )
     ]
     names = ("s2_edm_adm_cond16", "s3_vp_ddpmpp_uncond16", "s5_ve_ncsnpp_uncond16", "s6_iddpm_adm_uncond16")
-    teachers = [str(fixture_path(f"edm/{name}.pkl")) for name in names]
+    teachers = [str(fixture_path(f"edm/{name}.pkl")) for name in names] + [str(fixture_path("edm2/s1_edm2_cond16.pkl"))]
     code = f"""
 import sys, refine
 for path in {gans!r}: refine.load_generator(path)

@@ -66,8 +66,9 @@ inline int64_t common_multiple(int64_t a, int64_t b) {
 
 // What all planes and all element types have in common.
 struct Plan {
-    Plan(const FilteredLreluArgs& args, int64_t lanes)
-        : together(is_common(args.x_up) && is_common(args.down) && (!args.signal || is_common(args.signal_up))),
+    Plan(const FilteredLreluArgs& args, int64_t lanes, bool may_sum_together)
+        : together(may_sum_together && is_common(args.x_up) && is_common(args.down) &&
+                   (!args.signal || is_common(args.signal_up))),
           period(together ? kPeriod : least_period(args)),
           parts(period / args.down.factor),
           x(args.x_up, period),
@@ -185,9 +186,12 @@ class FilteredLrelu {
     }
     template <Symmetry symmetry>
     void sum_together(T* out) {
-        const auto sum = args_.down.factor == 2 ? correlate<2 * kPhaseTaps, 2, kPeriod / 2, kPeriod, symmetry, T, Keep<T>>
-                                                : correlate<4 * kPhaseTaps, 4, kPeriod / 4, kPeriod, symmetry, T, Keep<T>>;
-        sum(sources_, offsets_.data(), layout_.count, out, layout_.size, Keep<T>());
+        if constexpr (kTogether<T>) {
+            const auto sum = args_.down.factor == 2
+                                 ? correlate<2 * kPhaseTaps, 2, kPeriod / 2, kPeriod, symmetry, T, Keep<T>>
+                                 : correlate<4 * kPhaseTaps, 4, kPeriod / 4, kPeriod, symmetry, T, Keep<T>>;
+            sum(sources_, offsets_.data(), layout_.count, out, layout_.size, Keep<T>());
+        }
     }
 
     void filter_vertically(int64_t first) {
@@ -250,8 +254,9 @@ SGO_EXPORT int stylegan_ops_filtered_lrelu(const FilteredLreluArgs* args) {
     if (numel == 0) return 0;
     const auto run = [&](auto element) {
         using Element = decltype(element);
+        using T = typename Element::Math;
         expect_writes(args->y, numel * int64_t(sizeof(typename Element::Stored)));
-        const Plan plan(*args, kLanes<typename Element::Math>);
+        const Plan plan(*args, kLanes<T>, kTogether<T>);
         const int64_t together = plan.layout.planes;
         // The grid has several elements for each of the result, and each is a sum of several.
         parallel_blocks(ceil_div(planes, together), 64 * numel, args->num_threads, [&](int64_t group, int64_t end) {

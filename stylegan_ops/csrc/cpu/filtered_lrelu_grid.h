@@ -210,11 +210,13 @@ class Upsampler {
             const int64_t shift = s * layout_.size;
             const Shifted<T, Then> then_there{then, shift};
             const int64_t size = args_.factor * layout_.size;
-            constexpr int two = kPeriod / 2, four = kPeriod / 4;
-            const auto sum = args_.factor == 2
-                                 ? correlate<kPhaseTaps, 1, two, two, Symmetry::kNone, T, Shifted<T, Then>>
-                                 : correlate<kPhaseTaps, 1, four, four, Symmetry::kNone, T, Shifted<T, Then>>;
-            sum(sources_, offsets, layout_.count, out + shift, size, then_there);
+            if constexpr (kTogether<T>) {
+                constexpr int two = kPeriod / 2, four = kPeriod / 4;
+                const auto sum = args_.factor == 2
+                                     ? correlate<kPhaseTaps, 1, two, two, Symmetry::kNone, T, Shifted<T, Then>>
+                                     : correlate<kPhaseTaps, 1, four, four, Symmetry::kNone, T, Shifted<T, Then>>;
+                sum(sources_, offsets, layout_.count, out + shift, size, then_there);
+            }
             offsets += columns_.parts;
             for (Source<T>& source : sources_) source.weights += kPhaseTaps;
         }

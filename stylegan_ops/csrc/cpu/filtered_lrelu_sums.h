@@ -213,6 +213,10 @@ struct Sum {
 
 // --- several sums at once
 
+// float64 is for checks: it does without, which halves the time to compile all this.
+template <typename T>
+constexpr bool kTogether = std::is_same_v<T, float>;
+
 // Results side by side read almost the same memory. Computed one by one, they load an operand for each multiplication, from
 // two lines of the cache most of the time, and loads decide how long it takes. Computed together, they load it once.
 
