@@ -15,15 +15,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from PIL import Image
 
 from refine import pickles
 from refine.__main__ import VERBS, main
+from refine.networks.weights_file import write_weights
 
 Values = tuple[list[str], list[str]]  # such as make sense alone, and such as do not
 
-GENERATOR = ["in.pkl"] * 4 + ["uncond.pkl", "gray.pkl", "run", "latest", "runs/latest", "nan.pkl", "g.pkl"]
+GENERATOR = [
+    *(["in.pkl"] * 4 + ["uncond.pkl", "gray.pkl", "run", "latest", "runs/latest", "nan.pkl", "g.pkl"]),
+    *(["own.safetensors"] * 2),
+]
 NO_GENERATOR = [
     "teacher.pkl",
     "nowhere.pkl",
@@ -44,10 +49,19 @@ FLAG: Values = ([""], [])
 PICTURE: Values = (["new.png"], ["mine.png", "x.jpgg", "nowhere/x.png", ".", "", "in.pkl"])
 
 SIGMA: Values = (["2.5"], ["0", "nan", "x", ""])
+OWN: Values = (["net.py:make"], ["net.py", "nowhere.py:make", "net.py:other", ""])
+NETWORK_OF_OWN = """
+import torch
+
+def make():
+    network = torch.nn.Conv2d(1, 1, 3, padding=1)
+    network.z_shape = (1, 32, 32)
+    return network
+"""
 
 OPTIONS: dict[str, dict[str, Values]] = {
     "generate": {
-        "sigma-init": SIGMA,
+        "sigma-init": SIGMA, "gan": OWN,
         "network": NETWORK, "seeds": SEEDS, "trunc": TRUNC, "device": DEVICE, "force": FLAG, "trust-pickle": FLAG,
         "class": (["0", "4", "0,2", "all", "1-3"], ["5", "-1", "x", "", "99999999999999999999", "0.5"]),
         "label": (["0,1,0,0,0", "labels.npy", "labels.npz"], ["1,2", "x", "", "nan,0,0,0,0", "text.npy", "z.npy"]),
@@ -69,18 +83,18 @@ OPTIONS: dict[str, dict[str, Values]] = {
         "out": (["new.pkl"], ["in.pkl", "mine.pkl", "x.md", "nowhere/x.pkl", ".", ""]),
     },
     "export": {
-        "sigma-init": SIGMA,
+        "sigma-init": SIGMA, "gan": OWN,
         "network": NETWORK, "force": FLAG, "trust-pickle": FLAG,
         "format": (["safetensors", "pkl-ema", "rosinality", "pkl"], ["pt", ""]),
         "out": (["new.safetensors", "new.pkl", "new.pt"], ["in.pkl", "mine.pkl", "x", "nowhere/x.pkl", ".", ""]),
         "like": NETWORK,
     },
     "inspect": {
-        "": (["in.pkl", "teacher.pkl", "sg3.pkl", "run", "digits"], [*NO_GENERATOR[1:7], "nan.pkl"]),
+        "": (["in.pkl", "teacher.pkl", "sg3.pkl", "own.safetensors", "run", "digits"], [*NO_GENERATOR[1:7], "nan.pkl"]),
         "json": FLAG, "extract-source": (["sources"], ["text.txt", ""]), "trust-pickle": FLAG, "debg": ([], [""]),
     },
     "metrics": {
-        "sigma-init": SIGMA, "guide": (["teacher.pkl"], ["nowhere.pkl", "in.pkl"]),
+        "sigma-init": SIGMA, "gan": OWN, "guide": (["teacher.pkl"], ["nowhere.pkl", "in.pkl"]),
         "guidance": (["1", "2"], ["-1", "x"]), "teacher-settings": (["none"], ["num_heads=x"]),
         "network": (["uncond.pkl"] * 9 + GENERATOR, NO_GENERATOR), "trunc": TRUNC, "device": DEVICE, "force": FLAG,
         "data": (["data.zip"] * 3, ["nowhere.zip", "text.txt", "empty", "in.pkl", ""]),
@@ -149,6 +163,9 @@ def files(fixture_path, tmp_path, monkeypatch, golden) -> Path:
     alone = pickles.load(fixture_path("sg2ada/b_cond16.pkl"))
     del alone.root["G_ema"]
     pickles.save(alone, tmp_path / "g.pkl", {})
+    (tmp_path / "net.py").write_text(NETWORK_OF_OWN)
+    own = torch.nn.Conv2d(1, 1, 3, padding=1).state_dict()
+    write_weights(tmp_path / "own.safetensors", own, own, json.dumps({"gan": "net.py:make"}))
     (tmp_path / "cut.pkl").write_bytes((tmp_path / "in.pkl").read_bytes()[:5000])
     (tmp_path / "text.txt").write_text("mine")
     for suffix in ("png", "pkl", "mp4", "npz", "html"):
