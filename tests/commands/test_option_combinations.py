@@ -1,6 +1,6 @@
 """Two hundred random command lines, sensible and not: each ends in a run or in one clear sentence.
 
-Forty of them in the fast tests, the others in `make test-extra`.
+Twenty of them in the fast tests, the others in `make test-extra`.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ VALUES: dict[str, tuple[list[str], list[str]]] = {
     "resume": ([], ["latest", "/nowhere", ""]),
     "kimgs": ([], ["1"]),  # a typo
 }
-FAST, ALL = range(40), range(200)
+FAST, ALL = range(20), range(200)
 LENGTH = ["--kimg=0.004", "--warmup-kimg=0.002"]  # a step or two
 
 

@@ -211,6 +211,7 @@ def test_grid_with_the_network_before(own, own_cache):
     assert image.shape[1] > 2 * 6 * 16 - 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["Generator", "Unconditional"])
 def test_export_to_onnx(own, name):
     onnxruntime = pytest.importorskip("onnxruntime")

@@ -115,6 +115,7 @@ def test_minibatch_standard_deviation():
     assert torch.allclose(y[:, 3:], expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_teacher_training_lowers_its_loss(splits):
     images, loss_fn = splits["train"], EDMLoss()
 
@@ -179,6 +180,7 @@ def test_equal_sets_are_as_near_as_they_can_be(splits):
     assert max(found.class_shares) < 0.12 and found.agreement > 0.95
 
 
+@pytest.mark.slow
 def test_the_whole_command(splits, tmp_path):
     tiny = ["--teacher-kimg=0.064", "--gan-kimg=0.064", "--detector-epochs=1", "--samples=20"]
     result = CliRunner().invoke(main, [f"--outdir={tmp_path}", *tiny])

@@ -34,6 +34,7 @@ def write(path: Path, count: int = 12, broken: int | None = None) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_two_processes_read_what_one_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Mirrored items, odd batches, parts of a batch; then a damaged image."""
     monkeypatch.setattr(reading, "PART_BYTES", 3 * 8 * 8 * 2)  # two images

@@ -660,6 +660,7 @@ def test_full_disk_keeps_the_part(server: Server, cache: Path, monkeypatch: pyte
 # -- Several processes, and what the user sees ---------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_of_two_processes_one_downloads_and_the_other_waits(server: Server, cache: Path):
     server.answers = [Answer(pause_after=HALF)]
     first = start("-m refine zoo --fetch", server.url())

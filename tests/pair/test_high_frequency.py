@@ -58,6 +58,7 @@ def drifts():
     return {name: drift(**changes) for name, changes in options.items()}
 
 
+@pytest.mark.slow
 def test_frozen_layers_keep_detail(drifts):
     """Fixed latents, constant noise: the residual changes clearly less than where everything is trained."""
     frozen, everything = drifts["auto"][0], drifts["all"][0]
@@ -65,6 +66,7 @@ def test_frozen_layers_keep_detail(drifts):
     assert frozen["Drift/image"] > 10 * frozen["Drift/detail"]  # while what the teacher sees does move
 
 
+@pytest.mark.slow
 def test_anchor_holds_detail(drifts):
     anchored, trainer = drifts["anchored"]
     assert anchored["Drift/detail"] < 0.7 * drifts["auto"][0]["Drift/detail"]

@@ -94,6 +94,7 @@ def float64_by_default():
     torch.set_default_dtype(torch.float32)
 
 
+@pytest.mark.slow
 def test_steps_are_those_of_refine_for_the_same_numbers(monkeypatch, float64_by_default):
     """Warm-up, ramps, both updates and the average: Refine with a forward pass for each update, on the same draws."""
     size = SMALL["conditional"]
@@ -182,11 +183,13 @@ def test_agreement_is_told_by_all_divisions():
     )
 
 
+@pytest.mark.slow
 def test_forms_of_sharing_are_timed():
     found = sharing.costs(sharing.FORMS, 1)
     assert found.keys() == sharing.FORMS.keys() and all(seconds > 0 for both in found.values() for seconds in both)
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 @pytest.mark.parametrize("form", [agreement.PLAIN, "Refine, two forwards"])
 def test_a_form_is_trained_and_judged(form, monkeypatch):

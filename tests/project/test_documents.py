@@ -110,7 +110,8 @@ def python_examples() -> list[Any]:
     for document in ("README.md", "docs/python.md"):
         sources = re.findall(r"^```python\n(.*?)^```", (ROOT / document).read_text(encoding="utf-8"), re.M | re.S)
         assert sources, document
-        found += [pytest.param(source, id=f"{document}-{index}") for index, source in enumerate(sources)]
+        marks = [] if document == "README.md" else [pytest.mark.slow]
+        found += [pytest.param(source, id=f"{document}-{i}", marks=marks) for i, source in enumerate(sources)]
     return found
 
 

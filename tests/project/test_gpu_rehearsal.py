@@ -258,6 +258,7 @@ def test_tests_that_need_a_gpu_are_found() -> None:
     assert {"test_cuda.py", "test_cuda_graphs.py", "test_background.py"} <= found and len(found) < 30
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_detector_is_as_large_as_inception() -> None:
     """5.7 billion multiplications and additions for 299 pixels, 23.8 million parameters, 2048 features."""

@@ -38,6 +38,7 @@ def call(*args: str) -> None:
     assert result.exit_code == 0, result.output
 
 
+@pytest.mark.slow
 def test_frozen_layers_by_the_command_line(teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped, resumed, with an anchor: mapping and the 16-pixel block keep every bit, all the rest moves."""
     seen = set()

@@ -31,6 +31,7 @@ def run(source: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str,
     return names
 
 
+@pytest.mark.slow
 def test_a_shorter_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = example()
     assert len([line for line in source.splitlines() if line.strip()]) <= 40

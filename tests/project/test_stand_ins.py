@@ -57,7 +57,7 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         server.shutdown()
 
 
-@pytest.mark.parametrize("command", commands())
+@pytest.mark.parametrize("command", [commands()[0], *(pytest.param(c, marks=pytest.mark.slow) for c in commands()[1:])])
 def test_command_with_stand_ins(command: str, served: None, tmp_path: Path) -> None:
     result = CliRunner().invoke(cli.main, [*shlex.split(command)[2:], *SHORT])
     assert result.exit_code == 0, result.stderr
