@@ -231,8 +231,11 @@ struct Source {
 // What a filter's symmetry saves: loading half of a row's weights, and multiplying by half of the rows.
 enum class Symmetry { kNone, kTaps, kTapsAndRows };
 
-// As many vectors of each sum as leave registers for what is multiplied.
-#if defined(__AVX512F__) || defined(__aarch64__)
+// As many vectors of each sum as leave registers for what is multiplied. The sanitizer's checks of so many accesses would
+// take minutes to compile.
+#if defined(__SANITIZE_ADDRESS__)
+constexpr int kVectors = 1;
+#elif defined(__AVX512F__) || defined(__aarch64__)
 constexpr int kVectors = 4;
 #else
 constexpr int kVectors = 2;
