@@ -56,7 +56,7 @@ test: lint ## run lint and the fast tests
 	$(VENV_PYTHON) -m pytest -m "not slow" $(PARALLEL)
 
 test-extra: .venv/installed.stamp ## run sanitizers, compilers, browsers and long fuzzing
-	$(VENV_PYTHON) -m pytest -m slow -rs $(PARALLEL)
+	$(VENV_PYTHON) -m pytest -m slow -rsfE $(PARALLEL)
 
 demo: .venv/installed.stamp ## refine the built-in digits generator on the CPU, and write a report: a few minutes
 	$(VENV_PYTHON) -m refine demo

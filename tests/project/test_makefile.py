@@ -78,7 +78,7 @@ def test_first_call_installs_and_second_call_does_not(checkout: Checkout) -> Non
     assert result.returncode == 0, result.stderr
     assert calls == [VENV, TORCH, PROJECT, *LINT, f"-m pytest -m not slow {PARALLEL}"]
     _, calls = checkout.make("test-extra")
-    assert calls == [f"-m pytest -m slow -rs {PARALLEL}"]
+    assert calls == [f"-m pytest -m slow -rsfE {PARALLEL}"]
 
 
 def test_parallel_make_installs_once_and_in_order(checkout: Checkout) -> None:
