@@ -227,9 +227,30 @@ def test_continuous_integration_runs_the_same_targets() -> None:
     assert os.access(script, os.X_OK)
     lines = script.read_text().splitlines()
     assert any(line.startswith("export PYTEST_ADDOPTS=") and "--durations=25" in line for line in lines)
-    assert [line for line in lines if line.startswith("make")] == [
-        "make test",
-        "make test-extra",
-        "make demo",
-    ]
+    assert lines[-3:] == ["make test", "within_the_limit test-extra", "within_the_limit demo"]
     assert "set -euo pipefail" in lines
+
+
+@pytest.mark.skipif(shutil.which("timeout") is None, reason="there is no GNU timeout")
+@pytest.mark.parametrize(
+    ("recipe", "code", "words"),
+    [
+        ("echo fine", 0, "fine"),
+        ("exit 1", 2, "Error 1"),
+        ("sleep 60", 0, "CUT SHORT"),
+        ("echo 'FAILED x'; sleep 60", 124, "FAILED x"),
+    ],
+)
+def test_continuous_integration_ends_in_time(recipe: str, code: int, words: str, tmp_path: Path) -> None:
+    """A slow machine leaves the rest out, and says so; what has failed by then fails all the same."""
+    script = (ROOT / ".ci" / "run").read_text()
+    for old, new in (("LIMIT_SECONDS=$((80 * 60))", "LIMIT_SECONDS=4"), ("left < 120", "left < 1")):
+        assert script.count(old) == 1
+        script = script.replace(old, new)
+    (tmp_path / ".ci").mkdir()
+    (tmp_path / ".ci" / "run").write_text(script)
+    (tmp_path / "Makefile").write_text(f"test:\n\t@true\ntest-extra:\n\t@{recipe}\ndemo:\n\t@echo done\n")
+    result = subprocess.run(["bash", str(tmp_path / ".ci" / "run")], capture_output=True, text=True)
+    output = result.stdout + result.stderr
+    assert result.returncode == code and words in output, output
+    assert ("done" in output) == (words == "fine") and ("make demo: LEFT OUT" in output) == (words == "CUT SHORT")
