@@ -52,7 +52,7 @@ class StorageBlob:
     def view(self, shape: tuple[int, ...], stride: tuple[int, ...], offset: int) -> torch.Tensor:
         """A contiguous copy of a view, in memory of its own; the view has to lie within the data."""
         # Memory of PyTorch's, not NumPy's, which asks for huge pages: virtual machines provide these four times slower.
-        copy = torch.empty(shape, dtype=self.dtype)
+        copy = torch.empty(shape, dtype=self.dtype, device="cpu")  # wherever the caller makes tensors
         if copy.numel() == 0:
             return copy
         size = self.dtype.itemsize

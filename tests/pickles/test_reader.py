@@ -172,3 +172,12 @@ def test_walk_visits_each_value_once(fixture_path):
     visited = [id(value) for value in walk(pkl.root)]
     assert len(visited) == len(set(visited))
     assert sum(isinstance(value, Inert) for value in walk(pkl.root)) > 500
+
+
+@pytest.mark.parametrize("name", ["sg2ada/b_cond16.pkl", "r3gan/s1_r3gan_uncond32.pkl"])
+def test_tensors_are_on_the_cpu_whatever_the_default_device(name, fixture_path):
+    record = next(iter(pickles.named_tensors(pickles.load(fixture_path(name))["G_ema"]).values()))
+    expected = record.read()
+    with torch.device("meta"):
+        found = record.read()
+    assert found.device.type == "cpu" and torch.equal(found, expected)
