@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from refine.runs import grids
 from stylegan_ops import dispatch
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -32,6 +33,15 @@ def mode_of_the_operators() -> Iterator[None]:
     yield
     if dispatch._mode != before:
         dispatch.set_mode(before)
+
+
+@pytest.fixture(autouse=True)
+def small_grids(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draws 64 images of 32 pixels for each snapshot instead of 224, which take as long as a short run.
+
+    Runs in processes of their own draw all.
+    """
+    monkeypatch.setattr(grids, "MAX_IMAGES_ON_CPU", 64)
 
 
 @pytest.fixture(scope="session")

@@ -2,11 +2,17 @@
 
     python -m benchmarks.speed.filtered_lrelu [--rounds=5] [--only=T|R] [--channels=64]
 
-The kernel takes one pass from the input to the result. It is compared with the reference path, which adds the bias,
-upsamples, activates and downsamples one after the other in plain PyTorch (depthwise convolutions, transposed where they
-upsample), and with the same four steps by the kernels of `bias_act` and `upfirdn2d`. Everything runs in one process on
-one thread; all ways take turns, and medians of the CPU time are compared. Channels do not depend on each other, so at
-most `--channels` of each layer are computed.
+The kernel takes one pass from the input to the result. Three other ways add the bias, upsample, activate and downsample
+one after the other:
+
+- by the kernels of `bias_act` and `upfirdn2d`;
+- in plain PyTorch, as this package does where it has no kernels: depthwise convolutions, transposed where they
+  upsample and strided where they downsample, which compute neither products with zeros nor results to drop;
+- by the reference path, which is what StyleGAN3's repository runs on a CPU: it inserts the zeros, convolves, one axis
+  after the other where the filter is separable, and drops pixels.
+
+Everything runs in one process on one thread; all ways take turns, and medians of the CPU time are compared. Channels do
+not depend on each other, so at most `--channels` of each layer are computed.
 """
 
 from __future__ import annotations
@@ -14,16 +20,19 @@ from __future__ import annotations
 import argparse
 import math
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from benchmarks.speed.ops import cpu_seconds, operators_of
 from refine.networks.stylegan3_layers import lowpass_filter
 from refine.networks.stylegan3_options import LayerOptions, SynthesisOptions, plan
+from stylegan_ops import reference
+from stylegan_ops.arguments import Padding, pad_or_crop
 from stylegan_ops.backends import pytorch
 from stylegan_ops.bias_act import bias_act
 from stylegan_ops.filtered_lrelu import filtered_lrelu
@@ -99,7 +108,38 @@ def one_by_one(
     return upfirdn2d(bias_act(u, act="lrelu", alpha=slope, gain=gain, clamp=clamp), fd, down=down)
 
 
-def medians(ways: list[Callable[[], object]], rounds: int) -> list[float]:
+def reference_upfirdn2d(
+    x: Tensor, f: Tensor, up: int = 1, down: int = 1, padding: tuple[int, int, int, int] = (0, 0, 0, 0), gain: float = 1
+) -> Tensor:
+    """Insert zeros, pad, convolve and drop pixels, with every operation that these words ask for."""
+    batch, channels, height, width = x.shape
+    stuffed = pad(x.reshape(batch, channels, height, 1, width, 1), (0, up - 1, 0, 0, 0, up - 1))
+    padded = pad_or_crop(stuffed.reshape(batch, channels, height * up, width * up), Padding(*padding))
+    kernel = (f * gain ** (f.ndim / 2)).flip(list(range(f.ndim))).to(x.dtype)
+    kernels = [kernel[None, :], kernel[:, None]] if f.ndim == 1 else [kernel]
+    for weight in kernels:
+        padded = torch.conv2d(padded, weight.repeat(channels, 1, 1, 1), groups=channels)
+    return padded[:, :, ::down, ::down]
+
+
+def reference_path(
+    x: Tensor,
+    fu: Tensor,
+    fd: Tensor,
+    b: Tensor,
+    up: int,
+    down: int,
+    padding: tuple[int, int, int, int],
+    gain: float,
+    slope: float,
+    clamp: float,
+) -> Tensor:
+    """The four steps as StyleGAN3 defines them."""
+    u = reference_upfirdn2d(reference.bias_act(x, b), fu, up=up, padding=padding, gain=up**2)
+    return reference_upfirdn2d(reference.bias_act(u, None, 1, "lrelu", slope, gain, clamp), fd, down=down)
+
+
+def medians(ways: Sequence[Callable[[], object]], rounds: int) -> list[float]:
     """Median CPU seconds of each way; they take turns, and the first round warms up."""
     calls = 1 + int(SHORTEST / max(cpu_seconds(ways[0]), 1e-6))
     times = [[cpu_seconds(way, calls) for way in ways] for _ in range(rounds + 1)]
@@ -107,8 +147,10 @@ def medians(ways: list[Callable[[], object]], rounds: int) -> list[float]:
 
 
 def compare(layer: Layer, backward: bool, rounds: int) -> list[float]:
-    """Seconds by the kernel, by the kernels of four operators, and by plain PyTorch."""
+    """Seconds by the kernel, by the kernels of four operators, by plain PyTorch, and by the reference path."""
     x, arguments = layer.images(), layer.arguments()
+    with torch.no_grad():
+        torch.testing.assert_close(filtered_lrelu(x, **arguments), reference_path(x, **arguments), rtol=1e-4, atol=1e-4)
 
     def run(operator: Callable[..., Tensor]) -> None:
         if backward:
@@ -122,7 +164,8 @@ def compare(layer: Layer, backward: bool, rounds: int) -> list[float]:
         with operators_of(pytorch):
             run(one_by_one)
 
-    return medians([lambda: run(filtered_lrelu), lambda: run(one_by_one), plain], rounds)
+    ways = [lambda: run(filtered_lrelu), lambda: run(one_by_one), plain, lambda: run(reference_path)]
+    return medians(ways, rounds)
 
 
 def main() -> None:
@@ -133,18 +176,21 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    print(f"{'':<18}{'resampling':>11}{'forward':>36}{'forward and backward':>38}")
-    print(f"{'':<29}" + f"{'kernel':>14}{'4 kernels':>11}{'PyTorch':>11}" * 2)
+    print(f"{'':<18}{'resampling':>11}{'forward':>47}{'forward and backward':>47}")
+    print(f"{'':<29}" + f"{'kernel':>14}{'4 kernels':>11}{'PyTorch':>11}{'reference':>11}" * 2)
     for kind in [args.only] if args.only else OPTIONS:
-        ratios = []
+        plain_ratios, reference_ratios = [], []
         for layer in layers(kind, args.channels):
             row = f"{kind} {layer.name:<16}{layer.options.up:>6} / {layer.options.down:<2}"
             for backward in (False, True):
-                kernel, several, plain = compare(layer, backward, args.rounds)
-                row += f"{kernel * 1e3:>11.2f} ms{several / kernel:>10.1f}x{plain / kernel:>10.1f}x"
-                ratios.append(plain / kernel)
+                kernel, *others = compare(layer, backward, args.rounds)
+                ratios = [other / kernel for other in others]
+                row += f"{kernel * 1e3:>11.2f} ms" + "".join(f"{ratio:>10.1f}x" for ratio in ratios)
+                plain_ratios.append(ratios[1])
+                reference_ratios.append(ratios[2])
             print(row, flush=True)
-        print(f"{kind}: {min(ratios):.1f}x to {max(ratios):.1f}x plain PyTorch")
+        for name, found in (("plain PyTorch", plain_ratios), ("the reference path", reference_ratios)):
+            print(f"{kind}: {min(found):.1f}x to {max(found):.1f}x {name}")
 
 
 if __name__ == "__main__":

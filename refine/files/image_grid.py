@@ -21,6 +21,7 @@ from refine.files.images import WHITE, picture_of, tile
 TARGET_WIDTH, TARGET_HEIGHT = 7680, 4320
 COLUMNS, ROWS = (7, 32), (4, 32)
 SMALLEST_TILE = 64  # pixels across; smaller images are enlarged to it
+COMPRESS_LEVEL = 3  # of zlib: half the time of Pillow's default, 6, for a tenth more bytes
 _KEY = "grid"
 
 
@@ -132,7 +133,7 @@ def save_grid(
     info = PngInfo()
     info.add_text(_KEY, json.dumps(asdict(layout)))
     with atomic_write(path) as file:
-        picture.save(file, "PNG", pnginfo=info)
+        picture.save(file, "PNG", pnginfo=info, compress_level=COMPRESS_LEVEL)
 
 
 def layout_of(picture: Image.Image) -> Layout | None:

@@ -41,12 +41,15 @@ class TensorBoard(Tracker):
         self._writer.flush()
 
     def _picture(self, name: str, path: Path, cur_nimg: int, timestamp: float) -> None:
-        import numpy as np
         from PIL import Image
+        from tensorboard.compat.proto.summary_pb2 import Summary
 
         with Image.open(path) as picture:
-            pixels = np.asarray(picture.convert("RGB"))
-        self._writer.add_image(name, pixels, cur_nimg, walltime=timestamp, dataformats="HWC")
+            (width, height), channels = picture.size, len(picture.getbands())
+        # An event holds a PNG: the file as it is, since `add_image` would compress its pixels once more.
+        content = Summary.Image(width=width, height=height, colorspace=channels, encoded_image_string=path.read_bytes())
+        summary = Summary(value=[Summary.Value(tag=name, image=content)])
+        self._writer.file_writer.add_summary(summary, cur_nimg, timestamp)
         self._writer.flush()
 
     def _options(self, options: Mapping[str, Any]) -> None:

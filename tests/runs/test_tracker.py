@@ -75,6 +75,7 @@ def test_a_picture_and_the_options(tmp_path, picture):
     accumulator = accumulated(folder)
     (event,) = accumulator.Images("fakes")
     assert (event.step, event.width, event.height, event.wall_time) == (4000, 6, 4, 1000.0)
+    assert event.encoded_image_string == picture.read_bytes()
     (text,) = accumulator.Tensors("options/text_summary")
     options = json.loads(text.tensor_proto.string_val[0])
     assert options["batch"] == 32 and options["desc"] is None
