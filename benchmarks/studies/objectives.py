@@ -1,13 +1,14 @@
 """Objectives at equal processor time, on the built-in digits pair, and what the number in nats is worth.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.studies.objectives [--seconds=175] [--seeds=0,1,2] [OBJECTIVE ...]
+    OMP_NUM_THREADS=1 python -m benchmarks.studies.objectives [--kimg=15] [--seeds=0,1,2] [--keep=FILE] [OBJECTIVE ...]
     OMP_NUM_THREADS=1 python -m benchmarks.studies.objectives --course [--kimg=30] [OBJECTIVE ...]
 
-First, steps of all objectives take turns, and their median CPU times say how many images each sees in the given seconds
-(warm-up included; measuring and the teacher's samples, which are drawn once and kept, not). Then each is run for so
-many, with the settings of the digits otherwise: Adam makes the step's size independent of the loss's scale, so that all
-have the same learning rates. `--course` takes the Frechet distance of a run at every status line, and prints its rank
-correlation with the estimated divergence.
+First, steps of all objectives take turns, and their median CPU times say how many images each sees while `ikl` sees
+`--kimg` thousand (warm-up included; measuring and the teacher's samples, which are drawn once and kept, not). Then each
+is run for so many, with the settings of the digits otherwise: Adam makes the step's size independent of the loss's
+scale, so that all have the same learning rates. With `--keep`, lengths and figures are lines of a file, and later calls
+go on with what is missing there. `--course` takes the Frechet distance of a run at every status line, and prints its
+rank correlation with the estimated divergence.
 """
 
 from __future__ import annotations
@@ -17,13 +18,15 @@ import json
 import logging
 import statistics
 import tempfile
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
 from scipy.stats import spearmanr
 
 from benchmarks.studies.demo_settings import COMMON, row, run
-from benchmarks.studies.sharing import costs, kimg_within
+from benchmarks.studies.sharing import costs, kimg_within, mean_figures
 from refine import RunConfig
 from refine import run as refine
 from refine.digits.figures import Figures, figures_of
@@ -49,31 +52,58 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def table(names: list[str], budget: float, seeds: list[int], split: str, samples: int, rounds: int) -> None:
-    """Prints figures of every objective and seed, and their means over the seeds."""
-    known, kimg = OBJECTIVES | VARIANTS, {}
-    for name, (warm_up_cost, cost) in costs({name: known[name] for name in names}, rounds).items():
-        kimg[name] = kimg_within(budget, warm_up_cost, cost)
-        print(f"{name}: {cost * 1e3:.0f} ms a step, {kimg[name]:g} kimg in {budget:g} s", flush=True)
-    print("\n| objective | FID | precision | recall | coverage | agreement | variance | rarest class | CPU s |")
-    print("|---|---|---|---|---|---|---|---|---|", flush=True)
-    found: dict[str, list[Figures]] = {name: [] for name in names}
-    for seed in seeds:
-        for name in names:
-            figures, spent = run(known[name] | {"kimg": kimg[name]}, seed, split, samples)
-            found[name].append(figures[-1])
-            print(row(f"{name}, {kimg[name]:g} kimg, seed {seed}", figures[-1], spent), flush=True)
+def lengths(names: list[str], kimg: float, rounds: int) -> dict[str, float]:
+    """Thousands of images of each objective that take as long as so many of `ikl`."""
+    known = OBJECTIVES | VARIANTS
+    measured = costs({name: known[name] for name in dict.fromkeys(["ikl", *names])}, rounds)
+    warm_up_cost, cost = measured["ikl"]
+    warm_up_kimg = COMMON["warmup_kimg"]
+    budget = (warm_up_kimg * warm_up_cost + kimg * cost) * 1000 / COMMON["batch"]
+    return {name: kimg_within(budget, *measured[name]) for name in names}
+
+
+def table(names: list[str], kimg: float, seeds: list[int], split: str, samples: int, rounds: int, keep: Path) -> None:
+    """Prints figures of every objective and seed, and their means over the seeds.
+
+    Args:
+        names: Objectives and variants.
+        kimg: Thousands of images that `ikl` sees.
+        seeds: Seeds of the runs.
+        split: Images to measure against, `selection` or `test`.
+        samples: Generated images to measure.
+        rounds: Steps that are timed.
+        keep: JSON lines of lengths and runs. Those that are there are not repeated; new ones are appended.
+    """
+    lines = [json.loads(line) for line in keep.read_text(encoding="utf-8").splitlines()] if keep.exists() else []
+    setting = {"ikl_kimg": kimg, "split": split, "samples": samples}
+    lines = [line for line in lines if setting.items() <= line.items()]
+    length = {line["name"]: line["kimg"] for line in lines}
+    if missing := [name for name in names if name not in length]:
+        length |= lengths(missing, kimg, rounds)
+    found = {(line["name"], line["seed"]): Figures(**line["figures"]) for line in lines if "figures" in line}
+    with keep.open("a", encoding="utf-8") as file:
+        for name in missing:
+            print(json.dumps(setting | {"name": name, "kimg": length[name]}), file=file, flush=True)
+        for seed in seeds:
+            for name in names:
+                if (name, seed) in found:
+                    continue
+                figures, spent = run((OBJECTIVES | VARIANTS)[name] | {"kimg": length[name]}, seed, split, samples)
+                found[name, seed] = figures[-1]
+                about = {"name": name, "kimg": length[name], "seed": seed, "cpu_seconds": round(spent)}
+                print(json.dumps(setting | about | {"figures": asdict(figures[-1])}), file=file, flush=True)
+                print(row(f"{name}, {length[name]:g} kimg, seed {seed}", figures[-1], spent), flush=True)
     print("\n| objective | kimg | FID | recall | coverage | agreement | variance | rarest class |")
     print("|---|---|---|---|---|---|---|---|")
-    for name, runs in sorted(found.items(), key=lambda item: statistics.mean(f.fid for f in item[1])):
-        fids = [f.fid for f in runs]
+    runs = {name: [found[name, seed] for seed in seeds] for name in names}
+    for name in sorted(names, key=lambda name: statistics.mean(f.fid for f in runs[name])):
+        fids = [f.fid for f in runs[name]]
         spread = f" +- {statistics.stdev(fids):.1f}" if len(fids) > 1 else ""
-        cells = [f"`{name}`", f"{kimg[name]:.0f}", f"{statistics.mean(fids):.1f}{spread}"]
-        cells += [
-            f"{statistics.mean(getattr(f, key) for f in runs):.2f}" for key in ("recall", "coverage", "agreement")
-        ]
-        cells.append(f"{statistics.mean(f.variance for f in runs):.1f}")
-        cells.append(f"{statistics.mean(min(f.class_shares) for f in runs):.3f}")
+        mean = mean_figures(runs[name])
+        cells = [f"`{name}`", f"{length[name]:.0f}", f"{mean.fid:.1f}{spread}"]
+        cells += [f"{value:.2f}" for value in (mean.recall, mean.coverage, mean.agreement)]
+        rarest = statistics.mean(min(f.class_shares) for f in runs[name])
+        cells += [f"{mean.variance:.1f}", f"{rarest:.3f}"]
         print(f"| {' | '.join(cells)} |")
 
 
@@ -105,21 +135,23 @@ def course(names: list[str], kimg: float, seeds: list[int], split: str, samples:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", default=list(OBJECTIVES), help=f"of {', '.join(OBJECTIVES | VARIANTS)}")
-    parser.add_argument("--seconds", type=float, default=175.0, help="CPU seconds of each run")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--split", default="selection", choices=("selection", "test"))
     parser.add_argument("--samples", type=int, default=5000)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--course", action="store_true")
-    parser.add_argument("--kimg", type=float, default=30.0, help="length of the runs of --course")
+    parser.add_argument("--kimg", type=float, help="length of the runs with ikl (15), or of all with --course (30)")
+    parser.add_argument("--keep", type=Path, help="file of lengths and figures, to go on with")
     args = parser.parse_args()
     logging.getLogger("refine").setLevel(logging.WARNING)
     torch.set_num_threads(1)
     seeds = [int(seed) for seed in args.seeds.split(",")]
     if args.course:
-        course(args.names, args.kimg, seeds, args.split, args.samples)
-    else:
-        table(args.names, args.seconds, seeds, args.split, args.samples, args.rounds)
+        course(args.names, args.kimg or 30.0, seeds, args.split, args.samples)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        keep = args.keep or Path(folder) / "runs.jsonl"
+        table(args.names, args.kimg or 15.0, seeds, args.split, args.samples, args.rounds, keep)
 
 
 if __name__ == "__main__":

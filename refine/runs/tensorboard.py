@@ -42,7 +42,7 @@ class TensorBoard(Tracker):
 
     def _picture(self, name: str, path: Path, cur_nimg: int, timestamp: float) -> None:
         from PIL import Image
-        from tensorboard.compat.proto.summary_pb2 import Summary
+        from torch.utils.tensorboard.summary import Summary
 
         with Image.open(path) as picture:
             (width, height), channels = picture.size, len(picture.getbands())
