@@ -11,6 +11,10 @@ from refine import load_generator, load_teacher, pickles
 from refine.pickles.tree import named_tensors, submodules
 
 
+def slow(*values):
+    return [pytest.param(value, marks=pytest.mark.slow) for value in values]
+
+
 @pytest.mark.parametrize(
     ("argument", "value"),
     [
@@ -39,7 +43,9 @@ def test_constructor_arguments_of_a_generator(argument, value, check, fixture_pa
 
 
 @pytest.mark.parametrize("argument", ["z_dim", "w_dim", "c_dim", "img_resolution", "img_channels"])
-@pytest.mark.parametrize("value", [0, -1, 3, 2**40, 1e300, float("nan"), float("inf"), True, "64", None, [4], {}])
+@pytest.mark.parametrize(
+    "value", [0, -1, 3, 2**40, float("nan"), "64", None, {}, *slow(1e300, float("inf"), True, [4])]
+)
 def test_sizes_of_a_generator(argument, value, fixture_path, tmp_path):
     pkl = pickles.load(fixture_path("sg2ada/d_gray16.pkl"))
     if value == pkl["G_ema"].init_kwargs[argument]:  # 0 classes, 1 channel (True)
@@ -51,7 +57,7 @@ def test_sizes_of_a_generator(argument, value, fixture_path, tmp_path):
 @pytest.mark.parametrize(
     "argument", ["img_resolution", "img_channels", "model_channels", "channel_mult", "num_blocks", "M"]
 )
-@pytest.mark.parametrize("value", [0, -1, 2**40, 1e300, float("nan"), "64", None, [10**9] * 3, [], {}])
+@pytest.mark.parametrize("value", [0, -1, 2**40, float("nan"), "64", None, {}, *slow(1e300, [10**9] * 3, [])])
 def test_sizes_of_a_denoiser(argument, value, fixture_path, tmp_path):
     pkl = pickles.load(fixture_path("edm/s6_iddpm_adm_uncond16.pkl"))
     pkl["ema"].attributes["_init_kwargs"][argument] = value

@@ -128,7 +128,14 @@ def test_billion_laughs_in_modules(check, fixture_path):
     assert not check(dumped({"G_ema": child}))
 
 
-@pytest.mark.parametrize("case", ["memo", "1 GB bytes in 1 KB", "many sets", "deep tuples"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        "memo",
+        "1 GB bytes in 1 KB",
+        *(pytest.param(case, marks=pytest.mark.slow) for case in ("many sets", "deep tuples")),
+    ],
+)
 def test_real_process_with_little_memory(case, tmp_path):
     """The command itself, with 3 GB of address space: enough for torch, not for what the pickle asks."""
     path = tmp_path / "case.pkl"

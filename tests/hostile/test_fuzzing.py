@@ -22,20 +22,20 @@ def fuzz(check, bases: list[bytes], num_cases: int, seed: int) -> int:
 
 
 def test_mutated_parts_of_golden_pickles(check, fixture_path):
-    num_cases = 2500
+    num_cases = 1000
     num_accepted = fuzz(check, small_bases(fixture_path), num_cases, seed=1)
     assert 0 < num_accepted < num_cases / 2  # the mutations bite, and some leave a good pickle
 
 
 @pytest.mark.parametrize("name", ["sg2ada/d_gray16.pkl", "edm/s6_iddpm_adm_uncond16.pkl"])
 def test_mutated_golden_pickles(name, check, fixture_path):
-    fuzz(check, [fixture_path(name).read_bytes()], 60, seed=2)
+    fuzz(check, [fixture_path(name).read_bytes()], 30, seed=2)
 
 
 def test_truncated_golden_pickles(check, fixture_path):
     data = fixture_path("edm/s6_iddpm_adm_uncond16.pkl").read_bytes()
     rng = random.Random(3)
-    for length in [1, 2, 3, 4, 10, 11, len(data) - 1, *(rng.randrange(len(data)) for _ in range(100))]:
+    for length in [1, 2, 3, 4, 10, 11, len(data) - 1, *(rng.randrange(len(data)) for _ in range(40))]:
         assert not check(data[:length])
 
 

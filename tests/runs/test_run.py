@@ -512,7 +512,8 @@ def test_memory_that_does_not_suffice(pair, batch, batch_gpu, remedy):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
 
-@pytest.mark.parametrize("attempt", [0, *(pytest.param(number, marks=pytest.mark.slow) for number in (1, 2))])
+@pytest.mark.slow
+@pytest.mark.parametrize("attempt", [0, 1, 2])
 def test_killed_at_any_moment(attempt, pair, tmp_path):
     """The newest state under its final name is complete, and no half-written snapshot has one."""
     options = ["--batch=8", "--kimg=1000", "--warmup-kimg=0.008", "--tick-kimg=0.008", "--snap-ticks=1", "--device=cpu"]

@@ -65,6 +65,7 @@ def test_averages_do_not_depend_on_micro_batches(fixture_path, tmp_path):
         torch.testing.assert_close(tensors(parts, "G")[name], value, rtol=1e-5, atol=1e-6, msg=name)
 
 
+@pytest.mark.slow
 def test_checkpointing_changes_nothing(fixture_path, tmp_path):
     plain, saving = (
         start.run(config(fixture_path, tmp_path, NAMES[1], kimg=0.004, checkpoint=value)) for value in (False, True)

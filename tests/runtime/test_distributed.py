@@ -18,7 +18,7 @@ from refine.training.state import read_state
 WORKER = Path(processes.__file__).with_name("distributed_worker.py")
 
 
-@pytest.mark.parametrize("objective", [[], ["fisher:js", "0.1"]])
+@pytest.mark.parametrize("objective", [[], pytest.param(["fisher:js", "0.1"], marks=pytest.mark.slow)])
 def test_two_processes_follow_one(fixture_path, tmp_path, monkeypatch, objective):
     """An uneven batch of 7, in float64: what differs is the order of sums."""
     monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path / str(len(objective))))

@@ -84,7 +84,7 @@ def without_dropout(network):
     return copy.deepcopy(network).eval()
 
 
-@pytest.mark.parametrize("name", ["generator", "denoiser"])
+@pytest.mark.parametrize("name", ["generator", pytest.param("denoiser", marks=pytest.mark.slow)])
 def test_blocks_are_compiled_whole(networks, name):
     """Without graph breaks, that is: fullgraph raises an error at the first."""
     same_when_compiled(without_dropout(networks[name]), "aot_eager")

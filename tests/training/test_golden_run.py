@@ -102,12 +102,12 @@ class WrongScore(IKL):
 @pytest.mark.parametrize(
     "change",
     [
-        {"objective": "ikl:weighting=score"},
+        pytest.param({"objective": "ikl:weighting=score"}, marks=pytest.mark.slow),
         {"sigma": "lognormal:0,1.2->lognormal:-0.99,1.2"},
-        {"fake_sigma": "lognormal:-1.2,1.21"},
+        pytest.param({"fake_sigma": "lognormal:-1.2,1.21"}, marks=pytest.mark.slow),
         {"share_forward": False},
         WrongSign,
-        WrongScore,
+        pytest.param(WrongScore, marks=pytest.mark.slow),
     ],
 )
 def test_a_change_of_the_mathematics_is_noticed(monkeypatch, stored, change):

@@ -168,10 +168,10 @@ def test_denoisers_without_known_blocks_have_no_features():
 @pytest.mark.parametrize(
     "changes",
     [
-        {"objective": "f:kl"},
+        pytest.param({"objective": "f:kl"}, marks=pytest.mark.slow),
         {"objective": "fisher:js", "batch_gpu": 2},
         {"objective": "ikl", "gan_weight": 0.5, "share_unet": True},
-        {"objective": "sid", "gan_weight": 0.5, "share_forward": True},
+        pytest.param({"objective": "sid", "gan_weight": 0.5, "share_forward": True}, marks=pytest.mark.slow),
         {"objective": "smart", "gan_weight": 0.5, "paired_dropout": True},
         {"objective": "f:skew:alpha=0.3", "checkpoint": True, "gan_weight": 0.1},
     ],

@@ -78,7 +78,10 @@ def test_gradient_is_that_computed_by_hand(objective):
     assert expected.abs().max() > 0 and (found - expected).abs().max() <= 1e-10 * expected.abs().max()
 
 
-@pytest.mark.parametrize("objective", THROUGH)
+ALIKE = [pytest.param(objective, marks=pytest.mark.slow) for objective in ("sim:c=0.1", "fgm", "smart")]
+
+
+@pytest.mark.parametrize("objective", ["sid:alpha=1.2", "fisher:kl", *ALIKE])
 def test_forms_of_a_step_agree(objective):
     """Micro-batches, recomputed activations and traced blocks give the gradient of the plain step."""
     plain = gradient_of(make(objective))

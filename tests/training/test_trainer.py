@@ -33,7 +33,10 @@ def gaussian_trainer(seed=0, **options):
     return trainer_of(pair, **({"batch": 256, "ema_halflife_kimg": 20.0} | options))
 
 
-@pytest.mark.parametrize("form", [{}, {"share_forward": True}, {"share_unet": True}])
+SHARED = [pytest.param(form, marks=pytest.mark.slow) for form in ({"share_forward": True}, {"share_unet": True})]
+
+
+@pytest.mark.parametrize("form", [{}, *SHARED])
 def test_affine_generator_reaches_a_gaussian_teacher(form):
     """Mean and covariance within 2.5 %, with a fake score that is learned, whichever passes both updates share."""
     noise = {"sigma": "lognormal:0,1", "fake_sigma": "lognormal:0,1"}
