@@ -87,7 +87,7 @@ def test_what_a_run_writes(distilled, teacher, caplog):
         assert picture.size[0] > 16 * 5
 
 
-@pytest.mark.parametrize("objective", ["ikl", "sid"])
+@pytest.mark.parametrize("objective", ["ikl", pytest.param("sid", marks=pytest.mark.slow)])
 def test_stopping_and_going_on_changes_nothing(teacher, tmp_path, objective):
     whole = start.run(config(teacher, tmp_path / "a", objective=objective, sigma_init=1.0))
     part = start.run(

@@ -136,6 +136,7 @@ def test_an_objective_with_a_caution_says_so(pair, tmp_path, caplog):
     assert any("sid:alpha=1.2" in message and "3.5" in message for message in caplog.messages)
 
 
+@pytest.mark.slow
 def test_a_run_with_a_density_ratio_resumes(pair, tmp_path, monkeypatch):
     """Interrupted in the middle, it ends with the snapshot of a run that never stopped."""
     monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path))
@@ -461,6 +462,7 @@ def test_ticks_lie_on_a_grid_that_no_interruption_shifts(pair, tmp_path, quick_s
     assert snapshots == [f"network-snapshot-{kimg:06d}.pkl" for kimg in (0, 2, 4, 6)]
 
 
+@pytest.mark.slow
 def test_full_disk(pair, tmp_path):
     """One sentence, and what was saved before is still good."""
     script = (

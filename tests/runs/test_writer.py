@@ -132,7 +132,7 @@ main(sys.argv[1:-1])
 """
 
 
-@pytest.mark.parametrize("signals", [1, 2])
+@pytest.mark.parametrize("signals", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_ctrl_c_during_a_slow_write(pair, tmp_path, signals):
     """Once: the file is finished, then the state of the current step. Twice: the end, and no half file."""
     arguments = ["--batch=8", "--kimg=1000", "--warmup-kimg=0", "--tick=0.016", "--snap=1", "--preflight=0"]

@@ -50,12 +50,14 @@ def test_collectives():
     processes.finish(processes.start(2, WORKER, "collectives"))
 
 
+@pytest.mark.slow
 def test_only_rank_0_logs():
     first, second = processes.finish(processes.start(2, WORKER, "logs"))
     assert first.split("\n")[:5] == ["info 0", "warning 0", "flagged 0", "error 0", "after 0"]
     assert second.split("\n")[:3] == ["flagged 1", "error 1", "after 1"]
 
 
+@pytest.mark.slow
 def test_a_lost_process_is_reported_with_the_phase():
     workers = processes.start(2, WORKER, "lost")
     said = workers[0].communicate(timeout=120)[0]

@@ -69,7 +69,12 @@ def test_the_generator_follows_the_intermediate_teacher():
     assert trainer.statistics.means()["Score/gap"] > 0
 
 
-@pytest.mark.parametrize("changes", [{}, {"objective": "sid", "checkpoint": True}, {"share_unet": True}])
+FORMS = [
+    pytest.param(c, marks=pytest.mark.slow) for c in ({"objective": "sid", "checkpoint": True}, {"share_unet": True})
+]
+
+
+@pytest.mark.parametrize("changes", [{}, *FORMS])
 def test_goes_on_as_if_never_stopped(changes, tmp_path):
     """Stopped in the warm-up and again while an intermediate teacher is followed."""
     whole, current = make(**changes), make(**changes)

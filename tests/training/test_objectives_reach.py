@@ -70,7 +70,7 @@ def nearest(modes, points):
     return torch.bincount(torch.cdist(points, modes).argmin(1), minlength=len(modes)) / len(points)
 
 
-@pytest.mark.parametrize("objective", ["f:kl,weighting=score", "sid"])
+@pytest.mark.parametrize("objective", ["sid", pytest.param("f:kl,weighting=score", marks=pytest.mark.slow)])
 def test_learned_networks_take_the_generator_to_the_teacher(objective):
     """Energy distance falls by more than 20 times, and the number in nats falls with it."""
     course = Course("eight modes", KIMG, objective=objective)
