@@ -57,6 +57,7 @@ def test_a_folder_that_cannot_be(describe, tmp_path):
 
 
 def test_more_than_the_machine_has(describe, monkeypatch):
+    monkeypatch.setattr(dry_run, "seconds_per_image", lambda *args: (1.0, 2.0))  # steps of so many images take long
     text = describe(batch=2**20)
     assert "Warning: the run needs" in text and "--batch-gpu" in text
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 0))
