@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -99,7 +99,10 @@ def _count(parameters: Iterable[Tensor]) -> int:
 
 def _activations(trainer: Trainer) -> int:
     """Bytes saved for the backward pass of one image, at the fullest moment of a step."""
-    inputs = next(trainer.inputs("generator", 0)).part(slice(0, 1))
+    # A whole batch could be too large to draw, which is what this is about to say.
+    shape, trainer.input_shape = trainer.input_shape, replace(trainer.input_shape, batch=1)
+    inputs = next(trainer.inputs("generator", 0))
+    trainer.input_shape = shape
     frozen_ones = [denoiser.module for denoiser in trainer.frozen_denoisers()]
     modules = [*frozen_ones, *(trained.module for trained in trainer.networks)]
     statistics, trainer.statistics = trainer.statistics, RunningMeans()
